@@ -1,0 +1,50 @@
+# Needs Python 3.11 or newer, git and make. Every target first brings the local environment .venv
+# up to date. Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+# The version alone: constraints.txt is the one place that fixes it.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint bench constraints
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+env: $(STAMP)  ## create or update the local environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "neurograph needs Python 3.11 or newer, not " + sys.version.split()[0] + \
+	    ": name one with make PYTHON=/path/to/python3.11")'
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+# On its own and pinned, before anything that depends on it can choose another build.
+	@$(PIP) '$(TORCH)'
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: env  ## train the heart-disease network, search its circuit, write outputs/heart.html
+	$(BIN)/neurograph demo heart
+
+# One thread a worker: two workers with two threads each only get in each other's way.
+test: lint  ## lint, then the tests, the doctests and the README's code
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --quiet
+
+lint: env  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: env  ## the original loop against this library; the demo network's accuracy over 5 seeds
+	$(BIN)/python benchmarks/notebook_loop.py
+	$(BIN)/python benchmarks/heart_accuracy.py
+
+constraints: env  ## pin what .venv holds now
+	@{ grep '^#' constraints.txt; \
+	   $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
+	@touch $(STAMP)

@@ -1,0 +1,22 @@
+"""Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
+
+from neurograph.archive import load
+from neurograph.circuit import Circuit, Path
+from neurograph.contrast import Counterfactual
+from neurograph.errors import NeurographError
+from neurograph.layers import Neuron
+from neurograph.profile import profile
+from neurograph.search import search
+from neurograph.wiring import layer_graph
+
+__all__ = [
+    "Circuit",
+    "Counterfactual",
+    "NeurographError",
+    "Neuron",
+    "Path",
+    "layer_graph",
+    "load",
+    "profile",
+    "search",
+]

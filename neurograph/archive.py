@@ -1,0 +1,167 @@
+"""Circuits as files: one zip of JSON and safetensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path as FilePath
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from neurograph.circuit import Circuit, Path
+from neurograph.errors import CircuitFileError, OptionError
+from neurograph.layers import Neuron
+
+__all__ = ["FORMAT_VERSION", "check_writable", "load", "save", "write_atomically"]
+
+FORMAT = "neurograph circuit"
+FORMAT_VERSION = 1
+_MEMBERS = ("circuit.json", "scores.safetensors")
+
+
+def check_writable(path: str | FilePath) -> FilePath:
+    """Check before the work that a file can be written at its end; OptionError if not."""
+    path = FilePath(path)
+    folder = path.parent
+    if path.is_dir():
+        raise OptionError(f"{str(path)!r} is a folder: name a file in it")
+    if not folder.is_dir():
+        raise OptionError(f"there is no folder {str(folder)!r} to write {path.name!r} to: make it")
+    if not os.access(folder, os.W_OK):
+        raise OptionError(f"the folder {str(folder)!r} is not writable: choose another")
+    return path
+
+
+def write_atomically(path: str | FilePath, content: bytes) -> None:
+    """Write a file so that it is there whole or as it was before."""
+    path = check_writable(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes files private; a result is as readable as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        FilePath(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save(circuit: Circuit, path: str | FilePath) -> None:
+    """Write a circuit; the same circuit always gives the same bytes."""
+    document = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "target": circuit.target,
+        "provenance": dict(circuit.provenance),
+        "layers": [
+            [list(item) for item in circuit.layers.nodes(data=True)],
+            [list(edge) for edge in circuit.layers.edges],
+        ],
+        "neurons": [[*n, data] for n, data in circuit.graph.nodes(data=True)],
+        "edges": [[*u, *v, data] for u, v, data in circuit.graph.edges(data=True)],
+        "paths": [
+            [[list(n) for n in p.neurons], p.effect, p.stderr, p.measured]
+            for p in circuit.strongest
+        ],
+    }
+    scores = {
+        json.dumps([layer, key]): np.ascontiguousarray(values)
+        for layer, table in circuit.scores.items()
+        for key, values in table.items()
+    }
+    text = json.dumps(_nan_to_none(document), ensure_ascii=False, allow_nan=False)
+    contents = (text.encode(), safetensors.numpy.save(scores))
+    path = check_writable(path)
+    with tempfile.SpooledTemporaryFile(max_size=2**26) as buffer:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in zip(_MEMBERS, contents, strict=True):
+                # A fixed date keeps equal circuits equal byte for byte.
+                info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+                info.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(info, content)
+        buffer.seek(0)
+        write_atomically(path, buffer.read())
+
+
+def load(path: str | FilePath) -> Circuit:
+    """Read a circuit that `Circuit.save` wrote.
+
+    It holds no model: `Circuit.attach` gives it one to measure further paths with.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    CircuitFileError
+        The file is no circuit, is damaged, or was written by a newer version.
+    """
+    path = FilePath(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no circuit file {str(path)!r}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text, scores = (archive.read(name) for name in _MEMBERS)
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise KeyError("format")
+    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        raise CircuitFileError(
+            f"{str(path)!r} is no circuit file, or a damaged one ({error}): save it again"
+        ) from error
+    if document["version"] > FORMAT_VERSION:
+        raise CircuitFileError(
+            f"{str(path)!r} has format version {document['version']}, and this neurograph reads "
+            f"up to {FORMAT_VERSION}: upgrade neurograph-torch"
+        )
+    try:
+        return _read(document, safetensors.numpy.load(scores))
+    except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
+        raise CircuitFileError(
+            f"{str(path)!r} is a damaged circuit file ({error}): save it again"
+        ) from error
+
+
+def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
+    graph = nx.DiGraph(target=document["target"])
+    for layer, index, data in document["neurons"]:
+        graph.add_node(Neuron(layer, index), **_none_to_nan(data))
+    for a, i, b, j, data in document["edges"]:
+        graph.add_edge(Neuron(a, i), Neuron(b, j), **_none_to_nan(data))
+    layers = nx.DiGraph()
+    nodes, edges = document["layers"]
+    layers.add_nodes_from((name, data) for name, data in nodes)
+    layers.add_edges_from(edges)
+    paths = []
+    for listed, effect, stderr, measured in document["paths"]:
+        neurons = tuple(Neuron(*n) for n in listed)
+        names = tuple(str(graph.nodes[n]["name"]) for n in neurons)
+        numbers = [float("nan") if x is None else float(x) for x in (effect, stderr)]
+        paths.append(Path(neurons, *numbers, bool(measured), names))
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for key, values in arrays.items():
+        layer, kind = json.loads(key)
+        scores.setdefault(layer, {})[kind] = values
+    provenance = document["provenance"]
+    return Circuit(graph, layers, document["target"], tuple(paths), scores, provenance)
+
+
+def _nan_to_none(value: Any) -> Any:
+    """JSON has no NaN: an unknown number is null."""
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _none_to_nan(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: float("nan") if value is None else value for key, value in data.items()}

@@ -1,0 +1,196 @@
+"""Contrast: the values between which a neuron moves. Background: what all else is meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from neurograph.capture import Recording
+from neurograph.errors import OptionError
+from neurograph.layers import Layer, channels_first, main_tensor, replace_main
+from neurograph.profile import QUANTILES
+
+__all__ = [
+    "SWEEP",
+    "Background",
+    "Contrast",
+    "Counterfactual",
+    "FromMean",
+    "FromZero",
+    "Quantiles",
+    "as_contrast",
+    "with_background",
+]
+
+Background = Literal["data", "mean", "zero"]
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """A neuron moves through quantiles of its own activations over the data.
+
+    Levels ascend; the effect is between the first and the last of them.
+    """
+
+    levels: tuple[float, ...] = (0.05, 0.95)
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
+        inside = all(0 <= level <= 1 for level in self.levels)
+        if len(self.levels) < 2 or not ascending or not inside:
+            raise OptionError(
+                f"contrast levels {self.levels} must be two or more ascending quantiles in [0, 1]"
+            )
+
+
+@dataclass(frozen=True)
+class FromMean:
+    """A neuron moves from its mean over the data to its actual value in each sample."""
+
+
+@dataclass(frozen=True)
+class FromZero:
+    """A neuron moves from zero to its actual value in each sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactual:
+    """A neuron moves from its value in a corrupt twin of each sample to its actual value.
+
+    `data` holds one corrupt sample for each sample of the search's data, in the same order and
+    of the same shape.
+    """
+
+    data: Any
+
+
+Contrast = Quantiles | FromMean | FromZero | Counterfactual
+SWEEP = Quantiles(QUANTILES)
+_NAMED: dict[str, Contrast] = {
+    "quantiles": Quantiles(),
+    "sweep": SWEEP,
+    "mean": FromMean(),
+    "zero": FromZero(),
+}
+
+
+def as_contrast(contrast: str | tuple[float, ...] | Contrast) -> Contrast:
+    """Read a contrast as users write it.
+
+    Examples
+    --------
+    >>> as_contrast("quantiles")
+    Quantiles(levels=(0.05, 0.95))
+    >>> as_contrast((0.25, 0.75))
+    Quantiles(levels=(0.25, 0.75))
+    >>> as_contrast("mean")
+    FromMean()
+    """
+    if isinstance(contrast, Contrast):
+        return contrast
+    if isinstance(contrast, str) and contrast in _NAMED:
+        return _NAMED[contrast]
+    if isinstance(contrast, (tuple, list)):
+        return Quantiles(tuple(float(level) for level in contrast))
+    raise OptionError(
+        f"contrast={contrast!r} is none of {', '.join(_NAMED)}, a tuple of quantiles, or a "
+        "Counterfactual(data)"
+    )
+
+
+def levels_of(
+    contrast: Contrast,
+    layer: Layer,
+    statistics: Mapping[str, Any],
+    actual: Recording,
+    corrupt: Recording | None,
+) -> Tensor:
+    """Values between which a layer's neurons move.
+
+    Parameters
+    ----------
+    contrast : Contrast
+    layer : Layer
+    statistics : mapping
+        The layer's node of a profiled graph.
+    actual, corrupt : Recording
+        The reference samples as they are, and their counterfactual twins.
+
+    Returns
+    -------
+    Tensor
+        ``[levels, samples or 1, neurons, *positions]``, in the layer's own units.
+    """
+    values = channels_first(actual.main(layer.name), layer.channel_dim)
+    if isinstance(contrast, Quantiles):
+        table = _quantiles(contrast.levels, layer, statistics)
+        return _at_positions(table, values)[:, None]
+    if isinstance(contrast, FromMean):
+        low = _at_positions(statistics["mean"].to(values)[None], values).expand_as(values)
+    elif isinstance(contrast, FromZero):
+        low = torch.zeros_like(values)
+    else:
+        if corrupt is None:
+            raise OptionError("a Counterfactual contrast needs its corrupt samples recorded")
+        low = channels_first(corrupt.main(layer.name), layer.channel_dim)
+        if low.shape != values.shape:
+            raise OptionError(
+                f"layer {layer.name!r} returns {tuple(values.shape)} for the clean samples but "
+                f"{tuple(low.shape)} for the corrupt ones: pairs must have the same shape"
+            )
+    return torch.stack([low, values])
+
+
+def _quantiles(levels: tuple[float, ...], layer: Layer, statistics: Mapping[str, Any]) -> Tensor:
+    known = list(statistics["levels"])
+    missing = [level for level in levels if level not in known]
+    if missing:
+        raise OptionError(
+            f"the profile of layer {layer.name!r} has the quantiles {known}, not {missing[0]}: "
+            f"profile with levels={levels}"
+        )
+    table: Tensor = statistics["quantiles"][[known.index(level) for level in levels]]
+    return table
+
+
+def _at_positions(table: Tensor, values: Tensor) -> Tensor:
+    """Give pooled statistics, ``[levels, neurons]``, the positions of the values."""
+    if table.dim() == values.dim():
+        if table.shape[1:] != values.shape[1:]:
+            raise OptionError(
+                f"statistics have shape {tuple(table.shape[1:])} for activations of shape "
+                f"{tuple(values.shape[1:])}: profile the model on data of this shape"
+            )
+        return table
+    pooled = table.view(*table.shape, *[1] * (values.dim() - 2))
+    return pooled.expand(*table.shape, *values.shape[2:])
+
+
+def with_background(actual: Recording, background: Background, graph: nx.DiGraph) -> Recording:
+    """Return the recording with every layer's output set to the background.
+
+    `data` leaves the reference samples as they are. `mean` sets each neuron to its mean over the
+    data, `zero` to 0, so that all a reader sees besides the moved neuron is what glue makes of
+    that (0 again after ReLU, tanh or GELU). What is no neuron, token ids for one, stays.
+    """
+    if background == "data":
+        return actual
+    if background not in ("mean", "zero"):
+        raise OptionError(f"background={background!r} is none of 'data', 'mean', 'zero'")
+    outputs = dict(actual.outputs)
+    for name, layer in actual.layers.items():
+        tensor = main_tensor(outputs[name])
+        if tensor is None or not layer.neurons:
+            continue
+        still = torch.zeros_like(tensor)
+        if background == "mean":
+            values = channels_first(tensor, layer.channel_dim)
+            mean = _at_positions(graph.nodes[name]["mean"].to(tensor)[None], values)
+            still = mean.expand_as(values).movedim(1, layer.channel_dim).contiguous()
+        outputs[name] = replace_main(outputs[name], still)
+    return replace(actual, outputs=outputs)

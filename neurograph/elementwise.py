@@ -1,0 +1,146 @@
+"""Glue that treats every element alike, written down as the operations that really ran.
+
+Between most neighbouring layers stands an activation and nothing else. Where that is so, what
+one moved neuron does to its reader can be computed for that neuron alone. It is established by
+watching the operations while the model runs, never by reading its code: a chain holds only
+operations that PyTorch itself tags as pointwise, each with a single tensor operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from neurograph.replay import Plan, Replay
+
+__all__ = ["Chain", "find_chains", "is_plain_linear"]
+
+_ATEN = torch.ops.aten
+_RENAMES = {_ATEN.detach.default, _ATEN.alias.default}
+_RESHAPES = {_ATEN.view.default, _ATEN._unsafe_view.default}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Pointwise operations, applied one after the other.
+
+    Attributes
+    ----------
+    steps : tuple of (operation, arguments, keyword arguments)
+        Each operation takes the running tensor first, then these.
+    """
+
+    steps: tuple[tuple[Any, tuple[Any, ...], tuple[tuple[str, Any], ...]], ...] = ()
+
+    def __str__(self) -> str:
+        names = [getattr(op, "__name__", str(op)).split(".")[0] for op, _, _ in self.steps]
+        return " → ".join(names) or "identity"
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Apply to values of any shape; the argument may be overwritten."""
+        for op, args, kwargs in self.steps:
+            values = op(values, *args, **dict(kwargs))
+        return values
+
+    def then(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Chain:
+        """Return the chain with one more observed operation."""
+        op = _in_place(func) or func
+        return Chain((*self.steps, (op, args, tuple(kwargs.items()))))
+
+
+def _in_place(func: Any) -> Any | None:
+    """Find the in-place twin of an operation, which saves a copy of a large batch."""
+    name = func._schema.name.removeprefix("aten::").rstrip("_")
+    packet = getattr(_ATEN, f"{name}_", None)
+    return getattr(packet, func._overloadname, None) if packet is not None else None
+
+
+class _Watch(TorchDispatchMode):
+    """Follow tensors through pointwise operations from the layers that returned them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.found: dict[tuple[str, str], Chain] = {}
+        self.data_dependent = False
+
+    def hear(self, event: str, name: str, value: Any) -> None:
+        if event == "returned" and isinstance(value, Tensor):
+            self.known[value] = (name, Chain())
+        elif event == "arrived":
+            args, kwargs = value
+            if len(args) == 1 and not kwargs and args[0] in self.known:
+                writer, chain = self.known[args[0]]
+                self.found[writer, name] = chain
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        origin = self._origin(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func is _ATEN._local_scalar_dense.default:
+            self.data_dependent = True
+        if func._schema.is_mutable:
+            self._forget_shared(args)
+        if origin is not None and isinstance(result, Tensor) and self._is_like(result, origin[2]):
+            writer, chain, _ = origin
+            if func not in _RENAMES | _RESHAPES:
+                chain = chain.then(func, args[1:], kwargs)
+            self.known[result] = (writer, chain)
+        return result
+
+    def _origin(self, func: Any, args: Any, kwargs: Any) -> tuple[str, Chain, Any] | None:
+        """Say where the operand comes from, if the operation is pointwise in it alone."""
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if len(tensors) != 1 or not args or args[0] is not tensors[0]:
+            return None
+        pointwise = torch.Tag.pointwise in func.tags
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if (not pointwise and func not in _RENAMES | _RESHAPES) or random:
+            return None
+        entry = self.known.get(args[0])
+        return None if entry is None else (*entry, (args[0].shape, args[0].dtype))
+
+    @staticmethod
+    def _is_like(result: Tensor, operand: Any) -> bool:
+        return (result.shape, result.dtype) == operand
+
+    def _forget_shared(self, args: Any) -> None:
+        """Forget every tensor whose memory an in-place operation may have written."""
+        written = {
+            x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, Tensor)
+        }
+        for tensor in list(self.known):
+            if tensor.untyped_storage().data_ptr() in written:
+                del self.known[tensor]
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module computes `x @ weight.T + bias` and nothing else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is nn.Linear and not hooked and not parametrize.is_parametrized(module)
+
+
+def find_chains(replay: Replay) -> dict[tuple[str, str], Chain]:
+    """Chains from each layer to each plain Linear layer that reads it and nothing else."""
+    modules = dict(replay.model.named_modules())
+    layers = replay.recording.layers
+    watch = _Watch()
+    with watch:
+        replay.run(Plan(frozen=frozenset(layers)), listen=watch.hear)
+    if watch.data_dependent:
+        return {}
+    return {
+        (writer, reader): chain
+        for (writer, reader), chain in watch.found.items()
+        if is_plain_linear(modules[layers[reader].module])
+    }

@@ -1,0 +1,146 @@
+"""The backward search: from the target's layers to the inputs, one frontier for each sign."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from neurograph.layers import Neuron
+from neurograph.scoring.exact import edge_effects, node_effects, total_effects
+from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.routes import TARGET, Through
+from neurograph.selection import SIGNS, Keep, Sign, select
+from neurograph.wiring import target_layers
+
+__all__ = ["Found", "Measured", "find_edges", "find_neurons", "find_totals"]
+
+Measured = tuple[float, float]
+"""An effect and its standard error."""
+
+
+@dataclass
+class Found:
+    """What a search has found so far; it grows, so that an interrupted search keeps its part.
+
+    Attributes
+    ----------
+    kept : for each sign, layer to neuron index to effect through the frontier
+    starts : layers that only the target reads: where both signs begin
+    scores : layer to arrays of the effects of all its neurons
+    totals : effects of kept neurons through everything
+    edges : effects of edges among kept neurons
+    """
+
+    kept: dict[Sign, dict[str, dict[int, Measured]]] = field(
+        default_factory=lambda: {sign: {} for sign in SIGNS}
+    )
+    starts: set[str] = field(default_factory=set)
+    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    totals: dict[Neuron, Measured] = field(default_factory=dict)
+    edges: dict[tuple[Neuron, Neuron], Measured] = field(default_factory=dict)
+
+    def indices(self, sign: Sign, layer: str) -> list[int]:
+        """Kept neurons of a layer, strongest first."""
+        return list(self.kept[sign].get(layer, ()))
+
+
+def find_neurons(experiment: Experiment, keep: Keep, found: Found) -> Iterator[str]:
+    """Score every layer's neurons through the frontiers of its readers; yields finished layers.
+
+    Readers come in reverse topological order. A writer with several readers is seen by the kept
+    outputs of all of them at once. A layer that nothing but the target reads starts both signs:
+    its neurons of either sign belong to both frontiers. From there on the signs never meet.
+    """
+    ends = set(target_layers(experiment.graph))
+    for layer in reversed(list(experiment.graph)):
+        if not experiment.recording.layers[layer].neurons:
+            continue
+        through = {sign: _through(experiment, found, sign, layer, layer in ends) for sign in SIGNS}
+        known: list[tuple[Through, Effects]] = []
+        if layer in ends and all(set(t) == {TARGET} for t in through.values()):
+            found.starts.add(layer)
+        for sign in SIGNS:
+            if through[sign]:
+                effects = next((e for t, e in known if t == through[sign]), None)
+                if effects is None:
+                    effects = _score(experiment, layer, through[sign])
+                    known.append((through[sign], effects))
+                _keep(found, sign, layer, effects, keep)
+        yield layer
+
+
+def _through(
+    experiment: Experiment, found: Found, sign: Sign, layer: str, is_end: bool
+) -> dict[str, Sequence[int] | None]:
+    readers = experiment.graph.successors(layer)
+    through: dict[str, Sequence[int] | None] = {
+        reader: found.indices(sign, reader) for reader in readers if found.kept[sign].get(reader)
+    }
+    return through | ({TARGET: None} if is_end else {})
+
+
+def _score(experiment: Experiment, layer: str, through: Through) -> Effects:
+    """Effects of all neurons of a layer; those that never vary have none."""
+    levels = experiment.levels(layer)
+    moving = (levels != levels[:1]).movedim(2, 0).flatten(1).any(dim=1).nonzero().flatten()
+    every = torch.zeros(levels.shape[2], dtype=torch.float64, device=levels.device)
+    if not len(moving):
+        return Effects(every, every.clone(), every[:, None])
+    some = node_effects(experiment, layer, moving, through)
+    effect, stderr = every.clone(), every.clone()
+    effect[moving], stderr[moving] = some.effect, some.stderr
+    return Effects(effect, stderr, some.response)
+
+
+def _keep(found: Found, sign: Sign, layer: str, effects: Effects, keep: Keep) -> None:
+    scores = found.scores.setdefault(layer, {})
+    scores[sign] = effects.effect.cpu().numpy()
+    scores[f"{sign}_stderr"] = effects.stderr.cpu().numpy()
+    signs = SIGNS if layer in found.starts else (sign,)
+    chosen = [i for s in signs for i in select(effects.effect, effects.stderr, s, keep)]
+    values = _pairs(effects)
+    if chosen:
+        found.kept[sign][layer] = {i: values[i] for i in chosen}
+
+
+def _pairs(effects: Effects) -> list[Measured]:
+    return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
+
+
+def find_totals(experiment: Experiment, found: Found) -> Iterator[str]:
+    """Measure each kept neuron's effect through everything; yields finished layers."""
+    for layer in experiment.graph:
+        kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
+        if kept:
+            effects = total_effects(experiment, layer, kept)
+            for index, measured in zip(kept, _pairs(effects), strict=True):
+                found.totals[Neuron(layer, index)] = measured
+        yield layer
+
+
+def find_edges(experiment: Experiment, found: Found) -> Iterator[str]:
+    """Measure the edges among the kept neurons of each sign; yields finished readers.
+
+    An edge stays if its effect is farther from zero than its standard error.
+    """
+    for reader in experiment.graph:
+        for writer in experiment.graph.predecessors(reader):
+            for sign in SIGNS:
+                _find_edges_between(experiment, found, sign, writer, reader)
+        yield reader
+
+
+def _find_edges_between(
+    experiment: Experiment, found: Found, sign: Sign, writer: str, reader: str
+) -> None:
+    sources, outputs = found.indices(sign, writer), found.indices(sign, reader)
+    if not sources or not outputs:
+        return
+    measured = edge_effects(experiment, writer, sources, reader, outputs)
+    for output, effects in zip(outputs, measured, strict=True):
+        for source, (effect, stderr) in zip(sources, _pairs(effects), strict=True):
+            if abs(effect) > (stderr if stderr == stderr else 0.0):
+                found.edges[Neuron(writer, source), Neuron(reader, output)] = (effect, stderr)

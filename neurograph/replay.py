@@ -1,0 +1,356 @@
+"""Frozen-layer replay: run the model with chosen layers computed and all others from memory.
+
+While a `Replay` is open, the `forward` of every layer is a stand-in that does what the current
+`Plan` says: return the recorded output, return rows it was given, or compute. Everything
+between the layers (the glue) is the model's own code, executed as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from neurograph.capture import (
+    Forward,
+    Recording,
+    StopReplay,
+    call_model,
+    call_name,
+    replaced_forwards,
+    undisturbed,
+)
+from neurograph.data import Batch
+from neurograph.errors import ModelError
+from neurograph.layers import iter_tensors, main_tensor, replace_main, tree_map
+
+__all__ = ["Outcome", "Plan", "Replay", "along_channels"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each layer does in one replay; a layer in none of the sets is `idle`.
+
+    Attributes
+    ----------
+    given : frozenset of str
+        Return the rows supplied with the run.
+    live : frozenset of str
+        Compute from what arrives and pass it on.
+    probed : frozenset of str
+        Compute from what arrives, keep that, but pass on the recorded output.
+    frozen : frozenset of str
+        Pass on the recorded output, repeated for every intervention.
+    mixed : frozenset of str
+        Compute in both worlds and pass on the moved world's value where the mask supplied
+        with the run says so (only with `worlds`).
+    worlds : bool
+        Run two worlds side by side, rows of the unmoved one first. Only a given layer differs
+        between them: it returns its recorded output in the unmoved world.
+    output_moved : bool
+        Which world's model output is returned (only with `worlds`).
+
+    Notes
+    -----
+    An idle layer passes on its recorded output once, not repeated: nothing that is computed
+    depends on it, so the glue behind it need not be executed for every intervention.
+    """
+
+    given: frozenset[str] = frozenset()
+    live: frozenset[str] = frozenset()
+    probed: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
+    mixed: frozenset[str] = frozenset()
+    worlds: bool = False
+    output_moved: bool = True
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Layers that pass on a row for every intervention."""
+        return self.given | self.live | self.frozen | self.mixed
+
+
+@dataclass
+class Outcome:
+    """What a replay returned: the model's output, and what the probed layers computed."""
+
+    output: Any = None
+    probed: dict[str, Any] = field(default_factory=dict)
+
+
+class Replay:
+    """Run a model from a recording, computing only what a plan asks for.
+
+    Use as a context manager: the stand-ins exist only inside the block, and the model is left
+    as it was found (forwards, training flags, buffers, random state).
+
+    Parameters
+    ----------
+    model : Module
+        The model that was recorded.
+    recording : Recording
+        What layers return when they are not computed.
+    """
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self.model = model
+        self.recording = recording
+        self._stack = contextlib.ExitStack()
+        self._checked: dict[Plan, Plan] = {}
+        self._run: _Run | None = None
+
+    def __enter__(self) -> Replay:
+        modules = dict(self.model.named_modules())
+        paths = {layer.module for layer in self.recording.layers.values() if not layer.is_input}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(undisturbed(self.model))
+            stack.enter_context(
+                replaced_forwards({path: modules[path] for path in paths}, self._stand_in)
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def _stand_in(self, path: str, forward: Forward) -> Forward:
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            if self._run is None:
+                return forward(*args, **kwargs)
+            return self._run.call(path, forward, args, kwargs)
+
+        return replayed
+
+    def run(
+        self,
+        plan: Plan,
+        given: Mapping[str, Tensor] | None = None,
+        *,
+        blocks: int = 1,
+        samples: slice = slice(None),
+        masks: Mapping[str, Tensor] | None = None,
+        listen: Callable[[str, str, Any], None] | None = None,
+    ) -> Outcome:
+        """Replay the model once.
+
+        Parameters
+        ----------
+        plan : Plan
+            What each layer does.
+        given : dict of str to Tensor
+            Rows for each given layer's main tensor: `blocks` interventions of one row for each
+            sample, samples running fastest.
+        blocks : int
+            How many interventions.
+        samples : slice
+            Which of the recorded samples.
+        masks : dict of str to bool Tensor
+            For each mixed layer, which channels see the moved world.
+        listen : callable, optional
+            `listen("arrived", layer, arguments)` before and `listen("returned", layer, output)`
+            after every layer call.
+
+        Returns
+        -------
+        Outcome
+            With no output if the plan has probed layers: the run stops at the last of them.
+        """
+        job = _Job(plan, given or {}, blocks, samples, masks or {}, listen)
+        if listen is None and blocks > 1:
+            job = job.with_plan(self._trusted(job))
+        return self._execute(job)
+
+    def _trusted(self, job: _Job) -> Plan:
+        """Check once that leaving layers idle changes nothing, else freeze them instead.
+
+        Glue may take the batch size from an idle layer's output; then a plan with idle layers
+        fails or goes wrong, and so shows on two equal interventions.
+        """
+        plan = job.plan
+        if plan not in self._checked:
+            everyone = frozenset(self.recording.layers)
+            full = replace(plan, frozen=plan.frozen | (everyone - plan.busy - plan.probed))
+            small = job.first_block_twice(self.recording.size)
+            wanted = self._execute(small.with_plan(full))
+            try:
+                same = _close(wanted, self._execute(small))
+            except (ModelError, RuntimeError):
+                same = False
+            self._checked[plan] = plan if same else full
+        return self._checked[plan]
+
+    def _execute(self, job: _Job) -> Outcome:
+        run = _Run(self.recording, job)
+        self._run = run
+        try:
+            run.outcome.output = run.result(call_model(self.model, run.inputs()))
+        except StopReplay:
+            pass
+        finally:
+            self._run = None
+        missing = job.plan.probed - run.outcome.probed.keys()
+        if missing:
+            raise ModelError(
+                f"layer {min(missing)!r} was called when the model was recorded but not when it "
+                "was replayed: its forward depends on values that were moved"
+            )
+        return run.outcome
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of one replay."""
+
+    plan: Plan
+    given: Mapping[str, Tensor]
+    blocks: int
+    samples: slice
+    masks: Mapping[str, Tensor]
+    listen: Callable[[str, str, Any], None] | None
+
+    def with_plan(self, plan: Plan) -> _Job:
+        return replace(self, plan=plan)
+
+    def first_block_twice(self, size: int) -> _Job:
+        rows = len(range(size)[self.samples])
+        given = {name: torch.cat([t[:rows], t[:rows]]) for name, t in self.given.items()}
+        return replace(self, given=given, blocks=2)
+
+
+class _Run:
+    """One replay under way: what each layer call returns, in the order the calls come."""
+
+    def __init__(self, recording: Recording, job: _Job) -> None:
+        self.recording = recording
+        self.job = job
+        self.outcome = Outcome()
+        self._calls: Counter[str] = Counter()
+        self._rows = job.blocks * len(range(recording.size)[job.samples])
+
+    def inputs(self) -> Batch:
+        """Return the model's arguments, each tensor as the plan says."""
+        names = iter([n for n, layer in self.recording.layers.items() if layer.is_input])
+        batch = self.recording.batch
+        leaves, spec = tree_flatten((batch.args, dict(batch.kwargs)))
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.dim() > 0:
+                name = next(names)
+                leaves[i] = self._pass_on(name)
+                if self.job.listen is not None:
+                    self.job.listen("returned", name, leaves[i])
+        args, kwargs = tree_unflatten(leaves, spec)
+        return Batch(args, kwargs)
+
+    def result(self, output: Any) -> Any:
+        """Return the model's output, of one world where there are two."""
+        plan = self.job.plan
+        if not plan.worlds:
+            return output
+        return tree_map(lambda x: self._half(x, moved=plan.output_moved), output)
+
+    def call(self, path: str, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """Do what the plan says for the next call of a module."""
+        name = call_name(path, self._calls)
+        plan, listen = self.job.plan, self.job.listen
+        if listen is not None:
+            listen("arrived", name, (args, kwargs))
+        if name in plan.live:
+            output = self._compute(forward, args, kwargs)
+        elif name in plan.mixed:
+            output = self._mix(name, forward(*args, **kwargs))
+        else:
+            if name in plan.probed:
+                self._probe(name, forward(*args, **kwargs))
+            output = self._pass_on(name)
+        if listen is not None:
+            listen("returned", name, output)
+        return output
+
+    def _probe(self, name: str, output: Any) -> None:
+        self.outcome.probed[name] = main_tensor(output)
+        if len(self.outcome.probed) == len(self.job.plan.probed):
+            raise StopReplay
+
+    def _pass_on(self, name: str) -> Any:
+        """Return a layer's recorded or given rows, as a copy that glue may write to."""
+        plan = self.job.plan
+        recorded = self.recording.outputs.get(name)
+        if recorded is None:
+            raise ModelError(
+                f"layer {name!r} was not called when the model was recorded but is when it is "
+                "replayed: its forward depends on values that were moved"
+            )
+        if name not in plan.given:
+            worlds = 2 if plan.worlds else 1
+            return self._repeat(recorded, self.job.blocks * worlds if name in plan.frozen else 1)
+        moved = self.job.given[name]
+        if plan.worlds:
+            still = self._repeat(self.recording.main(name), self.job.blocks)
+            return replace_main(
+                self._repeat(recorded, 2 * self.job.blocks), torch.cat([still, moved])
+            )
+        if isinstance(recorded, Tensor):
+            return moved.clone()
+        return replace_main(self._repeat(recorded, self.job.blocks), moved.clone())
+
+    def _repeat(self, value: Any, blocks: int) -> Any:
+        size, samples = self.recording.size, self.job.samples
+
+        def repeated(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if leaf.dim() == 0 or leaf.shape[0] != size:
+                return leaf.clone()
+            rows = leaf[samples]
+            return rows.repeat(blocks, *[1] * (rows.dim() - 1)) if blocks > 1 else rows.clone()
+
+        return tree_map(repeated, value)
+
+    def _half(self, leaf: Any, *, moved: bool) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 2 * self._rows:
+            return leaf[self._rows :] if moved else leaf[: self._rows]
+        return leaf
+
+    def _compute(self, forward: Forward, args: Any, kwargs: Any) -> Any:
+        if not self.job.plan.worlds:
+            return forward(*args, **kwargs)
+        args, kwargs = tree_map(lambda x: self._half(x, moved=False), (args, kwargs))
+        return tree_map(self._twice, forward(*args, **kwargs))
+
+    def _twice(self, leaf: Any) -> Any:
+        by_row = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self._rows
+        return torch.cat([leaf, leaf]) if by_row else leaf
+
+    def _mix(self, name: str, output: Any) -> Any:
+        still = tree_map(lambda x: self._half(x, moved=False), output)
+        moved = main_tensor(tree_map(lambda x: self._half(x, moved=True), output))
+        unmoved = main_tensor(still)
+        if moved is None or unmoved is None:
+            raise ModelError(f"layer {name!r} returns no floating-point tensor")
+        layer = self.recording.layers[name]
+        mask = along_channels(self.job.masks[name], layer.channel_dim, moved.dim())
+        mixed = torch.where(mask, moved, unmoved)
+        return tree_map(self._twice, replace_main(still, mixed))
+
+
+def along_channels(values: Tensor, channel_dim: int, dims: int) -> Tensor:
+    """Shape one value a channel so that it broadcasts against a batched output."""
+    return values.view(-1, *[1] * (dims - channel_dim - 1))
+
+
+def _close(a: Outcome, b: Outcome) -> bool:
+    pairs = zip(
+        iter_tensors((a.output, a.probed)), iter_tensors((b.output, b.probed)), strict=True
+    )
+    return all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=1e-5, atol=1e-7, equal_nan=True)
+        if x.is_floating_point()
+        else torch.equal(x, y)
+        for x, y in pairs
+    )

@@ -1,0 +1,1 @@
+"""Pages and figures that show what a search found."""

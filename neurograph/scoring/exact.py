@@ -1,0 +1,109 @@
+"""Exact effects: every intervention is executed, through the model's own code."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neurograph.errors import ModelError
+from neurograph.layers import Neuron
+from neurograph.scoring.experiment import Effects, Experiment, Moves, summarise
+from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
+from neurograph.wiring import direct_plan, output_plan
+
+__all__ = ["edge_effects", "node_effects", "path_effects", "total_effects"]
+
+
+def node_effects(
+    experiment: Experiment, writer: str, neurons: Sequence[int], through: Through
+) -> Effects:
+    """Effects of neurons on the target through chosen outputs of their readers.
+
+    Only the outputs in `through` are computed from an input in which the neuron was moved;
+    every other output keeps the background, and everything after the readers runs normally.
+    """
+    return _measure(experiment, writer, neurons, choose(experiment, writer, through))
+
+
+def total_effects(experiment: Experiment, writer: str, neurons: Sequence[int]) -> Effects:
+    """Effects of neurons on the target through everything: what an ordinary ablation measures."""
+    return _measure(experiment, writer, neurons, total_route(experiment, writer))
+
+
+def edge_effects(
+    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, outputs: Sequence[int]
+) -> list[Effects]:
+    """Effects of the edges from neurons to each output of a reader, one `Effects` an output."""
+    return [node_effects(experiment, writer, neurons, {reader: [p]}) for p in outputs]
+
+
+def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> Effects:
+    """Effects of paths: the first neuron moves, the change travels along the path alone.
+
+    At every step only the path's next neuron is computed from an input in which the one before
+    it was moved; the last neuron reaches the target through glue alone.
+    """
+    routes: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for position, path in enumerate(paths):
+        routes[tuple(n.layer for n in path)].append(position)
+    device = experiment.levels(paths[0][0].layer).device
+    parts, order = [], []
+    for layers, positions in routes.items():
+        steps = torch.tensor([[n.index for n in paths[i]] for i in positions], device=device)
+        parts.append(_path_targets(experiment, layers, steps))
+        order += positions
+    targets = torch.cat(parts)
+    effects = summarise(targets[torch.tensor(order).argsort().to(targets.device)])
+    _check_finite(effects, paths[0][0].layer)
+    return effects
+
+
+def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor) -> Tensor:
+    """Targets ``[paths, 2, samples]`` of paths along the same layers; steps ``[paths, layers]``."""
+    start = layers[0]
+    ends = experiment.levels(start)[[0, -1]]
+    first = ends[:, :, steps[:, 0]].movedim(2, 0).flatten(0, 1)
+    indices = steps.repeat_interleave(2, dim=0)
+    moves = Moves(start, indices[:, 0], first)
+    plan = output_plan(experiment.graph, layers[-1])
+    hops = [
+        direct_plan(experiment.graph, a, [b]) for a, b in zip(layers, layers[1:], strict=False)
+    ]
+    row_bytes = max(experiment.row_bytes(p) for p in [plan, *hops])
+    targets = first.new_empty(len(moves), experiment.recording.size)
+    for blocks, samples in experiment.chunks(len(moves), row_bytes):
+        some = moves.cut(blocks, samples)
+        for depth, reader in enumerate(layers[1:], start=1):
+            some = probe_one(experiment, some, reader, indices[blocks, depth], samples)
+        rows = {some.layer: experiment.rows(some, samples)}
+        outcome = experiment.run(plan, rows, len(some), samples)
+        targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
+    return targets.view(len(steps), 2, -1)
+
+
+def _measure(
+    experiment: Experiment, writer: str, neurons: Sequence[int], route: Route
+) -> Effects:
+    """Run every move of the neurons along a route and read the target."""
+    moves, block = experiment.moves(writer, neurons)
+    row_bytes = experiment.row_bytes(route.plan) + route.extra_bytes
+    targets = experiment.recording.main(writer).new_empty(len(moves), experiment.recording.size)
+    for blocks, samples in experiment.chunks(len(moves), row_bytes):
+        some = moves.cut(blocks, samples)
+        given = route.given(some, samples)
+        outcome = experiment.run(route.plan, given, len(some), samples, route.masks)
+        targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
+    effects = summarise(targets[block])
+    _check_finite(effects, writer)
+    return effects
+
+
+def _check_finite(effects: Effects, layer: str) -> None:
+    if not torch.isfinite(effects.effect).all():
+        raise ModelError(
+            f"effects of layer {layer!r} are NaN or infinite: the target overflows when its "
+            "neurons move; choose a narrower contrast or a target without a logarithm of 0"
+        )

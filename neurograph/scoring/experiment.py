@@ -1,0 +1,232 @@
+"""What stays fixed while effects are measured, and the moves whose effects they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from neurograph.capture import Recording
+from neurograph.elementwise import Chain, find_chains
+from neurograph.layers import channels_first, tree_map
+from neurograph.replay import Outcome, Plan, Replay
+from neurograph.target import Target
+
+__all__ = ["Effects", "Experiment", "Moves", "summarise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """Effects of some neurons of one layer on the target, in the target's units.
+
+    Attributes
+    ----------
+    effect : Tensor of float64, [neurons]
+        Mean over the reference samples of target(last level) − target(first level).
+    stderr : Tensor of float64, [neurons]
+        Standard error of that mean; NaN where there is a single sample.
+    response : Tensor of float64, [neurons, levels]
+        Mean target at each level.
+    """
+
+    effect: Tensor
+    stderr: Tensor
+    response: Tensor
+
+
+def summarise(targets: Tensor) -> Effects:
+    """Reduce targets ``[neurons, levels, samples]`` to effects.
+
+    An effect that the targets' own rounding could make is 0: rows that agree can still differ in
+    their last bits, as matrix products round by where in a batch a row stands.
+    """
+    exact = targets.double()
+    rounding = 4 * torch.finfo(targets.dtype).eps * exact.abs().amax() if exact.numel() else 0.0
+    differences = exact[:, -1] - exact[:, 0]
+    samples = differences.shape[1]
+    if samples > 1:
+        stderr = differences.std(dim=1, correction=1) / math.sqrt(samples)
+    else:
+        stderr = torch.full_like(differences[:, 0], math.nan)
+    effect = differences.mean(dim=1)
+    effect = torch.where(effect.abs() <= rounding, 0.0, effect)
+    return Effects(effect, stderr, exact.mean(dim=2))
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Interventions on single neurons of one layer: blocks of one row a sample.
+
+    Attributes
+    ----------
+    layer : str
+    neurons : Tensor of int64, [blocks]
+        Which neuron each block moves.
+    values : Tensor, [blocks, samples or 1, *positions]
+        Where to.
+    """
+
+    layer: str
+    neurons: Tensor
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def cut(self, blocks: slice, samples: slice = slice(None)) -> Moves:
+        """Return some of the blocks, for some of the samples."""
+        values = self.values[blocks]
+        values = values[:, samples] if values.shape[1] > 1 else values
+        return Moves(self.layer, self.neurons[blocks], values)
+
+    @staticmethod
+    def between(layer: str, levels: Tensor, neurons: Tensor) -> tuple[Moves, Tensor]:
+        """Moves of neurons to each of their levels, equal neighbouring levels only once.
+
+        Parameters
+        ----------
+        layer : str
+        levels : Tensor, [levels, samples or 1, all neurons, *positions]
+        neurons : Tensor of int64
+
+        Returns
+        -------
+        moves : Moves
+        block : Tensor of int64, [neurons, levels]
+            Which block holds each neuron at each level.
+        """
+        values = levels[:, :, neurons].movedim(2, 0)
+        flat = values.flatten(2)
+        new = torch.ones(flat.shape[:2], dtype=torch.bool, device=flat.device)
+        new[:, 1:] = (flat[:, 1:] != flat[:, :-1]).any(dim=2)
+        block = new.flatten().cumsum(0).view_as(new) - 1
+        owner = torch.arange(len(neurons), device=flat.device)[:, None].expand_as(new)
+        return Moves(layer, neurons[owner[new]], values[new]), block
+
+
+class Experiment:
+    """One model, background, contrast and target: all that is fixed while effects are measured.
+
+    A context manager: the model is under replay inside the block and as it was outside.
+
+    Parameters
+    ----------
+    replay : Replay
+        Of the background's recording.
+    graph : networkx.DiGraph
+        The layer graph.
+    target : Target
+    levels : callable
+        From a layer's name to the values its neurons move between,
+        ``[levels, samples or 1, neurons, *positions]``.
+    memory : int
+        Bytes that the rows of one replay may take.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        graph: nx.DiGraph,
+        target: Target,
+        levels: Callable[[str], Tensor],
+        memory: int,
+    ) -> None:
+        self.replay = replay
+        self.recording: Recording = replay.recording
+        self.graph = graph
+        self.target = target
+        self.memory = memory
+        self.chains: Mapping[tuple[str, str], Chain] = {}
+        self._levels_of = levels
+        self._levels: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Experiment:
+        self.replay.__enter__()
+        try:
+            self.chains = self.chains or find_chains(self.replay)
+        except BaseException:
+            self.replay.__exit__()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.replay.__exit__(kind, error, trace)
+
+    def levels(self, layer: str) -> Tensor:
+        """Values the neurons of a layer move between."""
+        if layer not in self._levels:
+            self._levels[layer] = self._levels_of(layer)
+        return self._levels[layer]
+
+    def moves(self, layer: str, neurons: Sequence[int] | Tensor) -> tuple[Moves, Tensor]:
+        """Moves of some neurons through the contrast; see `Moves.between`."""
+        levels = self.levels(layer)
+        return Moves.between(layer, levels, torch.as_tensor(neurons, device=levels.device))
+
+    def rows(self, moves: Moves, samples: slice) -> Tensor:
+        """Rows of a layer's main tensor with each block's neuron moved, all else background."""
+        layer = self.recording.layers[moves.layer]
+        still = channels_first(self.recording.main(moves.layer)[samples], layer.channel_dim)
+        rows = still[None].repeat(len(moves), *[1] * still.dim())
+        block = torch.arange(len(moves), device=rows.device)
+        rows[block, :, moves.neurons] = moves.values.to(rows).expand(
+            len(moves), len(still), *moves.values.shape[2:]
+        )
+        return rows.flatten(0, 1).movedim(1, layer.channel_dim)
+
+    def run(
+        self,
+        plan: Plan,
+        given: Mapping[str, Tensor],
+        blocks: int,
+        samples: slice,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Outcome:
+        """Replay once with rows for the given layers."""
+        return self.replay.run(plan, given, blocks=blocks, samples=samples, masks=masks)
+
+    def targets(self, outcome: Outcome, blocks: int, samples: slice) -> Tensor:
+        """Read the target off a replay, ``[blocks, samples]``."""
+
+        def batch() -> object:
+            few = self.recording.batch.map(lambda leaf: leaf[samples])
+            return few.map(lambda leaf: leaf.repeat(blocks, *[1] * (leaf.dim() - 1)))
+
+        return self.target(outcome.output, batch).reshape(blocks, -1)  # type: ignore[arg-type]
+
+    def chunks(self, blocks: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
+        """Cut blocks × samples into pieces whose rows fit the memory budget."""
+        size = self.recording.size
+        rows = max(1, self.memory // max(row_bytes, 1))
+        samples_at_once = min(size, rows)
+        blocks_at_once = max(1, rows // samples_at_once)
+        for first in range(0, blocks, blocks_at_once):
+            for start in range(0, size, samples_at_once):
+                yield (
+                    slice(first, min(first + blocks_at_once, blocks)),
+                    slice(start, min(start + samples_at_once, size)),
+                )
+
+    def row_bytes(self, plan: Plan) -> int:
+        """Estimate what one row of a replay takes: each busy layer's output and its glue."""
+        worlds = 2 if plan.worlds else 1
+        busy = plan.busy | plan.probed
+        return sum(2 * worlds * self._bytes(self.recording.outputs[name]) for name in busy)
+
+    def _bytes(self, value: object) -> int:
+        sizes: list[int] = []
+        tree_map(
+            lambda x: sizes.append(x.numel() * x.element_size()) if isinstance(x, Tensor) else None,
+            value,
+        )
+        return sum(sizes) // self.recording.size + 1

@@ -1,0 +1,287 @@
+"""How moved neurons reach the outputs that may see them: four routes, one interface.
+
+A route turns a piece of moves into rows for the layers that a replay is given; the replay does
+the rest. `choose` decides once for a writer and what sees it, by the layer graph alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from neurograph.layers import channels_first
+from neurograph.replay import Plan, along_channels
+from neurograph.scoring.experiment import Experiment, Moves
+from neurograph.wiring import direct_plan, output_plan, suffix_plan, target_layers, worlds_plan
+
+__all__ = ["TARGET", "Route", "Through", "choose", "total_route"]
+
+TARGET = ""
+"""The target as a reader: it sees what reaches the model's output through glue alone."""
+
+Through = Mapping[str, Sequence[int] | None]
+"""For each reader that sees the move, which of its outputs do (None: all of them)."""
+
+_NARROW_ELEMENTS = 2**18  # a megabyte of float32: what one core's cache holds
+
+
+class Route(Protocol):
+    """One way for moves to reach the model's output.
+
+    Attributes
+    ----------
+    plan : Plan
+        Of the replay that ends in the output.
+    masks : dict of str to bool Tensor
+        For its mixed layers.
+    extra_bytes : int
+        What the route itself takes for one row, besides the replay.
+    """
+
+    plan: Plan
+    masks: Mapping[str, Tensor]
+    extra_bytes: int
+
+    def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
+        """Rows for the layers that the plan is given."""
+        ...
+
+
+def choose(experiment: Experiment, writer: str, through: Through) -> Route:
+    """Pick the cheapest route that is exact for a writer seen by some outputs of its readers."""
+    graph = experiment.graph
+    readers = [name for name in through if name != TARGET]
+    if not readers:
+        return _Whole(experiment, output_plan(graph, writer))
+    if TARGET in through or not _independent(graph, readers):
+        return _Worlds(experiment, writer, through)
+    if len(readers) == 1 and _Narrow.fits(experiment, writer, readers[0]):
+        return _Narrow(experiment, writer, readers[0], through[readers[0]])
+    return _Direct(experiment, writer, through)
+
+
+def total_route(experiment: Experiment, writer: str) -> Route:
+    """Route on which everything sees the move: an ordinary ablation."""
+    return _Whole(experiment, suffix_plan(experiment.graph, [writer]))
+
+
+def _independent(graph: nx.DiGraph, readers: Sequence[str]) -> bool:
+    """Whether no reader descends from another."""
+    below = set().union(*(nx.descendants(graph, reader) for reader in readers))
+    return below.isdisjoint(readers)
+
+
+def _mask(experiment: Experiment, reader: str, outputs: Sequence[int] | None) -> Tensor:
+    device = experiment.recording.main(reader).device
+    neurons = experiment.recording.layers[reader].neurons
+    mask = torch.full((neurons,), outputs is None, device=device)
+    if outputs is not None:
+        mask[torch.as_tensor(outputs, device=device)] = True
+    return mask
+
+
+class _Whole:
+    """The moved layer itself is given."""
+
+    masks: Mapping[str, Tensor] = {}
+    extra_bytes = 0
+
+    def __init__(self, experiment: Experiment, plan: Plan) -> None:
+        self.experiment, self.plan = experiment, plan
+
+    def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
+        return {moves.layer: self.experiment.rows(moves, samples)}
+
+
+class _Worlds(_Whole):
+    """The moved layer is given, in a second world that only masked outputs see."""
+
+    def __init__(self, experiment: Experiment, writer: str, through: Through) -> None:
+        readers = [name for name in through if name != TARGET]
+        plan = worlds_plan(experiment.graph, writer, readers, output_moved=TARGET in through)
+        super().__init__(experiment, plan)
+        self.masks = {name: _mask(experiment, name, through[name]) for name in readers}
+
+
+class _Direct:
+    """Readers are computed from the moved layer alone, masked, and given."""
+
+    masks: Mapping[str, Tensor] = {}
+
+    def __init__(self, experiment: Experiment, writer: str, through: Through) -> None:
+        self.experiment = experiment
+        self.plan = suffix_plan(experiment.graph, through)
+        self.first = direct_plan(experiment.graph, writer, through)
+        self.extra_bytes = experiment.row_bytes(self.first)
+        self.seen = {name: _mask(experiment, name, outputs) for name, outputs in through.items()}
+
+    def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
+        recording = self.experiment.recording
+        rows = {moves.layer: self.experiment.rows(moves, samples)}
+        probed = self.experiment.run(self.first, rows, len(moves), samples).probed
+        masked = {}
+        for name, moved in probed.items():
+            still = recording.main(name)[samples]
+            blocks = moved.view(len(moves), *still.shape)
+            dim = recording.layers[name].channel_dim
+            mask = along_channels(self.seen[name], dim, still.dim())
+            masked[name] = torch.where(mask, blocks, still).view_as(moved)
+        return masked
+
+
+class _Narrow:
+    """Only the outputs that may see the move are computed, one input each.
+
+    For a Linear reader behind pointwise glue: what one moved neuron adds to an output is its
+    weight times its change. If the layers behind are of that kind too, they are computed from
+    the changed outputs alone, and given; else the reader is.
+    """
+
+    masks: Mapping[str, Tensor] = {}
+
+    def __init__(
+        self, experiment: Experiment, writer: str, reader: str, outputs: Sequence[int] | None
+    ) -> None:
+        self.experiment, self.writer, self.reader = experiment, writer, reader
+        modules = dict(experiment.replay.model.named_modules())
+        layers = experiment.recording.layers
+        device = experiment.recording.main(reader).device
+        chosen = range(layers[reader].neurons) if outputs is None else outputs
+        self.outputs = torch.as_tensor(list(chosen), device=device)
+        self.weight = modules[layers[reader].module].weight[self.outputs]
+        self.next = {
+            name: modules[layers[name].module].weight[:, self.outputs].T.contiguous()
+            for name in _readers_behind(experiment, reader)
+        }
+        self.plan = suffix_plan(experiment.graph, self.next or [reader])
+        given = [experiment.recording.main(name) for name in self.next or [reader]]
+        self.extra_bytes = sum(t[:1].numel() * t.element_size() for t in given)
+        self._prepared: tuple[slice, _Prepared] | None = None
+
+    @staticmethod
+    def fits(experiment: Experiment, writer: str, reader: str) -> bool:
+        """Whether this route is exact for a writer and its only seeing reader."""
+        return (writer, reader) in experiment.chains and _channels_last(experiment, writer)
+
+    def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
+        known = self._prepare(samples)
+        shape = self.experiment.recording.main(self.reader)[samples].shape[:-1]
+        chain = self.experiment.chains[self.writer, self.reader]
+        after = chain(moves.values.to(self.weight).clone()).expand(len(moves), *shape)
+        change = after.reshape(len(moves), -1) - known.inputs[moves.neurons]
+        places = change.shape[1]
+        widths = {name: weight.shape[1] for name, weight in self.next.items()}
+        if not widths:
+            widths = {self.reader: self.experiment.recording.layers[self.reader].neurons}
+        rows = {name: change.new_empty(len(moves), places, n) for name, n in widths.items()}
+        step = max(1, _NARROW_ELEMENTS // (places * len(self.outputs)))
+        for start in range(0, len(moves), step):
+            some = slice(start, start + step)
+            self._fill(rows, some, change[some], moves.neurons[some], known)
+        return {name: t.view(-1, *shape[1:], widths[name]) for name, t in rows.items()}
+
+    def _fill(
+        self,
+        rows: dict[str, Tensor],
+        some: slice,
+        change: Tensor,
+        neurons: Tensor,
+        known: _Prepared,
+    ) -> None:
+        """Compute some blocks: seen outputs ``[outputs, blocks, places]``, then what they feed."""
+        weight = self.weight[:, neurons, None]
+        seen = torch.addcmul(known.still[:, None], weight, change[None])
+        if not self.next:
+            rows[self.reader][some] = known.rest[self.reader]
+            rows[self.reader][some, :, self.outputs] = seen.permute(1, 2, 0)
+            return
+        for i, (name, after) in enumerate(self.next.items()):
+            chain = self.experiment.chains[self.reader, name]
+            last = i == len(self.next) - 1
+            active = chain(seen if last else seen.clone()).flatten(1)
+            out = rows[name][some]
+            torch.mm(active.T, after, out=out.view(-1, out.shape[2]))
+            out += known.rest[name]
+
+    def _prepare(self, samples: slice) -> _Prepared:
+        """Compute what all blocks share: the same for every call with the same samples."""
+        if self._prepared is None or self._prepared[0] != samples:
+            self._prepared = (samples, _Prepared(self, samples))
+        return self._prepared[1]
+
+
+class _Prepared:
+    """What a narrow route's blocks share; places are samples × positions.
+
+    `inputs` ``[writer's neurons, places]`` after glue, `still` ``[seen outputs, places]``, and
+    for each layer that is given, `rest`: its output without what the seen outputs contribute.
+    """
+
+    def __init__(self, route: _Narrow, samples: slice) -> None:
+        recording, chains = route.experiment.recording, route.experiment.chains
+
+        def flat(name: str) -> Tensor:
+            return recording.main(name)[samples].flatten(0, -2)
+
+        chain = chains[route.writer, route.reader]
+        self.inputs = chain(flat(route.writer).clone()).T.contiguous()
+        self.still = flat(route.reader)[:, route.outputs].T.contiguous()
+        self.rest = {
+            name: flat(name) - chains[route.reader, name](self.still.clone()).T @ weight
+            for name, weight in route.next.items()
+        }
+        if not route.next:
+            self.rest = {route.reader: flat(route.reader)}
+
+
+def _channels_last(experiment: Experiment, name: str) -> bool:
+    layer = experiment.recording.layers[name]
+    return layer.channel_dim == len(layer.shape)
+
+
+def _readers_behind(experiment: Experiment, reader: str) -> list[str]:
+    """Layers that can be computed from some outputs of a reader alone; none if not all can."""
+    graph = experiment.graph
+    behind = list(graph.successors(reader))
+    exact = (
+        reader not in target_layers(graph)
+        and _channels_last(experiment, reader)
+        and all((reader, name) in experiment.chains for name in behind)
+        and _independent(graph, behind)
+    )
+    return behind if exact else []
+
+
+def probe_one(
+    experiment: Experiment, moves: Moves, reader: str, outputs: Tensor, samples: slice
+) -> Moves:
+    """Move along one edge a block: the reader's output as if only the writer's neuron moved.
+
+    Returns
+    -------
+    Moves
+        Of `reader`: block b moves its neuron ``outputs[b]``.
+    """
+    recording = experiment.recording
+    layer = recording.layers[reader]
+    if _Narrow.fits(experiment, moves.layer, reader):
+        module = dict(experiment.replay.model.named_modules())[layer.module]
+        chain = experiment.chains[moves.layer, reader]
+        before = chain(recording.main(moves.layer)[samples].clone()).movedim(-1, 0)
+        after = chain(moves.values.to(before).clone())
+        weight = module.weight[outputs, moves.neurons]  # type: ignore[index]
+        change = (after - before[moves.neurons]) * along_channels(weight, 0, before.dim())
+        values = recording.main(reader)[samples].movedim(-1, 0)[outputs] + change
+        return Moves(reader, outputs, values)
+    plan = direct_plan(experiment.graph, moves.layer, [reader])
+    rows = {moves.layer: experiment.rows(moves, samples)}
+    probed = experiment.run(plan, rows, len(moves), samples).probed[reader]
+    blocks = channels_first(probed, layer.channel_dim).unflatten(0, (len(moves), -1))
+    block = torch.arange(len(moves), device=probed.device)
+    return Moves(reader, outputs, blocks[block, :, outputs])
+
+

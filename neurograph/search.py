@@ -1,0 +1,302 @@
+"""Search a model for the circuit behind one target."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+
+from neurograph.circuit import Circuit, Measure, Path
+from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles
+from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
+from neurograph.frontier import Found, find_edges, find_neurons, find_totals
+from neurograph.layers import Neuron
+from neurograph.progress import Progress
+from neurograph.scoring.exact import path_effects
+from neurograph.selection import SIGNS, Keep, as_keep
+from neurograph.study import Options, Study, prepare
+from neurograph.target import TargetFunction
+
+__all__ = ["attach", "search"]
+
+_STATISTICS = ("mean", "std", "min", "max")
+_PLAIN = ("type", "shape", "neurons", "parameters", "output")
+
+
+def search(
+    model: nn.Module,
+    data: Any,
+    target: int | TargetFunction,
+    *,
+    profile: nx.DiGraph | None = None,
+    contrast: str | tuple[float, ...] | Contrast = "quantiles",
+    background: Background = "data",
+    reference: int | Any = 32,
+    keep: str | Keep = "quantile:0.95",
+    paths: int = 100,
+    memory: int | str = "512MB",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    feature_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool | None = None,
+) -> Circuit:
+    """Find the neurons and paths that push one output up or down, each measured by intervention.
+
+    From the target's layers backwards, every neuron is moved between two values, only the kept
+    outputs of its readers may see it, and the change of the target is measured.
+
+    Parameters
+    ----------
+    model : Module
+        Any eager model; it is run in eval mode and left as it was.
+    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
+        Several positional inputs are a tuple in a pair: ``((x1, x2), y)``.
+    target : int or callable
+        An output index (a single output is read as a binary logit: target 1 is the output,
+        target 0 minus the output), or ``(output, batch) -> [batch]``.
+    profile : networkx.DiGraph, optional
+        From `profile`; made from the data if not given.
+    contrast : str, tuple or contrast
+        Values a neuron moves between: ``"quantiles"`` (0.05 → 0.95 of its activations), a tuple
+        of ascending quantiles, ``"sweep"`` (all seven), ``"mean"`` or ``"zero"`` (→ its actual
+        value in each sample), or a ``Counterfactual(data)``.
+    background : {"data", "mean", "zero"}
+        What everything else is meanwhile: real reference samples, means, or zero.
+    reference : int or data
+        How many samples are the background (drawn by `seed`), or the samples themselves.
+    keep : str or rule
+        Of each layer and sign: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
+        or ``"share:0.8"`` (of their sum).
+    paths : int
+        How many paths of each sign are measured and stored.
+    memory : int or str
+        Bytes, or like ``"512MB"``, for the rows of interventions run at once.
+    seed : int
+        Makes the result reproducible bit for bit on one machine.
+    device : device, optional
+        Where to run; the model is moved there and back. By default it stays where it is.
+    feature_names, class_names : sequence of str, optional
+        Names of the input's features and of the targets; a DataFrame's columns name features.
+    progress : bool, optional
+        Show progress; by default where a person watches.
+
+    Returns
+    -------
+    Circuit
+        Effects are means over the reference samples of target(last value) − target(first
+        value), with standard errors, in units of the target.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be replayed, raised, or has NaN in weights or activations.
+    DataError, OptionError
+        Unusable data or options; the message names what and says what to do.
+    SearchInterrupted
+        On Ctrl-C, a KeyboardInterrupt whose ``circuit`` is what was found until then.
+
+    Notes
+    -----
+    Effects through chosen outputs are path patching (Wang et al. 2023, arXiv:2211.00593;
+    Goldowsky-Dill et al. 2023, arXiv:2304.05969) with an output mask.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
+    ...     _ = model[2].weight.copy_(torch.tensor([[3.0, -1.0]])), model[2].bias.zero_()
+    >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
+    >>> circuit = search(model, X, target=1, feature_names=["up", "down"])
+    >>> print(next(circuit.paths(1, sign="positive")))
+    up → 0[0] → output +2.7000 ± 0.0000
+    """
+    options = Options(
+        contrast=contrast,
+        background=background,
+        reference=reference,
+        keep=keep,
+        paths=paths,
+        memory=memory,
+        seed=seed,
+        device=device,
+        feature_names=feature_names,
+        class_names=class_names,
+        progress=progress,
+    )
+    study = prepare(model, data, target, options, profile)
+    found = Found()
+    try:
+        _fill(study, found)
+        bare = _circuit(study, found, complete=True)
+        return replace(bare, strongest=_strongest(study, bare))
+    except KeyboardInterrupt as stop:
+        part = _circuit(study, found, complete=False) if any(found.kept.values()) else None
+        raise SearchInterrupted(part) from stop
+
+
+def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circuit:
+    """Give a circuit the model and data it was found with; see `Circuit.attach`."""
+    known = circuit.provenance
+    told = dict(known["options"])
+    if known["target"]["index"] is None and "target" not in given:
+        raise OptionError("the circuit's target is a callable, which no file holds: pass target=")
+    if told["contrast"]["type"] == "Counterfactual" and "contrast" not in given:
+        raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
+    if told["reference"] == "given" and "reference" not in given:
+        raise OptionError("the circuit's reference samples were given: pass reference= again")
+    target = given.pop("target", known["target"]["index"])
+    told["contrast"] = _read_contrast(told["contrast"])
+    told["keep"] = as_keep("top:1")  # nothing is selected again
+    study = prepare(model, data, target, Options(**{**told, **given}), None)
+    for part, key, error in (("model", "hash", ModelError), ("data", "fingerprint", DataError)):
+        if study.provenance[part][key] != known[part][key]:
+            raise error(
+                f"this is not the {part} of the circuit ({key} {study.provenance[part][key][:12]}… "
+                f"instead of {known[part][key][:12]}…)"
+            )
+    return replace(circuit, _measure=_measurer(study))
+
+
+def _read_contrast(told: dict[str, Any]) -> Contrast | str:
+    kinds = {"FromMean": FromMean(), "FromZero": FromZero()}
+    if told["type"] == "Quantiles":
+        return Quantiles(tuple(told["levels"]))
+    return kinds.get(told["type"], "quantiles")
+
+
+def _fill(study: Study, found: Found) -> None:
+    """Run the search's steps; `found` keeps what is done if one is interrupted."""
+    keep = as_keep(study.options.keep)
+    layers = len(study.profiled)
+    with (
+        study.open() as experiment,
+        Progress("searching", study.options.progress, total=3 * layers, unit="steps") as bar,
+    ):
+        for step, layer in itertools.chain(
+            _named("neurons of", find_neurons(experiment, keep, found)),
+            _named("totals of", find_totals(experiment, found)),
+            _named("edges into", find_edges(experiment, found)),
+        ):
+            bar.describe(f"{step} {layer}")
+            bar.advance()
+
+
+def _named(step: str, layers: Iterable[str]) -> Iterator[tuple[str, str]]:
+    return ((step, layer) for layer in layers)
+
+
+def _strongest(study: Study, circuit: Circuit) -> tuple[Path, ...]:
+    """Measure the most promising paths of each sign, the strongest first."""
+    candidates: dict[tuple[Neuron, ...], None] = {}
+    for sign in SIGNS:
+        ranked = circuit.candidates(sign)
+        candidates |= dict.fromkeys(
+            p.neurons for p in itertools.islice(ranked, study.options.paths)
+        )
+    measured = circuit.measure(candidates)
+    return tuple(sorted(measured, key=lambda path: -abs(path.effect)))
+
+
+def _measurer(study: Study) -> Measure:
+    def measure(paths: Sequence[tuple[Neuron, ...]]) -> list[tuple[float, float]]:
+        for path in paths:
+            _check_path(study, path)
+        with study.open() as experiment:
+            effects = path_effects(experiment, paths)
+        return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
+
+    return measure
+
+
+def _check_path(study: Study, path: tuple[Neuron, ...]) -> None:
+    for neuron in path:
+        layer = study.experiment.recording.layers.get(neuron.layer)
+        if layer is None or not 0 <= neuron.index < layer.neurons:
+            raise OptionError(f"the model has no neuron {neuron}")
+    for writer, reader in itertools.pairwise(path):
+        if not study.profiled.has_edge(writer.layer, reader.layer):
+            raise OptionError(f"{reader.layer!r} does not read {writer.layer!r}: no such path")
+    if not study.profiled.nodes[path[-1].layer]["output"]:
+        raise OptionError(f"the path ends in {path[-1]}, which the target does not read")
+
+
+def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
+    """Assemble the graph of what was found."""
+    graph = nx.DiGraph(target=study.target.name)
+    order = list(study.profiled)
+    for layer in order:
+        kept = {i for sign in SIGNS for i in found.indices(sign, layer)}
+        for index in sorted(kept):
+            neuron = Neuron(layer, index)
+            graph.add_node(neuron, **_attributes(study, found, neuron))
+    for (writer, reader), (effect, stderr) in found.edges.items():
+        sign = "positive" if effect > 0 else "negative"
+        graph.add_edge(writer, reader, effect=effect, stderr=stderr, sign=sign)
+    layers = nx.DiGraph()
+    for name, data in study.profiled.nodes(data=True):
+        layers.add_node(name, **{key: data[key] for key in _PLAIN})
+    layers.add_edges_from(study.profiled.edges)
+    provenance = {**study.provenance, "complete": complete}
+    return Circuit(
+        graph, layers, study.target.name, (), found.scores, provenance, _measurer(study)
+    )
+
+
+def _attributes(study: Study, found: Found, neuron: Neuron) -> dict[str, Any]:
+    layer, index = neuron
+    by_sign = {s: found.kept[s][layer][index] for s in SIGNS if index in found.indices(s, layer)}
+    effect, stderr = max(by_sign.values(), key=lambda measured: abs(measured[0]))
+    total, total_stderr = found.totals.get(neuron, (math.nan, math.nan))
+    attributes: dict[str, Any] = {
+        "name": _name(study, neuron),
+        "layer": layer,
+        "index": index,
+        "effect": effect,
+        "stderr": stderr,
+        "sign": "both" if len(by_sign) > 1 else next(iter(by_sign)),
+        "total_effect": total,
+        "total_stderr": total_stderr,
+        "target": bool(study.profiled.nodes[layer]["output"]),
+    }
+    for sign, (e, se) in by_sign.items():
+        attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
+    return attributes | _statistics(study.profiled.nodes[layer], index)
+
+
+def _statistics(node: dict[str, Any], index: int) -> dict[str, Any]:
+    """Statistics of one neuron as plain numbers; means over positions where it has several."""
+
+    def number(values: Tensor) -> float:
+        return float(values[index].double().mean())
+
+    numbers: dict[str, Any] = {"count": int(node["count"])}
+    numbers |= {key: number(node[key]) for key in _STATISTICS}
+    for level, values in zip(node["levels"], node["quantiles"], strict=True):
+        numbers[f"q{100 * level:g}"] = number(values)
+    return numbers
+
+
+def _name(study: Study, neuron: Neuron) -> str:
+    layer = study.experiment.recording.layers[neuron.layer]
+    if layer.is_input and study.feature_names is not None:
+        return study.feature_names[neuron.index]
+    if _is_target_column(study, neuron):
+        return study.target.name
+    return str(neuron)
+
+
+def _is_target_column(study: Study, neuron: Neuron) -> bool:
+    """Whether a neuron is the very output column that the target is."""
+    layer = study.experiment.recording.layers[neuron.layer]
+    only = [n for n, d in study.profiled.nodes(data=True) if d["output"]] == [neuron.layer]
+    return only and len(layer.shape) == 1 and neuron.index == study.target.index
+
+

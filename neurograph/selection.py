@@ -1,0 +1,112 @@
+"""Which neurons a search keeps, given the effects of all neurons of a layer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neurograph.errors import OptionError
+
+__all__ = ["SIGNS", "Keep", "Share", "Sign", "TopK", "TopQuantile", "as_keep", "select"]
+
+Sign = Literal["positive", "negative"]
+SIGNS: tuple[Sign, Sign] = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class TopQuantile:
+    """Keep effects at or beyond this quantile of the effects of their sign."""
+
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 1:
+            raise OptionError(f"keep: quantile level {self.level} is outside [0, 1]")
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep this many effects of each sign."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise OptionError(f"keep: top {self.count} keeps nothing; choose 1 or more")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Keep the fewest effects that add up to this share of all effects of their sign."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise OptionError(f"keep: share {self.share} is outside (0, 1]")
+
+
+Keep = TopQuantile | TopK | Share
+
+
+def as_keep(keep: str | Keep) -> Keep:
+    """Read a selection rule as users write it.
+
+    Examples
+    --------
+    >>> as_keep("top:20")
+    TopK(count=20)
+    >>> as_keep("quantile:0.9"), as_keep("share:0.8")
+    (TopQuantile(level=0.9), Share(share=0.8))
+    """
+    if isinstance(keep, Keep):
+        return keep
+    match = re.fullmatch(r"(quantile|top|share):([\d.]+)", str(keep).strip())
+    try:
+        if match and match.group(1) == "quantile":
+            return TopQuantile(float(match.group(2)))
+        if match and match.group(1) == "share":
+            return Share(float(match.group(2)))
+        if match:
+            return TopK(int(match.group(2)))
+    except OptionError:
+        raise
+    except ValueError:
+        pass
+    raise OptionError(f"keep={keep!r} is no rule: write 'quantile:0.95', 'top:20' or 'share:0.8'")
+
+
+def select(effect: Tensor, stderr: Tensor, sign: Sign, keep: Keep) -> list[int]:
+    """Indices of the neurons to keep, strongest first.
+
+    An effect counts only if it is farther from zero than its standard error; where that is
+    unknown (NaN: a single sample), if it is not zero.
+
+    Examples
+    --------
+    >>> effect = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.9])
+    >>> select(effect, torch.zeros(5), "positive", TopK(2))
+    [4, 0]
+    >>> select(effect, torch.zeros(5), "negative", TopK(2))
+    [1]
+    """
+    strength = effect if sign == "positive" else -effect
+    signed = strength[strength > 0]
+    if not signed.numel():
+        return []
+    certain = strength > torch.nan_to_num(stderr, nan=0.0).clamp_min(0)
+    order = torch.argsort(strength, descending=True, stable=True)
+    order = order[certain[order]]
+    if isinstance(keep, TopK):
+        order = order[: keep.count]
+    elif isinstance(keep, TopQuantile):
+        order = order[strength[order] >= torch.quantile(signed.double(), keep.level)]
+    else:
+        before = strength[order].cumsum(0) - strength[order]
+        order = order[before < keep.share * signed.sum() * (1 - 1e-12)]
+    kept: list[int] = order.tolist()
+    return kept

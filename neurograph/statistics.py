@@ -1,0 +1,294 @@
+"""One-pass statistics of activations: moments, extremes and quantiles in constant memory.
+
+Moments follow the pairwise update of Chan, Golub & LeVeque (1983, *The American Statistician* 37).
+Quantiles come from a uniform sample of whole rows, the problem of Vitter (1985, *ACM TOMS* 11),
+kept as the rows with the smallest random keys: Efraimidis & Spirakis (2006, *Inf. Process. Lett.*
+97) with equal weights. Two such samples merge exactly: pool them, keep the smallest keys. A row's
+key depends only on its position in the data, so the sample does not depend on how the data was cut
+into batches, and no generator state has to be stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torchmetrics import Metric
+
+from neurograph.errors import DataError, OptionError
+
+__all__ = ["ActivationStatistics", "Statistics", "merged"]
+
+_BLOCK = 4096  # random keys are made this many at a time
+_SORT_AT_ONCE = 2**22  # elements; bounds what quantiles take in memory beside the sample
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What `ActivationStatistics.compute` found; tensors are ``[*shape]``.
+
+    ``std`` divides by ``count - 1`` and is 0 for one row. ``quantiles``, ``[len(levels), *shape]``,
+    are interpolated linearly, as in `numpy.quantile`. ``rank_error`` is 0 while every row was kept,
+    else ``sqrt(ln(2 / 0.01) / 2m)`` for m kept rows: with probability 0.99, the share of rows below
+    an element's quantile is that close to its level. (Dvoretzky, Kiefer & Wolfowitz 1956, Massart
+    1990, for independent draws; without replacement, Hoeffding 1963 has the same for each level.)
+    """
+
+    count: int
+    mean: Tensor
+    std: Tensor
+    min: Tensor
+    max: Tensor
+    quantiles: Tensor
+    levels: tuple[float, ...]
+    rank_error: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value was finite: NaN and inf show in ``min`` or ``max``."""
+        return bool((self.min.isfinite() & self.max.isfinite()).all())
+
+    def quantile(self, q: float) -> Tensor:
+        """Quantile at ``q``, ``[*shape]``; `OptionError` (a ValueError) if not in ``levels``."""
+        for i, level in enumerate(self.levels):
+            if math.isclose(level, q, abs_tol=1e-9):
+                return self.quantiles[i]
+        raise OptionError(f"q={q} is not among levels={self.levels}: ask for it in `quantiles`.")
+
+
+class ActivationStatistics(Metric):
+    """Count, mean, std, min, max and quantiles of each element of ``[rows, *shape]`` values.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of one row.
+    quantiles : sequence of float
+        Levels in [0, 1]; 0 and 1 are the exact min and max.
+    reservoir : int
+        Rows kept for quantiles, which are exact up to that many rows: the memory it takes.
+    seed, stream : int
+        Choose the kept rows, with the ``torch.distributed`` rank. Metrics to be merged need a
+        ``stream`` each: rows at the same position of one stream are kept or dropped together.
+    dtype : torch.dtype
+        float32 or float64, of kept rows and results. Moments are float64, but squared deviations
+        within a batch are summed in ``dtype``: beyond 1e18 use float64.
+    **kwargs
+        Options of `torchmetrics.Metric`.
+
+    Examples
+    --------
+    >>> metric = ActivationStatistics((2,), quantiles=(0.0, 0.5, 1.0))
+    >>> metric.update(torch.tensor([[1.0, 10.0], [2.0, 20.0], [6.0, 90.0]]))
+    >>> found = metric.compute()
+    >>> found.count, found.mean.tolist(), found.quantile(0.5).tolist(), found.rank_error
+    (3, [3.0, 40.0], [2.0, 20.0], 0.0)
+    """
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+    low: Tensor
+    high: Tensor
+    keys: Tensor
+    rows: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        quantiles: Sequence[float] = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0),
+        reservoir: int = 2048,
+        seed: int = 0,
+        stream: int = 0,
+        dtype: torch.dtype = torch.float32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if reservoir < 1 or min(shape, default=1) < 1:
+            raise OptionError(f"{reservoir=} and the sizes in shape={tuple(shape)} must be >= 1.")
+        if dtype not in (torch.float32, torch.float64):
+            raise OptionError(f"dtype={dtype} must be torch.float32 or torch.float64.")
+        self.shape, self.levels, self.reservoir = tuple(shape), _levels(quantiles), reservoir
+        self.seed, self.stream, self._own = seed, stream, torch.empty(0)
+        zeros = torch.zeros(self.shape, dtype=torch.float64)
+        states = {"count": torch.tensor(0), "mean": zeros, "squares": zeros}
+        states["low"] = torch.full(self.shape, math.inf, dtype=dtype)
+        states |= {"high": -states["low"], "keys": zeros.new_empty(0)}
+        states["rows"] = torch.empty(0, *self.shape, dtype=dtype)  # full size comes with `_claim`
+        for name, state in states.items():
+            self.add_state(name, state, persistent=True)  # `sync` reduces rows with their keys
+
+    @property
+    def sample(self) -> Tensor:
+        """Kept rows in random order, ``[min(count, reservoir), *shape]``: a copy."""
+        return self.rows[self.keys.argsort()[: int(self.count)]]
+
+    def forward(self, values: Tensor) -> None:
+        """Call ``update``: statistics of a batch alone would cost a copy of the kept rows."""
+        self.update(values)
+
+    def update(self, values: Tensor) -> None:
+        """Add ``[rows, *shape]`` values of any real dtype; `DataError` for another shape."""
+        if values.ndim == 0 or values.shape[1:] != self.shape:
+            raise DataError(f"values has {tuple(values.shape)=}, give it [rows, *{self.shape}].")
+        if not (total := len(values)):
+            return
+        batch = values.to(self.low.dtype)
+        # A small std on a large mean does not survive squaring values. Squared gaps to the mean so
+        # far are as safe as to the batch's own, which costs a pass, unless it rests on fewer rows.
+        centre = batch.mean(0) if total > int(self.count) else self.mean.to(batch.dtype)
+        gaps = batch - centre
+        drift = gaps.sum(0).double()
+        part = {"count": total, "mean": drift / total + centre, "rows": batch}
+        part["squares"] = gaps.mul_(gaps).sum(0) - drift * drift / total
+        part |= {"low": batch.amin(0), "high": batch.amax(0), "keys": self._draw(total)}
+        self._absorb(part)
+
+    def compute(self) -> Statistics:
+        """Statistics of all rows, of all processes; `DataError` if there are none."""
+        quantiles, count = self.quantiles_at(self.levels), int(self.count)
+        low, high = self.low.clone(), self.high.clone()
+        mean = self.mean.to(low.dtype).clamp(low, high)
+        std = (self.squares.clamp(min=0) / max(count - 1, 1)).sqrt().to(low.dtype)
+        std = std.masked_fill(low == high, 0)  # rounding must not make a constant vary
+        error = math.sqrt(math.log(2 / 0.01) / 2 / self.reservoir) * (count > self.reservoir)
+        return Statistics(count, mean, std, low, high, quantiles, self.levels, error)
+
+    def quantiles_at(self, levels: Sequence[float]) -> Tensor:
+        """Quantiles at any levels of this process's rows, ``[len(levels), *shape]``; NaN if one is.
+
+        `OptionError` for levels outside [0, 1], `DataError` if there are no rows.
+        """
+        if not self.count:
+            raise DataError("there is no data: call `update` with at least one row first.")
+        sample, parts = self.sample.flatten(1) if self.shape else self.sample[:, None], []
+        place = torch.tensor(_levels(levels), dtype=torch.float64) * (len(sample) - 1)
+        for some in sample.cpu().chunk(sample.numel() // _SORT_AT_ONCE + 1, dim=1):
+            columns = torch.from_numpy(np.sort(some.T, axis=1))  # several times faster than torch's
+            a, b = columns[:, place.floor().long()], columns[:, place.ceil().long()]
+            parts.append(torch.where(a == b, a, a.double().lerp(b.double(), place.frac()).to(a)).T)
+        out = torch.cat(parts, dim=1).view(-1, *self.shape).to(self.device)
+        for i, level in enumerate(levels):
+            out[i] = self.low if level == 0 else self.high if level == 1 else out[i]
+        return out.masked_fill_(self.low.isnan(), math.nan)
+
+    def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
+        """Add the rows that another metric, or its ``metric_state``, has seen.
+
+        `OptionError` if its shape or reservoir differs, or if it drew from the same stream.
+        """
+        states: Any = getattr(incoming_state, "metric_state", incoming_state)
+        part = {name: states[name].to(self.device) for name in self._defaults}
+        if not part["count"]:
+            return
+        if part["rows"].shape != (self.reservoir, *self.shape):
+            raise OptionError(
+                f"incoming_state keeps rows {tuple(part['rows'].shape)}, this metric "
+                f"{(self.reservoir, *self.shape)}: build both with the same reservoir and shape."
+            )
+        if torch.isin(part["keys"], self.keys[self.keys < 1]).any():
+            raise OptionError(
+                f"incoming_state has random keys of this metric (seed={self.seed}, stream="
+                f"{self.stream}): give each metric its own `stream`, and merge none twice."
+            )
+        self._absorb(part)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Replace the states by the merged states of all processes, see `torchmetrics.Metric`."""
+        self._claim()  # a process without data must gather tensors of full size too
+        super().sync(*args, **kwargs)
+        if self.count.ndim:  # gathered states are stacked
+            states = {name: getattr(self, name).unbind() for name in self._defaults}
+            for name, (first, *_) in states.items():
+                setattr(self, name, first)
+            for i in range(1, len(states["count"])):
+                self.merge_state({name: state[i] for name, state in states.items()})
+
+    def _wrap_compute(self, compute: Callable[[], Statistics]) -> Callable[[], Statistics]:
+        @functools.wraps(compute)  # the base's wrapper squeezes tensors, refuses frozen dataclasses
+        def synced() -> Statistics:
+            try:
+                self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync)
+                return compute()
+            finally:
+                self.unsync(should_unsync=self._is_synced)
+
+        return synced
+
+    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> Metric:
+        super()._apply(fn, exclude_state=tuple(self._defaults))
+        homes: list[dict[str, Any]] = [self._defaults, self.__dict__]
+        for home in homes:  # moved, never converted: `.to(torch.half)` would ruin the moments
+            home.update({name: home[name].to(self.device) for name in self._defaults})
+        return self
+
+    def _absorb(self, part: Mapping[str, Any]) -> None:
+        self._claim()
+        before, extra = int(self.count), int(part["count"])
+        shift, share = part["mean"] - self.mean, extra / (before + extra)
+        self.squares.add_(part["squares"]).addcmul_(shift, shift, value=before * share)
+        self.mean.add_(shift, alpha=share)
+        self.count += extra
+        torch.minimum(self.low, part["low"], out=self.low)
+        torch.maximum(self.high, part["high"], out=self.high)
+        new = (part["keys"] < self.keys.max()).nonzero().squeeze(1)
+        if not len(new):
+            return
+        losers = torch.cat([self.keys, part["keys"][new]]).topk(len(new)).indices
+        slots = losers[losers < self.reservoir]
+        new[losers[losers >= self.reservoir] - self.reservoir] = -1
+        new = new[new >= 0]
+        self.keys[slots] = part["keys"][new]
+        self.rows[slots] = part["rows"][new].to(self.rows.dtype)
+
+    def _claim(self) -> None:
+        if self.rows is self._own:
+            return
+        # States are written in place, so those that came from outside (loaded, restored after a
+        # sync, made in inference mode) are copied before the first write.
+        with torch.inference_mode(False):
+            for name in self._defaults:
+                setattr(self, name, getattr(self, name).clone())
+            if not len(self.rows):
+                self.keys = self.keys.new_full((self.reservoir,), math.inf)
+                self.rows = self.rows.new_empty(self.reservoir, *self.shape)
+            self._own = self.rows
+
+    def _draw(self, total: int) -> Tensor:
+        shared = distributed.is_available() and distributed.is_initialized()
+        source = (self.seed, self.stream, distributed.get_rank() if shared else 0)
+        first, skip = divmod(int(self.count), _BLOCK)
+        last = first + (skip + total - 1) // _BLOCK
+        blocks = [_block(*source, number) for number in range(first, last + 1)]
+        return torch.cat(blocks)[skip : skip + total].to(self.device)
+
+
+@functools.lru_cache(maxsize=32)  # layers and batches of one stream ask for the same keys
+def _block(seed: int, *place: int) -> Tensor:
+    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place))
+    return torch.from_numpy(np.random.Generator(bits).random(_BLOCK))
+
+
+def merged(metrics: Sequence[ActivationStatistics]) -> ActivationStatistics:
+    """Return a new metric of the rows of all metrics, say one per class, each of its own stream."""
+    if not metrics:
+        raise OptionError("metrics is empty: pass at least one metric.")
+    result = deepcopy(metrics[0])
+    for metric in metrics[1:]:
+        result.merge_state(metric)
+    return result
+
+
+def _levels(levels: Sequence[float]) -> tuple[float, ...]:
+    for level in levels:
+        if not 0 <= level <= 1:
+            raise OptionError(f"quantile level {level} is outside [0, 1].")
+    return tuple(float(level) for level in levels)

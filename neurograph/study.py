@@ -1,0 +1,274 @@
+"""From a model, its data and options to an experiment ready to run, and to how it is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib import metadata
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+
+from neurograph.capture import Recording, capture
+from neurograph.contrast import (
+    Background,
+    Contrast,
+    Counterfactual,
+    Quantiles,
+    as_contrast,
+    levels_of,
+    with_background,
+)
+from neurograph.data import Batch, Source, concatenate, draw, fingerprint
+from neurograph.errors import DataError, OptionError
+from neurograph.layers import iter_tensors, refuse_unsupported
+from neurograph.memory import parse_memory
+from neurograph.profile import QUANTILES, check_weights, model_device, profile
+from neurograph.replay import Replay
+from neurograph.scoring.experiment import Experiment
+from neurograph.selection import Keep, as_keep
+from neurograph.target import Target, TargetFunction, resolve_target
+
+__all__ = ["Options", "Study", "model_hash", "placed", "prepare"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `search`, as it documents them."""
+
+    contrast: str | tuple[float, ...] | Contrast = "quantiles"
+    background: Background = "data"
+    reference: int | Any = 32
+    keep: str | Keep = "quantile:0.95"
+    paths: int = 100
+    memory: int | str = "512MB"
+    seed: int = 0
+    device: torch.device | str | None = None
+    feature_names: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None
+    progress: bool | None = None
+
+    def checked(self) -> Options:
+        """Return the options read; OptionError naming the first that means nothing."""
+        as_contrast(self.contrast)
+        as_keep(self.keep)
+        parse_memory(self.memory)
+        if isinstance(self.reference, int) and self.reference < 1:
+            raise OptionError(f"reference={self.reference}: at least one sample is background")
+        if self.paths < 0:
+            raise OptionError(f"paths={self.paths} must not be negative")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A model and data made ready: an experiment, the profile, and where it all came from."""
+
+    model: nn.Module
+    options: Options
+    experiment: Experiment
+    profiled: nx.DiGraph
+    target: Target
+    feature_names: tuple[str, ...] | None
+    provenance: dict[str, Any]
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Experiment]:
+        """Put the model on its device and under replay."""
+        with placed(self.model, self.options.device), self.experiment as experiment:
+            yield experiment
+
+
+@contextlib.contextmanager
+def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+    """Put a model on a device for the length of a block, if one is named."""
+    parameter = next(model.parameters(), None)
+    if device is None or parameter is None or parameter.device == torch.device(device):
+        yield
+        return
+    before = parameter.device
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(before)
+
+
+def prepare(
+    model: nn.Module,
+    data: Any,
+    target: int | TargetFunction,
+    options: Options,
+    profiled: nx.DiGraph | None,
+) -> Study:
+    """Profile, draw the reference samples, record them, and set up the experiment."""
+    refuse_unsupported(model)
+    options.checked()
+    contrast = as_contrast(options.contrast)
+    check_weights(model)
+    with placed(model, options.device):
+        source = Source(data, model, device=model_device(model, options.device))
+        if profiled is None:
+            profiled = _profile(model, data, contrast, options)
+        batch, positions, data_hash, samples = _reference(source, model, options)
+        actual = capture(model, batch)
+        _check_profile(profiled, actual)
+        resolved = resolve_target(target, actual.output, options.class_names)
+        corrupt = _corrupt(contrast, model, positions, actual, options)
+        background = with_background(actual, options.background, profiled)
+
+    def levels(layer: str) -> Tensor:
+        values = levels_of(contrast, actual.layers[layer], profiled.nodes[layer], actual, corrupt)
+        return values.to(actual.main(layer))
+
+    replay = Replay(model, background)
+    memory = parse_memory(options.memory)
+    experiment = Experiment(replay, profiled, resolved, levels, memory)
+    names = _feature_names(options.feature_names or source.feature_names, actual)
+    provenance = {
+        "model": {"class": type(model).__name__, "hash": model_hash(model)},
+        "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
+        "target": {"name": resolved.name, "index": None if callable(target) else target},
+        "options": _describe(options, contrast),
+        "scorer": "exact",
+        "versions": _versions(),
+    }
+    return Study(model, options, experiment, profiled, resolved, names, provenance)
+
+
+def _profile(model: nn.Module, data: Any, contrast: Contrast, options: Options) -> nx.DiGraph:
+    wanted = contrast.levels if isinstance(contrast, Quantiles) else ()
+    return profile(
+        model,
+        data,
+        levels=sorted({*QUANTILES, *wanted}),
+        memory=options.memory,
+        seed=options.seed,
+        device=options.device,
+        progress=options.progress,
+    )
+
+
+def _reference(
+    source: Source, model: nn.Module, options: Options
+) -> tuple[Batch, tuple[int, ...], str, int]:
+    """Draw or take the background samples; hash the data on the way."""
+    digest, count = fingerprint([]), 0
+
+    def hashed() -> Iterator[Batch]:
+        nonlocal count
+        for batch in source:
+            fingerprint(iter_tensors((batch.args, dict(batch.kwargs))), digest)
+            count += batch.size
+            yield batch
+
+    if isinstance(options.reference, int):
+        batch, positions = draw(hashed(), options.reference, options.seed)
+    else:
+        for _ in hashed():
+            pass
+        device = model_device(model, options.device)
+        batch = concatenate(list(Source(options.reference, model, device=device)))
+        positions = tuple(range(batch.size))
+    return batch, positions, digest.hexdigest(), count
+
+
+def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
+    for name, layer in actual.layers.items():
+        if name not in profiled:
+            raise OptionError(f"the profile lacks layer {name!r}: profile this model, this way")
+        if layer.neurons and "mean" not in profiled.nodes[name]:
+            raise OptionError(f"the profile has no statistics for {name!r}: use profile(), not layer_graph()")
+        known = profiled.nodes[name]["neurons"]
+        if known != layer.neurons:
+            raise OptionError(
+                f"the profile has {known} neurons for layer {name!r}, the model {layer.neurons}"
+            )
+
+
+def _corrupt(
+    contrast: Contrast,
+    model: nn.Module,
+    positions: tuple[int, ...],
+    actual: Recording,
+    options: Options,
+) -> Recording | None:
+    """Record the counterfactual twins of the reference samples."""
+    if not isinstance(contrast, Counterfactual):
+        return None
+    device = model_device(model, options.device)
+    everything = concatenate(list(Source(contrast.data, model, device=device)))
+    if max(positions) >= everything.size:
+        raise DataError(
+            f"the counterfactual data has {everything.size} samples, fewer than the data: "
+            "give each sample its twin, in the same order"
+        )
+    batch = everything.map(lambda leaf: leaf[list(positions)])
+    for clean, twin in zip(_inputs(actual.batch), _inputs(batch), strict=True):
+        if clean.shape != twin.shape:
+            raise DataError(
+                f"a clean input has shape {tuple(clean.shape)} but its counterfactual "
+                f"{tuple(twin.shape)}: pairs must have the same shape"
+            )
+    return capture(model, batch)
+
+
+def _inputs(batch: Batch) -> list[Tensor]:
+    return list(iter_tensors((batch.args, dict(batch.kwargs))))
+
+
+def _feature_names(
+    names: Sequence[str] | None, recording: Recording
+) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
+    if len(inputs) != 1:
+        raise OptionError(f"feature_names name one input, but the model has {len(inputs)}")
+    if len(names) != inputs[0].neurons:
+        raise OptionError(
+            f"feature_names has {len(names)} names for {inputs[0].neurons} input features"
+        )
+    return tuple(map(str, names))
+
+
+def model_hash(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names."""
+    digest = fingerprint([])
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(name.encode())
+        fingerprint([tensor], digest)
+    return str(digest.hexdigest())
+
+
+def _describe(options: Options, contrast: Contrast) -> dict[str, Any]:
+    """Options as JSON can hold them; data among them is only named."""
+    keep = as_keep(options.keep)
+    told: dict[str, Any] = {
+        "contrast": {"type": type(contrast).__name__},
+        "background": options.background,
+        "reference": options.reference if isinstance(options.reference, int) else "given",
+        "keep": {"type": type(keep).__name__, **asdict(keep)},
+        "paths": options.paths,
+        "memory": options.memory,
+        "seed": options.seed,
+    }
+    if is_dataclass(contrast) and not isinstance(contrast, Counterfactual):
+        told["contrast"] |= asdict(contrast)
+    for key in ("feature_names", "class_names"):
+        names = getattr(options, key)
+        told[key] = None if names is None else list(map(str, names))
+    return told
+
+
+def _versions() -> dict[str, str]:
+    packages = {"neurograph": "neurograph-torch", "torch": "torch", "networkx": "networkx"}
+    versions = {"python": platform.python_version()}
+    for name, distribution in packages.items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(distribution)
+    return versions
