@@ -138,7 +138,7 @@ class ActivationStatistics(Metric):
     def update(self, values: Tensor) -> None:
         """Add ``[rows, *shape]`` values of any real dtype; `DataError` for another shape."""
         if values.ndim == 0 or values.shape[1:] != self.shape:
-            raise DataError(f"values has {tuple(values.shape)=}, give it [rows, *{self.shape}].")
+            raise DataError(f"values has shape {tuple(values.shape)}, not [rows, *{self.shape}].")
         if not (total := len(values)):
             return
         batch = values.to(self.low.dtype)

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import networkx as nx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurograph.capture import Recording
 from neurograph.elementwise import Chain, find_chains
@@ -167,6 +167,10 @@ class Experiment:
         if layer not in self._levels:
             self._levels[layer] = self._levels_of(layer)
         return self._levels[layer]
+
+    def module(self, layer: str) -> nn.Module:
+        """Return the module that a layer is a call of."""
+        return self.replay.model.get_submodule(self.recording.layers[layer].module)
 
     def moves(self, layer: str, neurons: Sequence[int] | Tensor) -> tuple[Moves, Tensor]:
         """Moves of some neurons through the contrast; see `Moves.between`."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import networkx as nx
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from neurograph.layers import channels_first
 from neurograph.replay import Plan, along_channels
@@ -147,14 +148,12 @@ class _Narrow:
         self, experiment: Experiment, writer: str, reader: str, outputs: Sequence[int] | None
     ) -> None:
         self.experiment, self.writer, self.reader = experiment, writer, reader
-        modules = dict(experiment.replay.model.named_modules())
-        layers = experiment.recording.layers
         device = experiment.recording.main(reader).device
-        chosen = range(layers[reader].neurons) if outputs is None else outputs
-        self.outputs = torch.as_tensor(list(chosen), device=device)
-        self.weight = modules[layers[reader].module].weight[self.outputs]
+        width = experiment.recording.layers[reader].neurons
+        self.outputs = torch.as_tensor(range(width) if outputs is None else outputs, device=device)
+        self.weight = experiment.module(reader).weight[self.outputs]
         self.next = {
-            name: modules[layers[name].module].weight[:, self.outputs].T.contiguous()
+            name: experiment.module(name).weight[:, self.outputs].T.contiguous()
             for name in _readers_behind(experiment, reader)
         }
         self.plan = suffix_plan(experiment.graph, self.next or [reader])
@@ -217,23 +216,28 @@ class _Narrow:
 class _Prepared:
     """What a narrow route's blocks share; places are samples × positions.
 
-    `inputs` ``[writer's neurons, places]`` after glue, `still` ``[seen outputs, places]``, and
-    for each layer that is given, `rest`: its output without what the seen outputs contribute.
+    `inputs` ``[writer's neurons, places]`` after glue; `still` ``[seen outputs, places]``, which
+    the reader computes from them; and for each layer that is given, `rest` ``[places, outputs]``:
+    what it computes from the reader's unseen outputs, which keep their background values.
     """
 
     def __init__(self, route: _Narrow, samples: slice) -> None:
-        recording, chains = route.experiment.recording, route.experiment.chains
+        experiment = route.experiment
 
         def flat(name: str) -> Tensor:
-            return recording.main(name)[samples].flatten(0, -2)
+            return experiment.recording.main(name)[samples].flatten(0, -2).clone()
 
-        chain = chains[route.writer, route.reader]
-        self.inputs = chain(flat(route.writer).clone()).T.contiguous()
-        self.still = flat(route.reader)[:, route.outputs].T.contiguous()
-        self.rest = {
-            name: flat(name) - chains[route.reader, name](self.still.clone()).T @ weight
-            for name, weight in route.next.items()
-        }
+        before = experiment.chains[route.writer, route.reader](flat(route.writer))
+        bias = experiment.module(route.reader).bias
+        self.inputs = before.T.contiguous()
+        self.still = linear(before, route.weight, None if bias is None else bias[route.outputs])
+        self.still = self.still.T.contiguous()
+        self.rest = {}
+        for name in route.next:
+            active = experiment.chains[route.reader, name](flat(route.reader))
+            active[:, route.outputs] = 0
+            module = experiment.module(name)
+            self.rest[name] = linear(active, module.weight, module.bias)
         if not route.next:
             self.rest = {route.reader: flat(route.reader)}
 
@@ -269,14 +273,14 @@ def probe_one(
     recording = experiment.recording
     layer = recording.layers[reader]
     if _Narrow.fits(experiment, moves.layer, reader):
-        module = dict(experiment.replay.model.named_modules())[layer.module]
+        module = experiment.module(reader)
         chain = experiment.chains[moves.layer, reader]
-        before = chain(recording.main(moves.layer)[samples].clone()).movedim(-1, 0)
+        before = chain(recording.main(moves.layer)[samples].clone())
+        still = linear(before, module.weight, module.bias).movedim(-1, 0)[outputs]
+        weight = module.weight[outputs, moves.neurons]
         after = chain(moves.values.to(before).clone())
-        weight = module.weight[outputs, moves.neurons]  # type: ignore[index]
-        change = (after - before[moves.neurons]) * along_channels(weight, 0, before.dim())
-        values = recording.main(reader)[samples].movedim(-1, 0)[outputs] + change
-        return Moves(reader, outputs, values)
+        change = after - before.movedim(-1, 0)[moves.neurons]
+        return Moves(reader, outputs, still + change * along_channels(weight, 0, before.dim()))
     plan = direct_plan(experiment.graph, moves.layer, [reader])
     rows = {moves.layer: experiment.rows(moves, samples)}
     probed = experiment.run(plan, rows, len(moves), samples).probed[reader]

@@ -838,7 +838,7 @@
       effectChip(path));
     const [mark, meaning] = path.measured
       ? ["✓ measured", "measured by intervening along the path"]
-      : ["≈ estimated", "not measured by intervention"];
+      : ["≈ by its edges", "not measured by intervention, ranked by its edges"];
     const seal = el("span", { class: "seal", title: meaning }, mark);
     const row = el("tr", { class: `${path.sign}${chosen ? " chosen" : ""}`,
       click: () => (state.chosen?.path === path ? clear() : choosePath(path)) },
