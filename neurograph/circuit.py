@@ -93,9 +93,11 @@ class Circuit:
         and ``sign`` (``positive``, ``negative`` or ``both``) through the part of the circuit
         behind the neuron; ``positive_effect``, ``negative_effect`` and their ``_stderr`` where
         the search of that sign kept it; ``total_effect``, ``total_stderr`` through everything;
-        ``target``, whether the target reads it directly; ``count``, ``mean``, ``std``, ``min``,
+        ``target``, whether the target reads it directly, and where it is not the only reader
+        ``direct_effect`` and ``direct_stderr`` of that; ``count``, ``mean``, ``std``, ``min``,
         ``max`` and quantiles ``q5``, ``q50``, … of its activations. Edges have ``effect``,
-        ``stderr`` and ``sign``. Effects are in units of the target.
+        ``stderr``, ``sign`` and ``transfer``, how far the neuron moves its reader as a share of
+        the reader's own range. Effects are in units of the target.
     layers : networkx.DiGraph
         The layer graph, as from `layer_graph`.
     target : str
@@ -380,7 +382,11 @@ class Circuit:
     ) -> Callable[[Path], bool]:
         _check_sign(sign)
         needed, needed_layers = self._needed(through)
-        for layer in {*needed_layers, *(layers or ()), *([source] if isinstance(source, str) else [])}:
+        if isinstance(source, str):
+            needed_layers = {*needed_layers, source}
+        elif source is not None:
+            self._check_neuron(Neuron(*source))
+        for layer in {*needed_layers, *(layers or ())}:
             if layer not in self.layers:
                 known = ", ".join(self.layers)
                 raise OptionError(f"there is no layer {layer!r}; the model has {known}")

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from neurograph.layers import Neuron
-from neurograph.scoring.exact import edge_effects, node_effects, total_effects
+from neurograph.scoring.exact import node_effects, total_effects, transfers
 from neurograph.scoring.experiment import Effects, Experiment
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.selection import SIGNS, Keep, Sign, select
 from neurograph.wiring import target_layers
 
-__all__ = ["Found", "Measured", "find_edges", "find_neurons", "find_totals"]
+__all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons", "find_totals"]
 
 Measured = tuple[float, float]
 """An effect and its standard error."""
+
+
+class Edge(NamedTuple):
+    """An edge's effect, its standard error, its transfer, and the search that kept its ends."""
+
+    effect: float
+    stderr: float
+    transfer: float
+    sign: Sign
 
 
 @dataclass
@@ -31,6 +41,7 @@ class Found:
     starts : layers that only the target reads: where both signs begin
     scores : layer to arrays of the effects of all its neurons
     totals : effects of kept neurons through everything
+    direct : effects of kept neurons on a target that reads them, through glue alone
     edges : effects of edges among kept neurons
     """
 
@@ -40,7 +51,8 @@ class Found:
     starts: set[str] = field(default_factory=set)
     scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     totals: dict[Neuron, Measured] = field(default_factory=dict)
-    edges: dict[tuple[Neuron, Neuron], Measured] = field(default_factory=dict)
+    direct: dict[Neuron, Measured] = field(default_factory=dict)
+    edges: dict[tuple[Neuron, Neuron], Edge] = field(default_factory=dict)
 
     def indices(self, sign: Sign, layer: str) -> list[int]:
         """Kept neurons of a layer, strongest first."""
@@ -89,7 +101,7 @@ def _score(experiment: Experiment, layer: str, through: Through) -> Effects:
     every = torch.zeros(levels.shape[2], dtype=torch.float64, device=levels.device)
     if not len(moving):
         return Effects(every, every.clone(), every[:, None])
-    some = node_effects(experiment, layer, moving, through)
+    some = node_effects(experiment, layer, moving.tolist(), through)
     effect, stderr = every.clone(), every.clone()
     effect[moving], stderr[moving] = some.effect, some.stderr
     return Effects(effect, stderr, some.response)
@@ -111,20 +123,28 @@ def _pairs(effects: Effects) -> list[Measured]:
 
 
 def find_totals(experiment: Experiment, found: Found) -> Iterator[str]:
-    """Measure each kept neuron's effect through everything; yields finished layers."""
+    """Measure each kept neuron's effect through everything; yields finished layers.
+
+    Where the target reads a layer and others do too, what it sees by itself is measured besides.
+    """
+    ends = set(target_layers(experiment.graph))
     for layer in experiment.graph:
         kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
+        neurons = [Neuron(layer, index) for index in kept]
         if kept:
             effects = total_effects(experiment, layer, kept)
-            for index, measured in zip(kept, _pairs(effects), strict=True):
-                found.totals[Neuron(layer, index)] = measured
+            found.totals |= zip(neurons, _pairs(effects), strict=True)
+        if kept and layer in ends and experiment.graph.out_degree(layer):
+            effects = node_effects(experiment, layer, kept, {TARGET: None})
+            found.direct |= zip(neurons, _pairs(effects), strict=True)
         yield layer
 
 
 def find_edges(experiment: Experiment, found: Found) -> Iterator[str]:
     """Measure the edges among the kept neurons of each sign; yields finished readers.
 
-    An edge stays if its effect is farther from zero than its standard error.
+    An edge is there if the writer's neuron moves the reader's at all: its effect may still be
+    zero, where what it does is cancelled further down.
     """
     for reader in experiment.graph:
         for writer in experiment.graph.predecessors(reader):
@@ -139,8 +159,13 @@ def _find_edges_between(
     sources, outputs = found.indices(sign, writer), found.indices(sign, reader)
     if not sources or not outputs:
         return
-    measured = edge_effects(experiment, writer, sources, reader, outputs)
-    for output, effects in zip(outputs, measured, strict=True):
-        for source, (effect, stderr) in zip(sources, _pairs(effects), strict=True):
-            if abs(effect) > (stderr if stderr == stderr else 0.0):
-                found.edges[Neuron(writer, source), Neuron(reader, output)] = (effect, stderr)
+    shares = transfers(experiment, writer, sources, reader, outputs)
+    eps = torch.finfo(experiment.recording.main(reader).dtype).eps
+    for j, output in enumerate(outputs):
+        moving = [i for i in range(len(sources)) if abs(float(shares[i, j])) > 4 * eps]
+        if not moving:
+            continue
+        measured = node_effects(experiment, writer, [sources[i] for i in moving], {reader: [output]})
+        for i, (effect, stderr) in zip(moving, _pairs(measured), strict=True):
+            edge = Neuron(writer, sources[i]), Neuron(reader, output)
+            found.edges[edge] = Edge(effect, stderr, float(shares[i, j]), sign)

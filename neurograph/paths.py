@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import networkx as nx
 
@@ -21,15 +22,15 @@ def ranked_paths(
 ) -> Iterator[tuple[tuple[Neuron, ...], float]]:
     """Yield paths from the sources to the target's neurons, the strongest estimate first.
 
-    The estimate takes the first edge's effect and, at every neuron on the way, the share of that
-    neuron's total effect which runs through the next edge:
-    ``e(0,1) · e(1,2)/E(1) · e(2,3)/E(2) …``. It is the path's effect exactly where the model is
-    linear, and a way to choose what to measure where it is not.
+    The estimate is the product of the edges' transfers and the last neuron's effect: how far each
+    neuron moves the next, as a share of that one's own range, down to the target. It is the
+    path's effect exactly where the model is linear, and a way to choose what to measure where it
+    is not.
 
     Parameters
     ----------
     graph : networkx.DiGraph
-        Acyclic; edges with ``effect``, nodes with ``total_effect`` and ``target``.
+        Acyclic; edges with ``transfer``, target neurons with ``target`` and ``effect``.
     sources : collection of Neuron
         Where paths may begin.
     sign : {"positive", "negative"}, optional
@@ -48,43 +49,39 @@ def ranked_paths(
     wanted = (1, -1) if sign is None else (_SIGN[sign],)
     best = _best_completions(graph)
     order = itertools.count()
-    heap: list[tuple[float, int, tuple[Neuron, ...], float]] = []
+    heap: list[tuple[float, int, tuple[Neuron, ...], float, bool]] = []
 
-    def push(path: tuple[Neuron, ...], value: float) -> None:
-        ahead = best[path[-1]]
-        bound = max(abs(value) * ahead[s * (1 if value >= 0 else -1)] for s in wanted)
+    def push(path: tuple[Neuron, ...], value: float, whole: bool = False) -> None:
+        sense = 1 if value >= 0 else -1
+        ahead = {1: 1.0, -1: 0.0} if whole else best[path[-1]]
+        bound = max(abs(value) * ahead[s * sense] for s in wanted)
         if bound > 0:
-            heapq.heappush(heap, (-bound, next(order), path, value))
+            heapq.heappush(heap, (-bound, next(order), path, value, whole))
 
     for source in filter(graph.__contains__, sources):
-        for reader, effect in graph.adj[source].items():
-            push((source, reader), float(effect["effect"]))
+        push((source,), 1.0)
     while heap:
-        _, _, path, value = heapq.heappop(heap)
-        last = path[-1]
-        if graph.nodes[last].get("target"):
+        _, _, path, value, whole = heapq.heappop(heap)
+        if whole:
             yield path, value
             continue
-        for reader in graph.successors(last):
-            push((*path, reader), value * _share(graph, last, reader))
-
-
-def _share(graph: nx.DiGraph, writer: Neuron, reader: Neuron) -> float:
-    """Share of a neuron's total effect that runs through one edge."""
-    effect = float(graph.edges[writer, reader]["effect"])
-    total = float(graph.nodes[writer].get("total_effect", 0.0))
-    return effect / total if total else 0.0
+        last = graph.nodes[path[-1]]
+        if last.get("target") and len(path) > 1:
+            push(path, value * float(last["effect"]), whole=True)
+        for reader, edge in graph.adj[path[-1]].items():
+            push((*path, reader), value * float(edge["transfer"]))
 
 
 def _best_completions(graph: nx.DiGraph) -> dict[Neuron, dict[int, float]]:
-    """For each neuron, the largest product of shares of either sign from it to the target."""
+    """For each neuron, the largest product of transfers of either sign down to the target."""
     best: dict[Neuron, dict[int, float]] = {}
     for neuron in reversed(list(nx.topological_sort(graph))):
         ahead = {1: 0.0, -1: 0.0}
-        if graph.nodes[neuron].get("target"):
-            ahead[1] = 1.0
-        for reader in graph.successors(neuron):
-            factor = _share(graph, neuron, reader)
+        data = graph.nodes[neuron]
+        if data.get("target"):
+            ahead[1 if data["effect"] > 0 else -1] = abs(data["effect"])
+        for reader, edge in graph.adj[neuron].items():
+            factor = float(edge["transfer"])
             for s in (1, -1):
                 through = abs(factor) * best[reader][s * (1 if factor >= 0 else -1)]
                 ahead[s] = max(ahead[s], through)

@@ -44,7 +44,8 @@ class Plan:
     live : frozenset of str
         Compute from what arrives and pass it on.
     probed : frozenset of str
-        Compute from what arrives, keep that, but pass on the recorded output.
+        Compute from what arrives, keep that, but pass on the recorded output (repeated if the
+        layer is frozen too).
     frozen : frozenset of str
         Pass on the recorded output, repeated for every intervention.
     mixed : frozenset of str
@@ -145,7 +146,7 @@ class Replay:
             What each layer does.
         given : dict of str to Tensor
             Rows for each given layer's main tensor: `blocks` interventions of one row for each
-            sample, samples running fastest.
+            sample, samples running fastest. In-place glue may overwrite them.
         blocks : int
             How many interventions.
         samples : slice
@@ -175,7 +176,7 @@ class Replay:
         plan = job.plan
         if plan not in self._checked:
             everyone = frozenset(self.recording.layers)
-            full = replace(plan, frozen=plan.frozen | (everyone - plan.busy - plan.probed))
+            full = replace(plan, frozen=plan.frozen | (everyone - plan.busy))
             small = job.first_block_twice(self.recording.size)
             wanted = self._execute(small.with_plan(full))
             try:
@@ -278,7 +279,7 @@ class _Run:
             raise StopReplay
 
     def _pass_on(self, name: str) -> Any:
-        """Return a layer's recorded or given rows, as a copy that glue may write to."""
+        """Return a layer's given rows, or a copy of its recorded ones: glue may write to them."""
         plan = self.job.plan
         recorded = self.recording.outputs.get(name)
         if recorded is None:
@@ -296,8 +297,8 @@ class _Run:
                 self._repeat(recorded, 2 * self.job.blocks), torch.cat([still, moved])
             )
         if isinstance(recorded, Tensor):
-            return moved.clone()
-        return replace_main(self._repeat(recorded, self.job.blocks), moved.clone())
+            return moved
+        return replace_main(self._repeat(recorded, self.job.blocks), moved)
 
     def _repeat(self, value: Any, blocks: int) -> Any:
         size, samples = self.recording.size, self.job.samples

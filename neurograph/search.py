@@ -237,9 +237,11 @@ def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
         for index in sorted(kept):
             neuron = Neuron(layer, index)
             graph.add_node(neuron, **_attributes(study, found, neuron))
-    for (writer, reader), (effect, stderr) in found.edges.items():
-        sign = "positive" if effect > 0 else "negative"
-        graph.add_edge(writer, reader, effect=effect, stderr=stderr, sign=sign)
+    for (writer, reader), edge in found.edges.items():
+        attributes = edge._asdict()
+        if edge.effect:
+            attributes["sign"] = "positive" if edge.effect > 0 else "negative"
+        graph.add_edge(writer, reader, **attributes)
     layers = nx.DiGraph()
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
@@ -266,6 +268,8 @@ def _attributes(study: Study, found: Found, neuron: Neuron) -> dict[str, Any]:
         "total_stderr": total_stderr,
         "target": bool(study.profiled.nodes[layer]["output"]),
     }
+    if neuron in found.direct:
+        attributes |= dict(zip(("direct_effect", "direct_stderr"), found.direct[neuron], strict=True))
     for sign, (e, se) in by_sign.items():
         attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
     return attributes | _statistics(study.profiled.nodes[layer], index)

@@ -14,7 +14,7 @@ from neurograph.scoring.experiment import Effects, Experiment, Moves, summarise
 from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
 from neurograph.wiring import direct_plan, output_plan
 
-__all__ = ["edge_effects", "node_effects", "path_effects", "total_effects"]
+__all__ = ["edge_effects", "node_effects", "path_effects", "total_effects", "transfers"]
 
 
 def node_effects(
@@ -40,6 +40,44 @@ def edge_effects(
     return [node_effects(experiment, writer, neurons, {reader: [p]}) for p in outputs]
 
 
+def transfers(
+    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, outputs: Sequence[int]
+) -> Tensor:
+    """How far each neuron moves each output of a reader, as a share of that one's own range.
+
+    The writer's neuron moves between its first and last level and only the reader is computed;
+    the change of its output is projected on that output's own range (over positions, if it has
+    several) and averaged over the reference samples. Shares multiply along a path, and so say
+    where a path may lead even where it is cancelled by another further down.
+
+    Returns
+    -------
+    Tensor of float64, [neurons, outputs]
+    """
+    device = experiment.levels(writer).device
+    pairs = torch.cartesian_prod(
+        torch.tensor(list(neurons), device=device), torch.tensor(list(outputs), device=device)
+    )
+    ends = experiment.levels(writer)[[0, -1]][:, :, pairs[:, 0]].movedim(2, 0).flatten(0, 1)
+    sides = pairs.repeat_interleave(2, dim=0)
+    moves = Moves(writer, sides[:, 0], ends)
+    own = experiment.levels(reader)
+    shares = torch.zeros(len(pairs), dtype=torch.float64, device=device)
+    row_bytes = experiment.row_bytes(direct_plan(experiment.graph, writer, [reader]))
+    size = experiment.recording.size
+    # Both sides of a pair must be in one piece.
+    for blocks, samples in experiment.chunks(len(pairs), 2 * row_bytes):
+        both = slice(2 * blocks.start, 2 * blocks.stop)
+        seen = probe_one(experiment, moves.cut(both, samples), reader, sides[both, 1], samples)
+        change = (seen.values[1::2] - seen.values[::2]).double()
+        far = own[:, samples] if own.shape[1] > 1 else own
+        span = (far[-1] - far[0]).movedim(1, 0)[pairs[blocks, 1]].double().expand_as(change)
+        change, span = (t.reshape(*t.shape[:2], -1) for t in (change, span))
+        part = (change * span).sum(2) / span.square().sum(2).clamp_min(1e-300)
+        shares[blocks] += part.sum(dim=1) / size
+    return shares.view(len(neurons), len(outputs))
+
+
 def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> Effects:
     """Effects of paths: the first neuron moves, the change travels along the path alone.
 
@@ -55,14 +93,14 @@ def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> E
         steps = torch.tensor([[n.index for n in paths[i]] for i in positions], device=device)
         parts.append(_path_targets(experiment, layers, steps))
         order += positions
-    targets = torch.cat(parts)
-    effects = summarise(targets[torch.tensor(order).argsort().to(targets.device)])
+    block = torch.arange(2 * len(paths), device=device).view(-1, 2)
+    effects = summarise(torch.cat(parts), block[torch.tensor(order, device=device).argsort()])
     _check_finite(effects, paths[0][0].layer)
     return effects
 
 
 def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor) -> Tensor:
-    """Targets ``[paths, 2, samples]`` of paths along the same layers; steps ``[paths, layers]``."""
+    """Targets of paths along the same layers, two blocks a path; steps ``[paths, layers]``."""
     start = layers[0]
     ends = experiment.levels(start)[[0, -1]]
     first = ends[:, :, steps[:, 0]].movedim(2, 0).flatten(0, 1)
@@ -81,7 +119,7 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
         rows = {some.layer: experiment.rows(some, samples)}
         outcome = experiment.run(plan, rows, len(some), samples)
         targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-    return targets.view(len(steps), 2, -1)
+    return targets
 
 
 def _measure(
@@ -96,7 +134,7 @@ def _measure(
         given = route.given(some, samples)
         outcome = experiment.run(route.plan, given, len(some), samples, route.masks)
         targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-    effects = summarise(targets[block])
+    effects = summarise(targets, block)
     _check_finite(effects, writer)
     return effects
 

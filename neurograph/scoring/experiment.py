@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from neurograph.capture import Recording
 from neurograph.elementwise import Chain, find_chains
-from neurograph.layers import channels_first, tree_map
+from neurograph.layers import channels_first, iter_tensors
 from neurograph.replay import Outcome, Plan, Replay
 from neurograph.target import Target
 
 __all__ = ["Effects", "Experiment", "Moves", "summarise"]
+
+_CACHED_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +41,30 @@ class Effects:
     response: Tensor
 
 
-def summarise(targets: Tensor) -> Effects:
-    """Reduce targets ``[neurons, levels, samples]`` to effects.
+def summarise(targets: Tensor, block: Tensor) -> Effects:
+    """Reduce targets to effects.
 
+    Parameters
+    ----------
+    targets : Tensor, [blocks, samples]
+    block : Tensor of int64, [neurons, levels]
+        Which block holds each neuron at each level.
+
+    Notes
+    -----
     An effect that the targets' own rounding could make is 0: rows that agree can still differ in
     their last bits, as matrix products round by where in a batch a row stands.
     """
-    exact = targets.double()
-    rounding = 4 * torch.finfo(targets.dtype).eps * exact.abs().amax() if exact.numel() else 0.0
-    differences = exact[:, -1] - exact[:, 0]
-    samples = differences.shape[1]
+    samples = targets.shape[1]
+    differences = (targets[block[:, -1]] - targets[block[:, 0]]).double()
+    effect, response = differences.mean(dim=1), targets.mean(dim=1).double()
     if samples > 1:
         stderr = differences.std(dim=1, correction=1) / math.sqrt(samples)
     else:
-        stderr = torch.full_like(differences[:, 0], math.nan)
-    effect = differences.mean(dim=1)
+        stderr = torch.full_like(effect, math.nan)
+    rounding = 4 * torch.finfo(targets.dtype).eps * response.abs().amax()
     effect = torch.where(effect.abs() <= rounding, 0.0, effect)
-    return Effects(effect, stderr, exact.mean(dim=2))
+    return Effects(effect, stderr, response[block])
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +153,7 @@ class Experiment:
         self.chains: Mapping[tuple[str, str], Chain] = {}
         self._levels_of = levels
         self._levels: dict[str, Tensor] = {}
+        self._moves: dict[str, tuple[list[int], Moves, Tensor]] = {}
 
     def __enter__(self) -> Experiment:
         self.replay.__enter__()
@@ -172,10 +182,18 @@ class Experiment:
         """Return the module that a layer is a call of."""
         return self.replay.model.get_submodule(self.recording.layers[layer].module)
 
-    def moves(self, layer: str, neurons: Sequence[int] | Tensor) -> tuple[Moves, Tensor]:
-        """Moves of some neurons through the contrast; see `Moves.between`."""
-        levels = self.levels(layer)
-        return Moves.between(layer, levels, torch.as_tensor(neurons, device=levels.device))
+    def moves(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:
+        """Moves of some neurons through the contrast; see `Moves.between`.
+
+        The last ones of each layer are kept, as both signs move the same neurons.
+        """
+        wanted = list(neurons)
+        known = self._moves.get(layer)
+        if known is None or known[0] != wanted:
+            levels = self.levels(layer)
+            index = torch.tensor(wanted, device=levels.device)
+            known = self._moves[layer] = (wanted, *Moves.between(layer, levels, index))
+        return known[1:]
 
     def rows(self, moves: Moves, samples: slice) -> Tensor:
         """Rows of a layer's main tensor with each block's neuron moved, all else background."""
@@ -209,10 +227,15 @@ class Experiment:
         return self.target(outcome.output, batch).reshape(blocks, -1)  # type: ignore[arg-type]
 
     def chunks(self, blocks: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
-        """Cut blocks × samples into pieces whose rows fit the memory budget."""
+        """Cut blocks × samples into pieces whose rows fit the memory budget.
+
+        On a CPU pieces are cut to what its caches hold, where that is less: a larger piece only
+        waits for memory.
+        """
         size = self.recording.size
-        rows = max(1, self.memory // max(row_bytes, 1))
-        samples_at_once = min(size, rows)
+        budget = min(self.memory, _CACHED_BYTES) if self.on_cpu else self.memory
+        rows = max(1, budget // max(row_bytes, 1))
+        samples_at_once = min(size, max(rows, min(size, self.memory // max(row_bytes, 1))))
         blocks_at_once = max(1, rows // samples_at_once)
         for first in range(0, blocks, blocks_at_once):
             for start in range(0, size, samples_at_once):
@@ -221,16 +244,18 @@ class Experiment:
                     slice(start, min(start + samples_at_once, size)),
                 )
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on the CPU."""
+        return all(
+            t.device.type == "cpu" for t in iter_tensors(dict(self.recording.outputs))
+        )
+
     def row_bytes(self, plan: Plan) -> int:
         """Estimate what one row of a replay takes: each busy layer's output and its glue."""
         worlds = 2 if plan.worlds else 1
-        busy = plan.busy | plan.probed
-        return sum(2 * worlds * self._bytes(self.recording.outputs[name]) for name in busy)
-
-    def _bytes(self, value: object) -> int:
-        sizes: list[int] = []
-        tree_map(
-            lambda x: sizes.append(x.numel() * x.element_size()) if isinstance(x, Tensor) else None,
-            value,
-        )
-        return sum(sizes) // self.recording.size + 1
+        tensors = [
+            t for name in plan.busy | plan.probed for t in iter_tensors(self.recording.outputs[name])
+        ]
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        return 2 * worlds * size // self.recording.size + 1

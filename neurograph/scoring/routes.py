@@ -27,7 +27,7 @@ TARGET = ""
 Through = Mapping[str, Sequence[int] | None]
 """For each reader that sees the move, which of its outputs do (None: all of them)."""
 
-_NARROW_ELEMENTS = 2**18  # a megabyte of float32: what one core's cache holds
+_NARROW_ELEMENTS = 2**19  # two megabytes of float32: what a core's second cache holds
 
 
 class Route(Protocol):
@@ -177,10 +177,11 @@ class _Narrow:
         if not widths:
             widths = {self.reader: self.experiment.recording.layers[self.reader].neurons}
         rows = {name: change.new_empty(len(moves), places, n) for name, n in widths.items()}
+        weight = self.weight[:, moves.neurons, None]
         step = max(1, _NARROW_ELEMENTS // (places * len(self.outputs)))
         for start in range(0, len(moves), step):
             some = slice(start, start + step)
-            self._fill(rows, some, change[some], moves.neurons[some], known)
+            self._fill(rows, some, change[some], weight[:, some], known)
         return {name: t.view(-1, *shape[1:], widths[name]) for name, t in rows.items()}
 
     def _fill(
@@ -188,15 +189,15 @@ class _Narrow:
         rows: dict[str, Tensor],
         some: slice,
         change: Tensor,
-        neurons: Tensor,
+        weight: Tensor,
         known: _Prepared,
     ) -> None:
         """Compute some blocks: seen outputs ``[outputs, blocks, places]``, then what they feed."""
-        weight = self.weight[:, neurons, None]
         seen = torch.addcmul(known.still[:, None], weight, change[None])
         if not self.next:
-            rows[self.reader][some] = known.rest[self.reader]
-            rows[self.reader][some, :, self.outputs] = seen.permute(1, 2, 0)
+            if self.weight.shape[0] < rows[self.reader].shape[2]:
+                rows[self.reader][some] = known.rest[self.reader]
+            rows[self.reader][some].index_copy_(2, self.outputs, seen.permute(1, 2, 0))
             return
         for i, (name, after) in enumerate(self.next.items()):
             chain = self.experiment.chains[self.reader, name]

@@ -1,0 +1,224 @@
+"""The original algorithm against this library: same network, same reference samples, same numbers.
+
+The original runs the whole model once for every neuron, quantile and sign, with a masked
+pre-forward hook on the layer that reads the neuron. Its mask is put right here: outputs outside
+the frontier keep what they compute from the unmoved input. The loop is run for a random sample of
+neurons of each layer and its time scaled to all of them; every effect of the sample is compared.
+
+Then the exact search of a wide network: the rate of its matrix products as a share of what this
+machine multiplies in the same run, and the memory it takes above the model.
+
+    python benchmarks/notebook_loop.py [--reference 32 918] [--sample 24]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import neurograph
+from neurograph.contrast import SWEEP
+from neurograph.demos import heart
+from neurograph.frontier import Found, find_neurons
+from neurograph.selection import SIGNS, TopQuantile
+from neurograph.study import Options, Study, prepare
+
+LAYERS = ["input", "linear1", "linear2", "linear3"]
+
+
+def timed(work: Callable[[], object], repeats: int = 1) -> float:
+    """Median seconds of some runs."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+# -- the original loop -----------------------------------------------------------------------------
+
+
+def hooked_target(
+    model: nn.Module, x: Tensor, reader: nn.Module, neuron: int, value: Tensor, seen: Sequence[int]
+) -> Tensor:
+    """One whole-model call: the reader's chosen outputs see one input moved, the others do not."""
+    unmoved: list[Tensor] = []
+    mask = torch.zeros(reader.out_features, dtype=torch.bool)
+    mask[list(seen)] = True
+
+    def before(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        unmoved.append(args[0])
+        moved = args[0].clone()
+        moved[:, neuron] = value
+        return (moved,)
+
+    def after(module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        still = nn.functional.linear(unmoved[0], module.weight, module.bias)
+        return torch.where(mask, output, still)
+
+    hooks = reader.register_forward_pre_hook(before), reader.register_forward_hook(after)
+    try:
+        with torch.no_grad():
+            return model(x)[:, 0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def loop_effects(
+    study: Study, reader: str, writer: str, neurons: Sequence[int], seen: Sequence[int]
+) -> tuple[Tensor, float]:
+    """Effects of some neurons by the original loop, and the seconds it took."""
+    model, x = study.model, study.experiment.recording.batch.args[0]
+    module = model.get_submodule(reader)
+    levels = study.experiment.levels(writer)[:, 0]
+    # The hook stands behind the activation, so the loop moves activated values.
+    levels = levels if writer == "input" else levels.tanh()
+    effects = []
+    start = time.perf_counter()
+    for neuron in neurons:
+        targets = [
+            hooked_target(model, x, module, neuron, level[neuron], seen) for level in levels
+        ]
+        effects.append((targets[-1] - targets[0]).mean())
+    return torch.stack(effects), time.perf_counter() - start
+
+
+def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> None:
+    options = Options(contrast=SWEEP, reference=reference, progress=False)
+    study = prepare(model, X, 1, options, None)
+    keep = TopQuantile(0.95)
+
+    def ours() -> Found:
+        found = Found()
+        with study.open() as experiment:
+            for _ in find_neurons(experiment, keep, found):
+                pass
+        return found
+
+    found = ours()
+    seconds = timed(ours, repeats=7)
+    loop, worst = 0.0, 0.0
+    generator = torch.Generator().manual_seed(0)
+    for sign in SIGNS:
+        for writer, reader in zip(LAYERS, LAYERS[1:], strict=False):
+            width = len(found.scores[writer][sign])
+            chosen = torch.randperm(width, generator=generator)[:sample].tolist()
+            seen = found.indices(sign, reader)
+            effects, took = loop_effects(study, reader, writer, chosen, seen)
+            mine = torch.from_numpy(found.scores[writer][sign])[chosen]
+            scale = mine.abs().max()
+            worst = max(worst, float((effects - mine).abs().max() / scale))
+            loop += took * width / len(chosen)
+    calls = 2 * 7 * sum(len(found.scores[name]["positive"]) for name in LAYERS[:-1])
+    print(
+        f"{reference:5d} reference samples: loop {loop:8.2f} s (scaled to {calls:,} calls from "
+        f"{sample} neurons a layer), ours {1e3 * seconds:7.2f} ms, ratio {loop / seconds:6,.0f}, "
+        f"largest difference {worst:.1e} of the largest effect"
+    )
+
+
+# -- rate and memory -------------------------------------------------------------------------------
+
+
+class MLP(nn.Sequential):
+    def __init__(self, width: int, depth: int, outputs: int = 1) -> None:
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers += [nn.Linear(width, width if i < depth - 1 else outputs), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+def matmul_rate() -> float:
+    """Float32 multiply-adds a second of a large matrix product, times two."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    a @ b
+    return 2 * 2048**3 / min(timed(lambda: a @ b) for _ in range(20))
+
+
+def search_rate(width: int, depth: int) -> None:
+    torch.manual_seed(0)
+    model, X = MLP(width, depth), torch.randn(512, width)
+    study = prepare(model, X, 1, Options(progress=False), None)
+
+    def search() -> None:
+        found = Found()
+        with study.open() as experiment:
+            for _ in find_neurons(experiment, TopQuantile(0.95), found):
+                pass
+
+    with FlopCounterMode(display=False) as counter:
+        search()
+    before = matmul_rate()
+    seconds = timed(search)
+    rate, after = counter.get_total_flops() / seconds, matmul_rate()
+    peak = statistics.median([before, after])
+    print(
+        f"{depth} × {width} MLP, 32 reference samples, all node effects of both signs: "
+        f"{counter.get_total_flops() / 1e12:.2f} TFLOP of matrix products in {seconds:.1f} s, "
+        f"{rate / 1e9:.0f} GFLOP/s; this machine multiplies at {peak / 1e9:.0f}: "
+        f"{100 * rate / peak:.0f}%"
+    )
+
+
+class PeakMemory:
+    """Peak resident memory of this process above where it stood, sampled."""
+
+    def __enter__(self) -> PeakMemory:
+        self._process, self._done = psutil.Process(), threading.Event()
+        self._start = self.peak = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.megabytes = (self.peak - self._start) / 1e6
+
+
+def search_memory(width: int, budget: str) -> None:
+    torch.manual_seed(0)
+    model, X = MLP(width, 3), torch.randn(512, width)
+    model(X[:2])
+    with PeakMemory() as memory:
+        neurograph.search(model, X, 1, memory=budget, keep="top:8", progress=False)
+    print(f"3 × {width} MLP, memory={budget!r}: peak {memory.megabytes:.0f} MB above the model")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reference", type=int, nargs="+", default=[8, 32, 128, 734])
+    parser.add_argument("--sample", type=int, default=24)
+    parser.add_argument("--only", choices=["loop", "rate", "memory"])
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if options.only in (None, "loop"):
+        with tempfile.TemporaryDirectory() as folder:
+            model = heart.train(0, folder, epochs=3).model
+        X = heart.load_data(0).train.X
+        for reference in options.reference:
+            compare(model, X, min(reference, len(X)), options.sample)
+    if options.only in (None, "rate"):
+        search_rate(1024, 6)
+    if options.only in (None, "memory"):
+        for budget in ("128MB", "512MB"):
+            search_memory(4096, budget)
+
+
+if __name__ == "__main__":
+    main()

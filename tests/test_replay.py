@@ -1,0 +1,251 @@
+"""Replay and capture: what runs, what is restored, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import neurograph as ng
+from neurograph.capture import capture
+from neurograph.data import Batch
+from neurograph.errors import ModelError
+from neurograph.replay import Plan, Replay
+from neurograph.wiring import direct_plan, read_graph, suffix_plan, target_layers
+from tests import zoo
+
+
+def batch(x: Tensor) -> Batch:
+    return Batch((x,), {})
+
+
+def counted(model: nn.Module) -> dict[str, int]:
+    """Count the real computations of each layer (its own forward, not its stand-in)."""
+    counts: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            continue
+        original = module.forward
+
+        def forward(x: Tensor, name: str = name, original: object = original) -> Tensor:
+            counts[name] = counts.get(name, 0) + 1
+            return original(x)  # type: ignore[operator]
+
+        module.forward = forward
+    return counts
+
+
+def test_suffix_computes_descendants_only_and_equals_the_whole_model() -> None:
+    sample = zoo.branched_cnn(3, 2, 0, torch.float64)
+    x = sample.data(3, 0)
+    recording = capture(sample.model, batch(x))
+    counts = counted(sample.model)
+    with Replay(sample.model, recording) as replay:
+        graph = read_graph(replay)
+        counts.clear()
+        rows = recording.main("conv").repeat(5, 1, 1, 1)
+        outcome = replay.run(suffix_plan(graph, ["conv"]), {"conv": rows}, blocks=5)
+    torch.testing.assert_close(outcome.output, recording.output.repeat(5, 1), rtol=1e-12, atol=0)
+    assert set(counts) == {"branch", "head"}
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7])
+def test_suffix_agrees_at_other_batch_sizes(blocks: int) -> None:
+    for sample in (
+        zoo.branched_cnn(3, 2, 0, torch.float64),
+        zoo.residual_mlp(4, 2, 0, torch.float64),
+        zoo.attention(4, 2, 0, torch.float64),
+        zoo.shared_layer(4, 2, 0, torch.float64),
+    ):
+        recording = capture(sample.model, batch(sample.data(3, 0)))
+        with Replay(sample.model, recording) as replay:
+            graph = read_graph(replay)
+            for name in recording.layers:
+                value = recording.main(name)
+                rows = value.repeat(blocks, *[1] * (value.dim() - 1))
+                out = replay.run(suffix_plan(graph, [name]), {name: rows}, blocks=blocks).output
+                wanted = recording.output.repeat(blocks, 1)
+                torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_in_place_glue_does_not_reach_the_recording() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            h.relu_()
+            h += 1
+            out = self.second(h)
+            out += h
+            x.zero_()
+            return out
+
+    model = InPlace()
+    x = torch.rand(5, 3)
+    kept = x.clone()
+    recording = capture(model, batch(x))
+    before = {name: recording.main(name).clone() for name in recording.layers}
+    assert torch.equal(x, kept)
+    with Replay(model, recording) as replay:
+        read_graph(replay)
+        replay.run(Plan(frozen=frozenset(recording.layers)))
+    for name, value in before.items():
+        assert torch.equal(recording.main(name), value)
+    assert torch.equal(recording.main("input"), kept)
+
+
+def test_plans_are_data_that_say_what_runs() -> None:
+    sample = zoo.mlp((3, 4, 5, 6, 1), "tanh", False, 0, torch.float64)
+    with Replay(sample.model, capture(sample.model, batch(sample.data(2, 0)))) as replay:
+        graph = read_graph(replay)
+    assert target_layers(graph) == ["layers.3"]
+    assert suffix_plan(graph, ["layers.1"]) == Plan(
+        given=frozenset({"layers.1"}), live=frozenset({"layers.2", "layers.3"})
+    )
+    assert direct_plan(graph, "layers.0", ["layers.1"]) == Plan(
+        given=frozenset({"layers.0"}), probed=frozenset({"layers.1"})
+    )
+    residual = zoo.residual_mlp(4, 2, 0, torch.float64)
+    with Replay(residual.model, capture(residual.model, batch(residual.data(2, 0)))) as replay:
+        graph = read_graph(replay)
+    plan = suffix_plan(graph, ["down"])
+    # `enter` skips over `down` into the head, and the head adds to the skip: both must be there
+    # for every intervention. Only `up` feeds nothing that still runs.
+    assert plan.live == {"head"}
+    assert plan.frozen == {"enter", "skip"}
+
+
+class TakesBatchSize(nn.Module):
+    """Takes the batch size from a layer that nothing computed depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.one(x).shape[0]
+        h = self.two(x)
+        return self.three(h.reshape(size, 2, -1).flatten(1))
+
+
+def test_glue_that_takes_the_batch_size_from_an_idle_layer_still_works() -> None:
+    model = TakesBatchSize().double()
+    x = torch.rand(3, 4, dtype=torch.float64)
+    recording = capture(model, batch(x))
+    with Replay(model, recording) as replay:
+        plan = suffix_plan(read_graph(replay), ["two"])
+        assert "one" not in plan.busy
+        rows = recording.main("two").repeat(4, 1)
+        out = replay.run(plan, {"two": rows}, blocks=4).output
+    torch.testing.assert_close(out, recording.output.repeat(4, 1))
+
+
+def test_everything_is_restored_after_success_and_after_an_exception() -> None:
+    sample = zoo.branched_cnn(3, 2, 0, torch.float32)
+    model = sample.model.train()
+    model.norm.eval()
+    own = model.conv.forward
+    model.conv.__dict__["forward"] = own  # a user's own instance attribute must survive
+    handle = model.stem.register_forward_hook(lambda *_: None)
+    recording = capture(model, batch(sample.data(2, 0)))
+    before = [dict(m.__dict__) for m in model.modules()]
+    buffers = [b.clone() for b in model.buffers()]
+    state = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), Replay(model, recording) as replay:
+        assert "forward" in model.stem.__dict__
+        torch.rand(3)
+        read_graph(replay)
+        raise ZeroDivisionError
+    assert [dict(m.__dict__) for m in model.modules()] == before
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.conv.__dict__["forward"] is own
+    handle.remove()
+
+
+def test_buffers_that_forward_writes_are_restored() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.layer(x)
+
+    model = Counting()
+    ng.search(model, torch.rand(20, 2), 1, progress=False)
+    assert model.calls.item() == 0
+
+
+def test_scripted_compiled_and_wrapped_models_are_refused_by_name() -> None:
+    x = torch.rand(4, 2)
+    inner = nn.Linear(2, 1)
+    scripted = torch.jit.script(nn.Sequential(inner))
+    with pytest.raises(ModelError, match="ScriptModule.*pass the eager model"):
+        ng.layer_graph(scripted, x)
+    holder = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 1)))
+    with pytest.raises(ModelError, match=r"module '1' is a ScriptModule"):
+        ng.search(holder, x, 1)
+    with pytest.raises(ModelError, match=r"OptimizedModule: pass .*_orig_mod"):
+        ng.search(torch.compile(nn.Sequential(inner)), x, 1)
+    in_place = nn.Sequential(nn.Linear(2, 1))
+    in_place.compile()
+    with pytest.raises(ModelError, match="compiled in place"):
+        ng.search(in_place, x, 1)
+    with pytest.raises(ModelError, match=r"DataParallel: pass its \.module"):
+        ng.search(nn.DataParallel(inner), x, 1)
+    with pytest.raises(ModelError, match="not a torch.nn.Module"):
+        ng.search(lambda x: x, x, 1)  # type: ignore[arg-type]
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ModelError, match="no module that owns parameters"):
+        ng.layer_graph(nn.Sequential(nn.ReLU()), torch.rand(2, 3))
+
+
+def test_containers_that_own_parameters_are_not_layers_but_parametrised_ones_are() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+            self.inner = parametrizations.weight_norm(nn.Linear(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.inner(x)
+
+    graph = ng.layer_graph(Scaled(), torch.rand(4, 3))
+    assert list(graph) == ["input", "inner"]
+    assert graph.nodes["inner"]["output"]
+
+
+def test_shared_layer_has_a_node_for_each_call() -> None:
+    sample = zoo.shared_layer(3, 1, 0, torch.float64)
+    graph = ng.layer_graph(sample.model, sample.data(3, 0))
+    assert list(graph.edges) == [
+        ("input", "cell"),
+        ("cell", "cell#1"),
+        ("cell", "head"),
+        ("cell#1", "head"),
+    ]
+
+
+def test_several_inputs_are_layers_by_name() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(4, 3)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return (self.a(left) * self.b(right)).sum(1)
+
+    x, y = torch.rand(6, 2), torch.rand(6, 4)
+    positional = ng.layer_graph(Two(), ((x, y), None))
+    assert list(positional) == ["input.left", "input.right", "a", "b"]
+    by_name = ng.layer_graph(Two(), {"left": x, "right": y})
+    assert list(by_name.edges) == [("input.left", "a"), ("input.right", "b")]

@@ -1,0 +1,408 @@
+"""The search as a whole: planted circuits, options, reproducibility, interruption."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import neurograph as ng
+from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
+from neurograph.layers import Neuron
+from tests import zoo
+
+quick = settings(
+    deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+@dataclass
+class Planted:
+    """A dense ReLU network in which only known chains of neurons reach the output."""
+
+    model: nn.Module
+    X: Tensor
+    paths: dict[tuple[Neuron, ...], float]
+
+    @property
+    def neurons(self) -> set[Neuron]:
+        return {n for path in self.paths for n in path}
+
+    @property
+    def edges(self) -> set[tuple[Neuron, Neuron]]:
+        return {pair for path in self.paths for pair in zip(path, path[1:], strict=False)}
+
+
+def plant(signs: list[int], depth: int, distractors: int, seed: int) -> Planted:
+    """Chains of the given signs, each through one neuron a layer, among live distractors.
+
+    All pre-activations stay positive, so ReLU is linear and a path's effect is the 0.05-0.95
+    range of its feature times the product of its weights. Distractors are wired into by
+    everything and vary, but nothing behind them counts: their way out has weight 0.
+    """
+    generator = np.random.default_rng(seed)
+    width = len(signs) + distractors
+    X = torch.from_numpy(generator.uniform(0, 1, (200, width)))
+    layers, places = [], [generator.permutation(width)[: len(signs)] for _ in range(depth + 1)]
+    strength = np.ones(len(signs))
+    for i in range(depth):
+        layer = nn.Linear(width, width, dtype=torch.float64)
+        weight = generator.uniform(0.1, 1, (width, width))
+        on_path = np.zeros((width, width), dtype=bool)
+        on_path[places[i + 1]] = True
+        weight[on_path] = 0  # chain neurons hear nothing but their chain
+        for c in range(len(signs)):
+            w = generator.uniform(0.5, 2)
+            weight[places[i + 1][c], places[i][c]] = w
+            strength[c] *= w
+        layer.weight.data = torch.from_numpy(weight)
+        layer.bias.data = torch.from_numpy(generator.uniform(0, 0.2, width))
+        layers += [layer, nn.ReLU()]
+    head = nn.Linear(width, 1, dtype=torch.float64)
+    out = np.zeros((1, width))
+    for c, sign in enumerate(signs):
+        out[0, places[depth][c]] = w = sign * generator.uniform(0.5, 2)
+        strength[c] *= w
+    head.weight.data, head.bias.data = torch.from_numpy(out), torch.zeros(1, dtype=torch.float64)
+    names = ["input", *(str(2 * i) for i in range(depth))]
+    low, high = np.quantile(X.numpy(), [0.05, 0.95], axis=0)
+    paths = {}
+    for c in range(len(signs)):
+        chain = [Neuron(name, int(places[i][c])) for i, name in enumerate(names)]
+        feature = places[0][c]
+        paths[(*chain, Neuron(str(2 * depth), 0))] = strength[c] * (high - low)[feature]
+    return Planted(nn.Sequential(*layers, head), X, paths)
+
+
+@quick
+@given(
+    st.lists(st.sampled_from([1, -1]), min_size=1, max_size=5),
+    st.integers(1, 3),
+    st.integers(0, 6),
+    st.integers(0, 10_000),
+)
+def test_planted_circuit_is_recovered_whole(
+    signs: list[int], depth: int, distractors: int, seed: int
+) -> None:
+    planted = plant(signs, depth, distractors, seed)
+    circuit = ng.search(planted.model, planted.X, 1, keep="share:1", progress=False)
+    assert set(circuit.graph) == planted.neurons
+    # Kept inputs may also feed distractors, but no edge leads from one chain into another.
+    assert set(circuit.graph.edges) == planted.edges
+    for sign, sense in (("positive", 1), ("negative", -1)):
+        wanted = {p: e for p, e in planted.paths.items() if e * sense > 0}
+        found = list(circuit.paths(10, sign=sign))
+        assert [p.neurons for p in found] == sorted(wanted, key=lambda p: -abs(wanted[p]))
+        for path in found:
+            assert path.measured
+            assert path.effect == pytest.approx(wanted[path.neurons], rel=1e-9)
+            for neuron in path.neurons[:-1]:
+                data = circuit.graph.nodes[neuron]
+                assert data["sign"] == sign
+                assert data["effect"] * sense > 0
+
+
+def relu_net(first: list, second: list, head: list) -> nn.Module:
+    """A bias-free ReLU network with these weights, in float64."""
+    matrices = [torch.tensor(w, dtype=torch.float64) for w in (first, second, [head])]
+    modules: list[nn.Module] = []
+    for weight in matrices:
+        linear = nn.Linear(*weight.T.shape, bias=False, dtype=torch.float64)
+        linear.weight.data = weight
+        modules += [linear, nn.ReLU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def test_paths_that_cancel_in_the_total_are_both_found() -> None:
+    """Feature 0 pushes up along one chain and down by as much along another."""
+    eye = [[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]
+    model = relu_net([[1.0, 0], [1, 0], [0, 1]], eye, [2.0, -2, 0.5])
+    X = torch.rand(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    circuit = ng.search(model, X, 1, keep="share:1", progress=False)
+    up = ("input", 0), ("0", 0), ("2", 0), ("4", 0)
+    down = ("input", 0), ("0", 1), ("2", 1), ("4", 0)
+    weak = ("input", 1), ("0", 2), ("2", 2), ("4", 0)
+    assert [p.neurons for p in circuit.paths(5, sign="positive")] == [up, weak]
+    assert [p.neurons for p in circuit.paths(5, sign="negative")] == [down]
+    feature = circuit.graph.nodes["input", 0]
+    assert feature["sign"] == "both"
+    assert feature["total_effect"] == pytest.approx(0, abs=1e-12)
+    assert feature["positive_effect"] == pytest.approx(-feature["negative_effect"], rel=1e-9)
+    assert feature["positive_effect"] > 1
+
+
+def test_a_neuron_whose_readers_cancel_is_in_both_frontiers() -> None:
+    """A hidden neuron is scored through each frontier; what feeds it has no effect at all."""
+    model = relu_net([[1.0, 0], [0, 1]], [[1.0, 0], [1, 0], [0, 1]], [2.0, -2, 0.5])
+    X = torch.rand(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    circuit = ng.search(model, X, 1, keep="share:1", progress=False)
+    shared = circuit.graph.nodes["0", 0]
+    assert shared["sign"] == "both"
+    assert shared["total_effect"] == pytest.approx(0, abs=1e-12)
+    assert shared["positive_effect"] == pytest.approx(-shared["negative_effect"], rel=1e-9)
+    through = [p.neurons for p in circuit.paths(9, source="0")]
+    assert (("0", 0), ("2", 0), ("4", 0)) in through
+    assert (("0", 0), ("2", 1), ("4", 0)) in through
+    assert ("input", 0) not in circuit.graph
+
+
+def test_target_zero_of_a_single_output_is_minus_target_one() -> None:
+    sample = zoo.mlp((3, 5, 4, 1), "tanh", False, 3, torch.float64)
+    X = sample.data(60, 0)
+    one, zero = (ng.search(sample.model, X, t, progress=False) for t in (1, 0))
+    for layer in ("input", "layers.0", "layers.1"):
+        np.testing.assert_array_equal(
+            one.scores[layer]["positive"], -zero.scores[layer]["negative"]
+        )
+    assert [p.neurons for p in one.paths(5, sign="positive")] == [
+        p.neurons for p in zero.paths(5, sign="negative")
+    ]
+
+
+def test_callable_target_gets_the_output_and_its_batch() -> None:
+    sample = zoo.mlp((3, 5, 2), "tanh", False, 3, torch.float64)
+    X, y = sample.data(60, 0), torch.arange(60) % 2
+
+    def own_logit(output: Tensor, batch: object) -> Tensor:
+        labels = batch.labels  # type: ignore[attr-defined]
+        assert len(labels) == len(output)
+        return output.gather(1, labels[:, None])[:, 0]
+
+    circuit = ng.search(sample.model, (X, y), own_logit, reference=60, keep="share:1", progress=False)
+    assert circuit.target == "own_logit"
+    ends = {n for n, d in circuit.graph.nodes(data=True) if d["target"]}
+    assert ends == {("layers.1", 0), ("layers.1", 1)}
+    # Output 1 is seen by the samples of class 1 only, half of them.
+    low, high = np.quantile(_outputs(sample.model, X)[:, 1], [0.05, 0.95])
+    assert circuit.graph.nodes["layers.1", 1]["effect"] == pytest.approx((high - low) / 2)
+
+
+def _outputs(model: nn.Module, X: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return model(X).numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_seed_makes_results_equal_bit_for_bit(dtype: torch.dtype) -> None:
+    sample = zoo.branched_cnn(3, 2, 5, dtype)
+    X = sample.data(40, 0)
+    state = torch.get_rng_state()
+    one = ng.search(sample.model, X, 1, reference=8, seed=7, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    two = ng.search(sample.model, X, 1, reference=8, seed=7, progress=False)
+    assert dict(one.graph.nodes(data=True)) == dict(two.graph.nodes(data=True))
+    assert list(one.graph.edges(data=True)) == list(two.graph.edges(data=True))
+    assert one.strongest == two.strongest
+    other = ng.search(sample.model, X, 1, reference=8, seed=8, progress=False)
+    assert other.provenance["data"]["reference"] != one.provenance["data"]["reference"]
+
+
+@pytest.mark.parametrize("memory", [3_000, 100_000, "64MB"])
+def test_memory_budget_does_not_change_the_numbers(memory: int | str) -> None:
+    sample = zoo.residual_mlp(4, 1, 2, torch.float64)
+    X = sample.data(80, 1)
+    profiled = ng.profile(sample.model, X)
+    small = ng.search(sample.model, X, 1, profile=profiled, memory=memory, progress=False)
+    large = ng.search(sample.model, X, 1, profile=profiled, memory="1GB", progress=False)
+    assert set(small.graph) == set(large.graph)
+    for layer, table in large.scores.items():
+        for key, values in table.items():
+            np.testing.assert_allclose(small.scores[layer][key], values, rtol=1e-9, atol=1e-12)
+
+
+def test_positive_and_negative_searches_share_no_frontier_but_the_start() -> None:
+    sample = zoo.mlp((4, 12, 10, 1), "tanh", False, 0, torch.float64)
+    circuit = ng.search(sample.model, sample.data(100, 0), 1, keep="top:3", progress=False)
+    for layer in ("layers.0", "layers.1"):
+        signs = {
+            sign: set(circuit.neurons(sign=sign, layer=layer)["index"])
+            for sign in ("positive", "negative")
+        }
+        assert len(signs["positive"]) == len(signs["negative"]) == 3
+        scores = circuit.scores[layer]
+        for sign, sense in (("positive", 1), ("negative", -1)):
+            best = np.argsort(-sense * scores[sign])[:3]
+            assert signs[sign] == set(best.tolist())
+    assert circuit.graph.nodes["layers.2", 0]["sign"] == "both"
+
+
+def test_constant_neurons_have_no_effect_and_are_not_kept() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        model[0].weight[1] = 0
+        model[0].bias[1] = 2.0
+    X = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    circuit = ng.search(model, X, 1, keep="share:1", progress=False)
+    assert circuit.scores["0"]["positive"][1] == 0
+    assert ("0", 1) not in circuit.graph
+
+
+def test_a_profile_can_be_made_once_and_used_again() -> None:
+    sample = zoo.mlp((3, 5, 2), "relu", False, 1, torch.float64)
+    X = sample.data(50, 0)
+    profiled = ng.profile(sample.model, X)
+    given_one = ng.search(sample.model, X, 0, profile=profiled, progress=False)
+    made_one = ng.search(sample.model, X, 0, progress=False)
+    assert given_one.strongest == made_one.strongest
+    with pytest.raises(OptionError, match="layer_graph"):
+        ng.search(sample.model, X, 0, profile=ng.layer_graph(sample.model, X))
+    other = zoo.mlp((3, 6, 2), "relu", False, 1, torch.float64)
+    with pytest.raises(OptionError, match=r"5 neurons for layer 'layers.0', the model 6"):
+        ng.search(other.model, X, 0, profile=profiled)
+
+
+def test_explicit_reference_samples() -> None:
+    sample = zoo.mlp((3, 5, 1), "relu", False, 1, torch.float64)
+    X = sample.data(50, 0)
+    circuit = ng.search(sample.model, X, 1, reference=X[:1], progress=False)
+    assert math.isnan(circuit.graph.nodes["layers.0", circuit.neurons(layer="layers.0")["index"][0]]["stderr"])
+    assert circuit.provenance["options"]["reference"] == "given"
+
+
+class Failing(nn.Module):
+    """Raises in the middle of the work: after some calls of its forward."""
+
+    def __init__(self, error: BaseException, after: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 1)
+        self.error, self.after, self.calls = error, after, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = torch.tanh(self.first(x)) * 1.0
+        if self.calls > self.after:
+            raise self.error
+        return self.second(h) + h[:, :1]
+
+
+def state_of(model: nn.Module) -> tuple[object, ...]:
+    modules = list(model.modules())
+    return (
+        [m.__dict__.get("forward") for m in modules],
+        [m.training for m in modules],
+        [dict(m._forward_hooks) for m in modules],
+        [dict(m._forward_pre_hooks) for m in modules],
+        [b.clone() for b in model.buffers()],
+        [p.requires_grad for p in model.parameters()],
+    )
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 8, 12])
+def test_model_that_raises_is_restored_and_its_error_kept(after: int) -> None:
+    model = Failing(RuntimeError("the cat sat on the cable"), after).train()
+    before = state_of(model)
+    with pytest.raises(ModelError, match="the cat sat on the cable") as caught:
+        ng.search(model, torch.rand(20, 3), 1, progress=False)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("after", [9, 14, 16])
+def test_interrupt_keeps_what_was_found(after: int) -> None:
+    model = Failing(KeyboardInterrupt(), after).train()
+    before = state_of(model)
+    with pytest.raises(SearchInterrupted) as caught:
+        ng.search(model, torch.rand(20, 3), 1, progress=False)
+    assert state_of(model) == before
+    circuit = caught.value.circuit
+    if circuit is not None:
+        assert isinstance(circuit, ng.Circuit)
+        assert not circuit.provenance["complete"]
+        assert "incomplete" in repr(circuit)
+        assert len(circuit.graph) > 0
+    assert after < 14 or circuit is not None
+
+
+def test_train_mode_is_searched_in_eval_and_restored() -> None:
+    class Dropped(nn.Sequential):
+        pass
+
+    model = Dropped(
+        nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 1)
+    ).train()
+    model[2].eval()
+    X = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    running = model[1].running_mean.clone()
+    circuit = ng.search(model, X, 1, keep="top:8", progress=False)
+    assert [m.training for m in model] == [True, True, False, True, True]
+    assert torch.equal(model[1].running_mean, running)
+    model.eval()
+    again = ng.search(model, X, 1, keep="top:8", progress=False)
+    assert again.strongest == circuit.strongest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": 3}, r"target 3 is out of range.*0…1"),
+        ({"target": -1}, "target -1 is out of range"),
+        ({"target": "yes"}, "target is 'yes'"),
+        ({"contrast": "median"}, "contrast='median'"),
+        ({"contrast": (0.9, 0.1)}, "ascending"),
+        ({"background": "noise"}, "background='noise'"),
+        ({"keep": "best"}, "keep='best'"),
+        ({"keep": "top:0"}, "keeps nothing"),
+        ({"reference": 0}, "reference=0"),
+        ({"memory": "lots"}, "memory='lots'"),
+        ({"paths": -1}, "paths=-1"),
+        ({"feature_names": ["a"]}, "1 names for 3 input features"),
+        ({"class_names": ["a", "b", "c"]}, "3 names for 2 targets"),
+        ({"target": lambda output, batch: output}, "one number a sample"),
+    ],
+)
+def test_bad_options_are_told_by_name(options: dict, message: str) -> None:
+    sample = zoo.mlp((3, 4, 1), "tanh", False, 0, torch.float32)
+    target = options.pop("target", 1)
+    with pytest.raises(OptionError, match=message):
+        ng.search(sample.model, sample.data(20, 0), target, progress=False, **options)
+
+
+def test_sizes_that_do_not_fit_are_told() -> None:
+    sample = zoo.mlp((3, 4, 1), "tanh", False, 0, torch.float32)
+    with pytest.raises(ModelError, match=r"inputs of shape \(4, 5\)"):
+        ng.search(sample.model, torch.rand(10, 5), 1, progress=False)
+    pair = ng.Counterfactual(torch.rand(5, 3))
+    with pytest.raises(DataError, match="5 samples, fewer than the data"):
+        ng.search(sample.model, torch.rand(50, 3), 1, contrast=pair, progress=False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_named(value: float) -> None:
+    sample = zoo.mlp((3, 4, 4, 1), "tanh", False, 0, torch.float32)
+    X = sample.data(20, 0)
+    X[13, 1] = value
+    with pytest.raises(DataError, match=r"batch 0 at position \[13, 1\]"):
+        ng.search(sample.model, X, 1, progress=False)
+    with torch.no_grad():
+        sample.model.layers[1].bias[2] = value
+    with pytest.raises(ModelError, match=r"weights 'layers.1.bias'"):
+        ng.search(sample.model, sample.data(20, 0), 1, progress=False)
+
+
+def test_activations_and_effects_that_overflow_are_named() -> None:
+    class Overflow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.exp(1e6 * self.first(x).abs()))
+
+    with pytest.raises(ModelError, match="layer 'second' returns NaN or infinity"):
+        ng.search(Overflow(), torch.rand(9, 2) + 1, 1, progress=False)
+
+    sample = zoo.mlp((3, 4, 1), "tanh", False, 0, torch.float32)
+    with pytest.raises(ModelError, match="effects of layer 'layers.1'"):
+        ng.search(
+            sample.model,
+            sample.data(20, 0),
+            lambda output, batch: torch.log(output[:, 0] - output[:, 0]),
+            progress=False,
+        )
