@@ -14,6 +14,7 @@ machine multiplies in the same run, and the memory it takes above the model.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import threading
@@ -111,7 +112,7 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> None:
     loop, worst = 0.0, 0.0
     generator = torch.Generator().manual_seed(0)
     for sign in SIGNS:
-        for writer, reader in zip(LAYERS, LAYERS[1:], strict=False):
+        for writer, reader in itertools.pairwise(LAYERS):
             width = len(found.scores[writer][sign])
             chosen = torch.randperm(width, generator=generator)[:sample].tolist()
             seen = found.indices(sign, reader)

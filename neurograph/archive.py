@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -12,7 +13,6 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from neurograph.circuit import Circuit, Path
 from neurograph.errors import CircuitFileError, OptionError
@@ -107,27 +107,25 @@ def load(path: str | FilePath) -> Circuit:
     path = FilePath(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no circuit file {str(path)!r}")
+    content = path.read_bytes()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             text, scores = (archive.read(name) for name in _MEMBERS)
         document = json.loads(text)
         if document["format"] != FORMAT:
-            raise KeyError("format")
-    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+            raise ValueError(f"format {document['format']!r}")
+        if document["version"] <= FORMAT_VERSION:
+            return _read(document, safetensors.numpy.load(scores))
+    except Exception as error:
+        # Damage shows as any error of zipfile, zlib, struct, json, safetensors or of our own.
+        reason = " ".join(str(error).split())
         raise CircuitFileError(
-            f"{str(path)!r} is no circuit file, or a damaged one ({error}): save it again"
+            f"{str(path)!r} is no circuit file, or a damaged one ({reason}): save it again"
         ) from error
-    if document["version"] > FORMAT_VERSION:
-        raise CircuitFileError(
-            f"{str(path)!r} has format version {document['version']}, and this neurograph reads "
-            f"up to {FORMAT_VERSION}: upgrade neurograph-torch"
-        )
-    try:
-        return _read(document, safetensors.numpy.load(scores))
-    except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
-        raise CircuitFileError(
-            f"{str(path)!r} is a damaged circuit file ({error}): save it again"
-        ) from error
+    raise CircuitFileError(
+        f"{str(path)!r} has format version {document['version']}, and this neurograph reads "
+        f"up to {FORMAT_VERSION}: upgrade neurograph-torch"
+    )
 
 
 def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
@@ -144,8 +142,8 @@ def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
     for listed, effect, stderr, measured in document["paths"]:
         neurons = tuple(Neuron(*n) for n in listed)
         names = tuple(str(graph.nodes[n]["name"]) for n in neurons)
-        numbers = [float("nan") if x is None else float(x) for x in (effect, stderr)]
-        paths.append(Path(neurons, *numbers, bool(measured), names))
+        numbers = _none_to_nan({"effect": effect, "stderr": stderr})
+        paths.append(Path(neurons, **numbers, measured=bool(measured), names=names))
     scores: dict[str, dict[str, np.ndarray]] = {}
     for key, values in arrays.items():
         layer, kind = json.loads(key)

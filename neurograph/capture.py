@@ -189,6 +189,7 @@ def observe(
 
 
 def call_name(path: str, calls: Counter[str]) -> str:
+    """Count a call of a module and name it: `cell`, then `cell#1` and so on."""
     calls[path] += 1
     name = path or "model"
     return name if calls[path] == 1 else f"{name}#{calls[path] - 1}"
@@ -196,7 +197,8 @@ def call_name(path: str, calls: Counter[str]) -> str:
 
 def _describe(name: str, path: str, module: nn.Module, output: Any) -> Layer:
     tensor = main_tensor(output)
-    neurons, dim, shape = 0, 0, ()
+    neurons, dim = 0, 0
+    shape: tuple[int, ...] = ()
     if tensor is not None and tensor.dim() > 1:
         dim = channel_dim(module, tensor)
         neurons, shape = int(tensor.shape[dim]), tuple(tensor.shape[1:])

@@ -1,10 +1,9 @@
-"""The result of a search: a graph of neurons to query, with everything that says how it was found."""
+"""The result of a search: a graph of neurons to query, and all that says how it was found."""
 
 from __future__ import annotations
 
 import html
 import itertools
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -16,7 +15,7 @@ import pandas as pd
 
 from neurograph.errors import OptionError
 from neurograph.layers import Neuron
-from neurograph.paths import ranked_paths
+from neurograph.paths import Path, PathQuery, check_sign, format_effect, name_of
 from neurograph.selection import SIGNS, Sign
 
 if TYPE_CHECKING:
@@ -28,55 +27,6 @@ Measure = Callable[[Sequence[tuple[Neuron, ...]]], list[tuple[float, float]]]
 """From paths to their measured (effect, standard error)."""
 
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
-
-
-def format_effect(effect: float, stderr: float) -> str:
-    """Write an effect with its standard error.
-
-    Examples
-    --------
-    >>> format_effect(0.41234, 0.0211)
-    '+0.412 ± 0.021'
-    >>> format_effect(-3.2, float("nan"))
-    '-3.2'
-    """
-    if math.isnan(stderr):
-        return f"{effect:+.3g}"
-    # Two digits of the error, but never more than four of the effect: the rest is rounding.
-    finest = max(stderr, abs(effect) / 1000)
-    digits = max(0, min(9, 1 - math.floor(math.log10(finest)))) if finest else 0
-    return f"{effect:+.{digits}f} ± {stderr:.{digits}f}"
-
-
-@dataclass(frozen=True)
-class Path:
-    """Neurons from the input to the target, each read by the next.
-
-    Attributes
-    ----------
-    neurons : tuple of Neuron
-    effect : float
-        Effect of the first neuron's move on the target when the change travels along these
-        neurons only, in units of the target.
-    stderr : float
-        Standard error of that mean over the reference samples; NaN where it is not measured or
-        there was a single sample.
-    measured : bool
-        False where `effect` is an estimate from the path's edges.
-    names : tuple of str
-        What the neurons are called.
-    """
-
-    neurons: tuple[Neuron, ...]
-    effect: float
-    stderr: float
-    measured: bool = True
-    names: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        names = self.names or tuple(map(str, self.neurons))
-        mark = "" if self.measured else " (estimated)"
-        return f"{' → '.join(names)} {format_effect(self.effect, self.stderr)}{mark}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,21 +107,18 @@ class Circuit:
         OptionError
             An unknown layer, neuron or sign.
         """
-        keep = self._filter(sign, source, through, layers)
-        stored = [path for path in self.strongest if keep(path)]
+        query = PathQuery.read(self.graph, self.layers, sign, source, through, layers)
+        stored = [path for path in self.strongest if query.accepts(path)]
         if len(stored) >= k:
             yield from stored[:k]
             return
         seen = {path.neurons for path in stored}
-        fresh = (p for p in self.candidates(sign, source, layers) if p.neurons not in seen)
+        fresh = (path for path in query.candidates(self.graph) if path.neurons not in seen)
         if self._measure is None:
-            yield from stored
-            yield from itertools.islice(filter(keep, fresh), k - len(stored))
+            yield from itertools.islice(itertools.chain(stored, fresh), k)
             return
-        wanted = _CANDIDATES * (k - len(stored))
-        loose = self._filter(None, source, through, layers)
-        batch = list(itertools.islice(filter(loose, fresh), wanted))
-        found = [path for path in self.measure(batch) if keep(path)]
+        batch = list(itertools.islice(fresh, _CANDIDATES * (k - len(stored))))
+        found = [path for path in self.measure(batch) if query.accepts(path)]
         yield from sorted(stored + found, key=lambda p: -abs(p.effect))[:k]
 
     def measure(self, paths: Iterable[Path | Sequence[Neuron]]) -> list[Path]:
@@ -205,7 +152,7 @@ class Circuit:
         DataFrame
             Columns ``layer, index, name, effect, stderr, sign``.
         """
-        _check_sign(sign)
+        check_sign(sign)
         signs = (*SIGNS, "both") if sign is None else (sign, "both")
         rows = []
         for neuron, data in self.graph.nodes(data=True):
@@ -226,7 +173,7 @@ class Circuit:
             Columns ``source_layer, source_index, target_layer, target_index, effect, stderr,
             sign``.
         """
-        _check_sign(sign)
+        check_sign(sign)
         rows = [
             (*u, *v, data["effect"], data["stderr"], data["sign"])
             for u, v, data in self.graph.edges(data=True)
@@ -274,8 +221,7 @@ class Circuit:
 
     def name(self, neuron: Neuron | tuple[str, int]) -> str:
         """What a neuron is called: a feature, a class, or ``layer[index]``."""
-        neuron = Neuron(*neuron)
-        return str(self.graph.nodes[neuron]["name"]) if neuron in self.graph else str(neuron)
+        return name_of(self.graph, Neuron(*neuron))
 
     # -- the model again -------------------------------------------------------------------------
 
@@ -348,87 +294,11 @@ class Circuit:
         sense = 1 if sign == "positive" else -1
         return [p for p in self.strongest if p.effect * sense > 0][:k]
 
-    # -- how paths are chosen --------------------------------------------------------------------
-
-    def candidates(
-        self,
-        sign: Sign | None = None,
-        source: str | Neuron | None = None,
-        layers: Collection[str] | None = None,
-    ) -> Iterator[Path]:
-        """Yield paths by what their edges promise, unmeasured; see `ranked_paths`."""
-        graph = self.graph
-        if layers is not None:
-            graph = graph.subgraph([n for n in graph if n.layer in layers])
-        sources = [n for n in graph if self._starts(n, source)]
-        for neurons, estimate in ranked_paths(graph, sources, sign):
-            names = tuple(map(self.name, neurons))
-            yield Path(neurons, estimate, float("nan"), False, names)
-
-    def _starts(self, neuron: Neuron, source: str | Neuron | None) -> bool:
-        if source is None:
-            inputs = any(self.layers.nodes[n.layer]["type"] == "Input" for n in self.graph)
-            if inputs:
-                return bool(self.layers.nodes[neuron.layer]["type"] == "Input")
-            return self.graph.in_degree(neuron) == 0
-        return neuron.layer == source if isinstance(source, str) else neuron == Neuron(*source)
-
-    def _filter(
-        self,
-        sign: Sign | None,
-        source: str | Neuron | None,
-        through: str | Neuron | Iterable[Neuron] | None,
-        layers: Collection[str] | None,
-    ) -> Callable[[Path], bool]:
-        _check_sign(sign)
-        needed, needed_layers = self._needed(through)
-        if isinstance(source, str):
-            needed_layers = {*needed_layers, source}
-        elif source is not None:
-            self._check_neuron(Neuron(*source))
-        for layer in {*needed_layers, *(layers or ())}:
-            if layer not in self.layers:
-                known = ", ".join(self.layers)
-                raise OptionError(f"there is no layer {layer!r}; the model has {known}")
-        sense = {None: 0, "positive": 1, "negative": -1}[sign]
-
-        def keep(path: Path) -> bool:
-            on_path = {n.layer for n in path.neurons}
-            return (
-                (sense == 0 or path.effect * sense > 0)
-                and self._starts(path.neurons[0], source)
-                and needed.issubset(path.neurons)
-                and needed_layers <= on_path
-                and (layers is None or on_path <= set(layers))
-            )
-
-        return keep
-
-    def _needed(
-        self, through: str | Neuron | Iterable[Neuron] | None
-    ) -> tuple[set[Neuron], set[str]]:
-        if through is None:
-            return set(), set()
-        if isinstance(through, str):
-            return set(), {through}
-        one = isinstance(through, Neuron) or (
-            isinstance(through, tuple) and len(through) == 2 and isinstance(through[0], str)
-        )
-        neurons = {Neuron(*n) for n in ([through] if one else through)}  # type: ignore[misc]
-        for neuron in neurons:
-            self._check_neuron(neuron)
-        return neurons, set()
-
     def _check_neuron(self, neuron: Neuron) -> None:
         if neuron not in self.graph:
             raise OptionError(
                 f"the circuit did not keep {neuron}; circuit.neurons() lists what it kept"
             )
-
-
-def _check_sign(sign: str | None) -> None:
-    if sign not in (None, *SIGNS):
-        raise OptionError(f"sign={sign!r} is neither 'positive' nor 'negative'")
 
 
 def _by_strength(table: pd.DataFrame) -> pd.DataFrame:

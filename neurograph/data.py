@@ -225,7 +225,6 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     """Join batches of equal structure along the batch dimension."""
     if len(batches) == 1:
         return batches[0]
-    first = batches[0]
 
     def join(*leaves: Any) -> Any:
         if isinstance(leaves[0], Tensor) and leaves[0].dim() > 0:
@@ -240,7 +239,6 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
 
     trees = [(b.args, dict(b.kwargs), b.labels) for b in batches]
     args, kwargs, labels = tree_map(join, *trees)
-    del first
     return Batch(args, kwargs, labels)
 
 
@@ -263,8 +261,8 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
     for batch in source:
         keys = torch.rand(batch.size, generator=generator, dtype=torch.float64)
         limit = max(k for k, _, _ in kept) if len(kept) == count else float("inf")
-        for row in torch.nonzero(keys < limit).flatten().tolist():
-            kept.append((float(keys[row]), start + row, _row(batch, row)))
+        rows = torch.nonzero(keys < limit).flatten().tolist()
+        kept += [(float(keys[row]), start + row, _row(batch, row)) for row in rows]
         kept = sorted(kept, key=lambda item: item[0])[:count]
         start += batch.size
     kept.sort(key=lambda item: item[1])

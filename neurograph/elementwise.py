@@ -63,11 +63,11 @@ def _in_place(func: Any) -> Any | None:
     return getattr(packet, func._overloadname, None) if packet is not None else None
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follow tensors through pointwise operations from the layers that returned them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.found: dict[tuple[str, str], Chain] = {}
         self.data_dependent = False
@@ -107,12 +107,13 @@ class _Watch(TorchDispatchMode):
         random = torch.Tag.nondeterministic_seeded in func.tags
         if (not pointwise and func not in _RENAMES | _RESHAPES) or random:
             return None
-        entry = self.known.get(args[0])
-        return None if entry is None else (*entry, (args[0].shape, args[0].dtype))
+        if args[0] not in self.known:
+            return None
+        return (*self.known[args[0]], (args[0].shape, args[0].dtype))
 
     @staticmethod
     def _is_like(result: Tensor, operand: Any) -> bool:
-        return (result.shape, result.dtype) == operand
+        return bool((result.shape, result.dtype) == operand)
 
     def _forget_shared(self, args: Any) -> None:
         """Forget every tensor whose memory an in-place operation may have written."""
@@ -138,6 +139,8 @@ def find_chains(replay: Replay) -> dict[tuple[str, str], Chain]:
     with watch:
         replay.run(Plan(frozen=frozenset(layers)), listen=watch.hear)
     if watch.data_dependent:
+        # A number taken out of a tensor is one for the whole batch: interventions cannot share.
+        replay.one_by_one = True
         return {}
     return {
         (writer, reader): chain

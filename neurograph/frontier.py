@@ -165,7 +165,8 @@ def _find_edges_between(
         moving = [i for i in range(len(sources)) if abs(float(shares[i, j])) > 4 * eps]
         if not moving:
             continue
-        measured = node_effects(experiment, writer, [sources[i] for i in moving], {reader: [output]})
+        chosen = [sources[i] for i in moving]
+        measured = node_effects(experiment, writer, chosen, {reader: [output]})
         for i, (effect, stderr) in zip(moving, _pairs(measured), strict=True):
             edge = Neuron(writer, sources[i]), Neuron(reader, output)
             found.edges[edge] = Edge(effect, stderr, float(shares[i, j]), sign)

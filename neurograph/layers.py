@@ -24,9 +24,9 @@ __all__ = [
     "find_owners",
     "is_convolution",
     "iter_tensors",
+    "main_tensor",
     "refuse_unsupported",
     "replace_main",
-    "main_tensor",
     "tree_leaves",
     "tree_map",
 ]
@@ -45,7 +45,7 @@ class Neuron(NamedTuple):
     """
 
     layer: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
     def __str__(self) -> str:
         return f"{self.layer}[{self.index}]"

@@ -1,20 +1,165 @@
-"""The best paths of a circuit's graph, lazily, ranked by what its edges promise."""
+"""Paths through a circuit's graph: what one is, which ones are asked for, the best first."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 
-from neurograph.layers import Neuron
-from neurograph.selection import Sign
+from neurograph.errors import OptionError
+from neurograph.layers import INPUT_TYPE, Neuron
+from neurograph.selection import SIGNS, Sign
 
-__all__ = ["ranked_paths"]
+__all__ = ["Path", "PathQuery", "check_sign", "format_effect", "name_of", "ranked_paths"]
 
-_SIGN = {"positive": 1, "negative": -1}
+_SENSE = {None: 0, "positive": 1, "negative": -1}
+
+
+def format_effect(effect: float, stderr: float) -> str:
+    """Write an effect with its standard error.
+
+    Examples
+    --------
+    >>> format_effect(0.41234, 0.0211)
+    '+0.412 ± 0.021'
+    >>> format_effect(-3.2, float("nan"))
+    '-3.2'
+    """
+    if math.isnan(stderr):
+        return f"{effect:+.3g}"
+    # Two digits of the error, but never more than four of the effect: the rest is rounding.
+    finest = max(stderr, abs(effect) / 1000)
+    digits = max(0, min(9, 1 - math.floor(math.log10(finest)))) if finest else 0
+    return f"{effect:+.{digits}f} ± {stderr:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Path:
+    """Neurons from the input to the target, each read by the next.
+
+    Attributes
+    ----------
+    neurons : tuple of Neuron
+    effect : float
+        Effect of the first neuron's move on the target when the change travels along these
+        neurons only, in units of the target.
+    stderr : float
+        Standard error of that mean over the reference samples; NaN where it is not measured or
+        there was a single sample.
+    measured : bool
+        False where `effect` is an estimate from the path's edges.
+    names : tuple of str
+        What the neurons are called.
+    """
+
+    neurons: tuple[Neuron, ...]
+    effect: float
+    stderr: float
+    measured: bool = True
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        names = self.names or tuple(map(str, self.neurons))
+        mark = "" if self.measured else " (estimated)"
+        return f"{' → '.join(names)} {format_effect(self.effect, self.stderr)}{mark}"
+
+
+@dataclass(frozen=True)
+class PathQuery:
+    """Which paths are wanted; made by `read`, which checks it against a circuit.
+
+    Attributes
+    ----------
+    sign : {"positive", "negative"} or None
+    sources : frozenset of Neuron
+        Where paths may begin.
+    neurons, through : frozenset
+        Neurons, and layers, that must lie on the path.
+    layers : frozenset of str
+        Layers a path must keep to.
+    """
+
+    sign: Sign | None
+    sources: frozenset[Neuron]
+    neurons: frozenset[Neuron]
+    through: frozenset[str]
+    layers: frozenset[str]
+
+    @staticmethod
+    def read(
+        graph: nx.DiGraph,
+        layers: nx.DiGraph,
+        sign: Sign | None,
+        source: str | Neuron | None,
+        through: str | Neuron | Iterable[Neuron] | None,
+        only: Collection[str] | None,
+    ) -> PathQuery:
+        """Read a query as `Circuit.paths` takes it; OptionError naming what does not exist."""
+        check_sign(sign)
+        needed, needed_layers = _listed(through)
+        begin, begin_layers = _listed(source)
+        for layer in (*needed_layers, *begin_layers, *(only or ())):
+            if layer not in layers:
+                raise OptionError(f"there is no layer {layer!r}; the model has {', '.join(layers)}")
+        for neuron in (*needed, *begin):
+            if neuron not in graph:
+                raise OptionError(
+                    f"the circuit did not keep {neuron}; circuit.neurons() lists what it kept"
+                )
+        if source is None:
+            begin = frozenset(n for n in graph if layers.nodes[n.layer]["type"] == INPUT_TYPE)
+            begin = begin or frozenset(n for n in graph if graph.in_degree(n) == 0)
+        begin |= {n for n in graph if n.layer in begin_layers}
+        return PathQuery(sign, begin, needed, needed_layers, frozenset(only or layers))
+
+    def accepts(self, path: Path) -> bool:
+        """Whether a path is wanted."""
+        sense, on_path = _SENSE[self.sign], {n.layer for n in path.neurons}
+        return (
+            (sense == 0 or path.effect * sense > 0)
+            and path.neurons[0] in self.sources
+            and self.neurons.issubset(path.neurons)
+            and self.through <= on_path <= self.layers
+        )
+
+    def candidates(self, graph: nx.DiGraph) -> Iterator[Path]:
+        """Yield wanted paths by what their edges promise, unmeasured."""
+        inside = graph.subgraph([n for n in graph if n.layer in self.layers])
+        for neurons, estimate in ranked_paths(inside, self.sources, self.sign):
+            names = tuple(name_of(graph, n) for n in neurons)
+            path = Path(neurons, estimate, math.nan, False, names)
+            if self.accepts(path):
+                yield path
+
+
+def check_sign(sign: str | None) -> None:
+    """Raise OptionError for what is no sign."""
+    if sign not in (None, *SIGNS):
+        raise OptionError(f"sign={sign!r} is neither 'positive' nor 'negative'")
+
+
+def name_of(graph: nx.DiGraph, neuron: Neuron) -> str:
+    """What a neuron is called: a feature, a class, or ``layer[index]``."""
+    return str(graph.nodes[neuron]["name"]) if neuron in graph else str(neuron)
+
+
+def _listed(
+    chosen: str | Neuron | Iterable[Neuron] | None,
+) -> tuple[frozenset[Neuron], frozenset[str]]:
+    """Read a layer, a neuron or several neurons as neurons and layers."""
+    if chosen is None:
+        return frozenset(), frozenset()
+    if isinstance(chosen, str):
+        return frozenset(), frozenset({chosen})
+    items: tuple[Any, ...] = tuple(chosen)
+    if len(items) == 2 and isinstance(items[0], str):
+        return frozenset({Neuron(*items)}), frozenset()
+    return frozenset(Neuron(*n) for n in items), frozenset()
 
 
 def ranked_paths(
@@ -30,7 +175,8 @@ def ranked_paths(
     Parameters
     ----------
     graph : networkx.DiGraph
-        Acyclic; edges with ``transfer``, target neurons with ``target`` and ``effect``.
+        Acyclic; edges with ``transfer``, target neurons with ``target`` and ``effect``, or
+        ``direct_effect`` where the target is not their only reader.
     sources : collection of Neuron
         Where paths may begin.
     sign : {"positive", "negative"}, optional
@@ -46,7 +192,7 @@ def ranked_paths(
     Best-first search with the exact best completion as the bound, so that paths come in order
     and no more of the graph is walked than they need (Hart, Nilsson & Raphael 1968).
     """
-    wanted = (1, -1) if sign is None else (_SIGN[sign],)
+    wanted = (1, -1) if sign is None else (_SENSE[sign],)
     best = _best_completions(graph)
     order = itertools.count()
     heap: list[tuple[float, int, tuple[Neuron, ...], float, bool]] = []
@@ -67,9 +213,14 @@ def ranked_paths(
             continue
         last = graph.nodes[path[-1]]
         if last.get("target") and len(path) > 1:
-            push(path, value * float(last["effect"]), whole=True)
+            push(path, value * _effect_at_end(last), whole=True)
         for reader, edge in graph.adj[path[-1]].items():
             push((*path, reader), value * float(edge["transfer"]))
+
+
+def _effect_at_end(data: Mapping[str, Any]) -> float:
+    """Effect of a target neuron by itself: what others make of it are paths of their own."""
+    return float(data["direct_effect"] if "direct_effect" in data else data["effect"])
 
 
 def _best_completions(graph: nx.DiGraph) -> dict[Neuron, dict[int, float]]:
@@ -79,7 +230,8 @@ def _best_completions(graph: nx.DiGraph) -> dict[Neuron, dict[int, float]]:
         ahead = {1: 0.0, -1: 0.0}
         data = graph.nodes[neuron]
         if data.get("target"):
-            ahead[1 if data["effect"] > 0 else -1] = abs(data["effect"])
+            effect = _effect_at_end(data)
+            ahead[1 if effect > 0 else -1] = abs(effect)
         for reader, edge in graph.adj[neuron].items():
             factor = float(edge["transfer"])
             for s in (1, -1):

@@ -143,21 +143,22 @@ def _collect(
     pooled: set[str] = set()
     while True:
         metrics = {
-            name: ActivationStatistics(
-                (layer.neurons,) if name in pooled else _first(recording.main(name), layer).shape[1:],
-                quantiles=levels,
-                reservoir=rows,
-                seed=seed,
-                dtype=torch.float64
-                if recording.main(name).dtype == torch.float64
-                else torch.float32,
-            ).to(recording.main(name).device)
+            name: _statistics_for(recording.main(name), layer, name in pooled, levels, rows, seed)
             for name, layer in layers.items()
         }
         varying = _stream(model, source, layers, metrics, pooled, progress)
         if not varying:
             return metrics
         pooled |= varying
+
+
+def _statistics_for(
+    example: Tensor, layer: Layer, pooled: bool, levels: Sequence[float], rows: int, seed: int
+) -> ActivationStatistics:
+    shape = (layer.neurons,) if pooled else tuple(_first(example, layer).shape[1:])
+    dtype = torch.float64 if example.dtype == torch.float64 else torch.float32
+    metric = ActivationStatistics(shape, quantiles=levels, reservoir=rows, seed=seed, dtype=dtype)
+    return metric.to(example.device)
 
 
 def _first(tensor: Tensor, layer: Layer) -> Tensor:

@@ -84,6 +84,14 @@ class Outcome:
     output: Any = None
     probed: dict[str, Any] = field(default_factory=dict)
 
+    def first(self, rows: int) -> Outcome:
+        """Return what belongs to the first rows."""
+        output, probed = tree_map(
+            lambda x: x[:rows] if isinstance(x, Tensor) and x.dim() else x,
+            (self.output, self.probed),
+        )
+        return Outcome(output, probed)
+
 
 class Replay:
     """Run a model from a recording, computing only what a plan asks for.
@@ -103,7 +111,8 @@ class Replay:
         self.model = model
         self.recording = recording
         self._stack = contextlib.ExitStack()
-        self._checked: dict[Plan, Plan] = {}
+        self.one_by_one = False  # set where glue is known to mix the samples of a batch
+        self._checked: dict[Plan, Plan | None] = {}
         self._run: _Run | None = None
 
     def __enter__(self) -> Replay:
@@ -163,28 +172,38 @@ class Replay:
             With no output if the plan has probed layers: the run stops at the last of them.
         """
         job = _Job(plan, given or {}, blocks, samples, masks or {}, listen)
-        if listen is None and blocks > 1:
-            job = job.with_plan(self._trusted(job))
-        return self._execute(job)
-
-    def _trusted(self, job: _Job) -> Plan:
-        """Check once that leaving layers idle changes nothing, else freeze them instead.
-
-        Glue may take the batch size from an idle layer's output; then a plan with idle layers
-        fails or goes wrong, and so shows on two equal interventions.
-        """
-        plan = job.plan
+        if listen is not None or blocks == 1:
+            return self._execute(job)
         if plan not in self._checked:
-            everyone = frozenset(self.recording.layers)
-            full = replace(plan, frozen=plan.frozen | (everyone - plan.busy))
-            small = job.first_block_twice(self.recording.size)
-            wanted = self._execute(small.with_plan(full))
+            self._checked[plan] = self._check(job)
+        checked = self._checked[plan]
+        if checked is None or self.one_by_one:
+            return _joined([self._execute(job.block(b, self._rows(job))) for b in range(blocks)])
+        return self._execute(replace(job, plan=checked))
+
+    def _rows(self, job: _Job) -> int:
+        return len(range(self.recording.size)[job.samples])
+
+    def _check(self, job: _Job) -> Plan | None:
+        """Find out once how interventions can share a batch: by the plan, frozen, or not at all.
+
+        One intervention alone, with every layer frozen that the plan leaves idle, is the truth.
+        Glue may take the batch size from an idle layer's output, or mix the samples of a batch;
+        either shows when the first intervention runs beside the last.
+        """
+        rows = self._rows(job)
+        everyone = frozenset(self.recording.layers)
+        full = replace(job.plan, frozen=job.plan.frozen | (everyone - job.plan.busy))
+        truth = self._execute(replace(job.block(0, rows), plan=full))
+        beside = _Job.beside(job.block(0, rows), job.block(job.blocks - 1, rows))
+        for plan in (job.plan, full):
             try:
-                same = _close(wanted, self._execute(small))
+                outcome = self._execute(replace(beside, plan=plan))
+                if _close(truth, outcome.first(rows)):
+                    return plan
             except (ModelError, RuntimeError):
-                same = False
-            self._checked[plan] = plan if same else full
-        return self._checked[plan]
+                continue
+        return None
 
     def _execute(self, job: _Job) -> Outcome:
         run = _Run(self.recording, job)
@@ -215,13 +234,16 @@ class _Job:
     masks: Mapping[str, Tensor]
     listen: Callable[[str, str, Any], None] | None
 
-    def with_plan(self, plan: Plan) -> _Job:
-        return replace(self, plan=plan)
+    def block(self, number: int, rows: int) -> _Job:
+        """Return the job of one of the blocks."""
+        some = slice(number * rows, (number + 1) * rows)
+        return replace(self, given={n: t[some] for n, t in self.given.items()}, blocks=1)
 
-    def first_block_twice(self, size: int) -> _Job:
-        rows = len(range(size)[self.samples])
-        given = {name: torch.cat([t[:rows], t[:rows]]) for name, t in self.given.items()}
-        return replace(self, given=given, blocks=2)
+    @staticmethod
+    def beside(one: _Job, other: _Job) -> _Job:
+        """Return the job of two blocks in one batch."""
+        given = {name: torch.cat([t, other.given[name]]) for name, t in one.given.items()}
+        return replace(one, given=given, blocks=2)
 
 
 class _Run:
@@ -345,13 +367,27 @@ def along_channels(values: Tensor, channel_dim: int, dims: int) -> Tensor:
     return values.view(-1, *[1] * (dims - channel_dim - 1))
 
 
+def _joined(outcomes: list[Outcome]) -> Outcome:
+    """Join the outcomes of blocks that ran one by one."""
+
+    def join(*leaves: Any) -> Any:
+        batched = isinstance(leaves[0], Tensor) and leaves[0].dim() > 0
+        return torch.cat(leaves) if batched else leaves[0]
+
+    output, probed = tree_map(join, *[(o.output, o.probed) for o in outcomes])
+    return Outcome(output, probed)
+
+
 def _close(a: Outcome, b: Outcome) -> bool:
-    pairs = zip(
-        iter_tensors((a.output, a.probed)), iter_tensors((b.output, b.probed)), strict=True
-    )
-    return all(
-        x.shape == y.shape and torch.allclose(x, y, rtol=1e-5, atol=1e-7, equal_nan=True)
-        if x.is_floating_point()
-        else torch.equal(x, y)
-        for x, y in pairs
-    )
+    some, others = (list(iter_tensors((o.output, o.probed))) for o in (a, b))
+    return len(some) == len(others) and all(map(_agree, some, others))
+
+
+def _agree(x: Tensor, y: Tensor) -> bool:
+    """Whether two results differ by rounding only."""
+    if x.shape != y.shape or not x.is_floating_point():
+        return torch.equal(x, y)
+    finite = x[x.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    close = 1000 * torch.finfo(x.dtype).eps
+    return torch.allclose(x, y, rtol=close, atol=close * scale, equal_nan=True)

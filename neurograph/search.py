@@ -12,11 +12,12 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.circuit import Circuit, Measure, Path
+from neurograph.circuit import Circuit, Measure
 from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
 from neurograph.frontier import Found, find_edges, find_neurons, find_totals
 from neurograph.layers import Neuron
+from neurograph.paths import Path, PathQuery
 from neurograph.progress import Progress
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, Keep, as_keep
@@ -153,7 +154,8 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
     if told["reference"] == "given" and "reference" not in given:
         raise OptionError("the circuit's reference samples were given: pass reference= again")
     target = given.pop("target", known["target"]["index"])
-    told["contrast"] = _read_contrast(told["contrast"])
+    if "contrast" not in given:
+        told["contrast"] = _read_contrast(told["contrast"])
     told["keep"] = as_keep("top:1")  # nothing is selected again
     study = prepare(model, data, target, Options(**{**told, **given}), None)
     for part, key, error in (("model", "hash", ModelError), ("data", "fingerprint", DataError)):
@@ -165,11 +167,10 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
     return replace(circuit, _measure=_measurer(study))
 
 
-def _read_contrast(told: dict[str, Any]) -> Contrast | str:
-    kinds = {"FromMean": FromMean(), "FromZero": FromZero()}
+def _read_contrast(told: dict[str, Any]) -> Contrast:
     if told["type"] == "Quantiles":
         return Quantiles(tuple(told["levels"]))
-    return kinds.get(told["type"], "quantiles")
+    return FromMean() if told["type"] == "FromMean" else FromZero()
 
 
 def _fill(study: Study, found: Found) -> None:
@@ -197,10 +198,9 @@ def _strongest(study: Study, circuit: Circuit) -> tuple[Path, ...]:
     """Measure the most promising paths of each sign, the strongest first."""
     candidates: dict[tuple[Neuron, ...], None] = {}
     for sign in SIGNS:
-        ranked = circuit.candidates(sign)
-        candidates |= dict.fromkeys(
-            p.neurons for p in itertools.islice(ranked, study.options.paths)
-        )
+        query = PathQuery.read(circuit.graph, circuit.layers, sign, None, None, None)
+        ranked = itertools.islice(query.candidates(circuit.graph), study.options.paths)
+        candidates |= dict.fromkeys(path.neurons for path in ranked)
     measured = circuit.measure(candidates)
     return tuple(sorted(measured, key=lambda path: -abs(path.effect)))
 
@@ -269,7 +269,8 @@ def _attributes(study: Study, found: Found, neuron: Neuron) -> dict[str, Any]:
         "target": bool(study.profiled.nodes[layer]["output"]),
     }
     if neuron in found.direct:
-        attributes |= dict(zip(("direct_effect", "direct_stderr"), found.direct[neuron], strict=True))
+        effect, stderr = found.direct[neuron]
+        attributes |= {"direct_effect": effect, "direct_stderr": stderr}
     for sign, (e, se) in by_sign.items():
         attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
     return attributes | _statistics(study.profiled.nodes[layer], index)

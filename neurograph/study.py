@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
@@ -182,7 +183,9 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
         if name not in profiled:
             raise OptionError(f"the profile lacks layer {name!r}: profile this model, this way")
         if layer.neurons and "mean" not in profiled.nodes[name]:
-            raise OptionError(f"the profile has no statistics for {name!r}: use profile(), not layer_graph()")
+            raise OptionError(
+                f"the profile has no statistics for {name!r}: use profile(), not layer_graph()"
+            )
         known = profiled.nodes[name]["neurons"]
         if known != layer.neurons:
             raise OptionError(
@@ -257,8 +260,9 @@ def _describe(options: Options, contrast: Contrast) -> dict[str, Any]:
         "memory": options.memory,
         "seed": options.seed,
     }
-    if is_dataclass(contrast) and not isinstance(contrast, Counterfactual):
-        told["contrast"] |= asdict(contrast)
+    if not isinstance(contrast, Counterfactual):  # it holds data
+        # Lists for tuples, so that it is equal to what is read back from a file.
+        told["contrast"] |= json.loads(json.dumps(asdict(contrast)))
     for key in ("feature_names", "class_names"):
         names = getattr(options, key)
         told[key] = None if names is None else list(map(str, names))

@@ -45,7 +45,7 @@ class Target:
             column = logits if logits.dim() == 1 else logits[:, self.index]
             return column if self.sign > 0 else -column
         given = batch()
-        values = self.function(output, given)
+        values: Any = self.function(output, given)
         if not isinstance(values, Tensor) or values.shape != (given.size,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise OptionError(
@@ -70,7 +70,7 @@ def resolve_target(
     """
     if callable(target):
         return Target(getattr(target, "__name__", type(target).__name__), function=target)
-    if isinstance(target, bool) or not isinstance(target, int):
+    if type(target) is not int:  # a bool would pass for an index
         raise OptionError(f"target is {target!r}: pass an output index or a callable")
     logits = _logits(output)
     if logits.dim() > 2:

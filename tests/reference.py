@@ -57,7 +57,6 @@ class Reference:
         passed: dict[str, Tensor] = {}
         computed: dict[str, Tensor] = {}
         calls: dict[str, int] = {}
-        handles = []
 
         def hook(path: str) -> Callable[..., object]:
             def on_output(_module: nn.Module, _args: object, output: object) -> object:
@@ -73,8 +72,8 @@ class Reference:
             return on_output
 
         modules = dict(self.model.named_modules())
-        for path in dict.fromkeys(name.split("#")[0] for name in self.layers):
-            handles.append(modules[path].register_forward_hook(hook(path)))
+        paths = dict.fromkeys(name.split("#")[0] for name in self.layers)
+        handles = [modules[path].register_forward_hook(hook(path)) for path in paths]
         try:
             with torch.no_grad():
                 output = self.model(forced.get("input", self.x).clone())
@@ -93,7 +92,6 @@ class Reference:
         seen: dict[str, list[Tensor]] = {}
         calls: dict[str, int] = {}
         modules = dict(self.model.named_modules())
-        handles = []
 
         def look(path: str) -> Callable[..., None]:
             def before(_module: nn.Module, args: tuple[object, ...]) -> None:
@@ -103,8 +101,8 @@ class Reference:
 
             return before
 
-        for path in dict.fromkeys(name.split("#")[0] for name in self.layers):
-            handles.append(modules[path].register_forward_pre_hook(look(path)))
+        paths = dict.fromkeys(name.split("#")[0] for name in self.layers)
+        handles = [modules[path].register_forward_pre_hook(look(path)) for path in paths]
         try:
             seen[TARGET] = [self.run(forced)[2]]
         finally:

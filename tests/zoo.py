@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ class MLP(nn.Module):
     def __init__(self, widths: tuple[int, ...], activation: str, in_place: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Linear(a, b) for a, b in itertools.pairwise(widths)
         )
         self.activation, self.in_place = ACTIVATIONS[activation], in_place
 

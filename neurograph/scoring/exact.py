@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     moves = Moves(start, indices[:, 0], first)
     plan = output_plan(experiment.graph, layers[-1])
     hops = [
-        direct_plan(experiment.graph, a, [b]) for a, b in zip(layers, layers[1:], strict=False)
+        direct_plan(experiment.graph, a, [b]) for a, b in pairwise(layers)
     ]
     row_bytes = max(experiment.row_bytes(p) for p in [plan, *hops])
     targets = first.new_empty(len(moves), experiment.recording.size)

@@ -178,9 +178,11 @@ class Experiment:
             self._levels[layer] = self._levels_of(layer)
         return self._levels[layer]
 
-    def module(self, layer: str) -> nn.Module:
-        """Return the module that a layer is a call of."""
-        return self.replay.model.get_submodule(self.recording.layers[layer].module)
+    def linear(self, layer: str) -> nn.Linear:
+        """Return the module of a layer that chains lead to."""
+        module = self.replay.model.get_submodule(self.recording.layers[layer].module)
+        assert isinstance(module, nn.Linear)
+        return module
 
     def moves(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:
         """Moves of some neurons through the contrast; see `Moves.between`.
@@ -255,7 +257,9 @@ class Experiment:
         """Estimate what one row of a replay takes: each busy layer's output and its glue."""
         worlds = 2 if plan.worlds else 1
         tensors = [
-            t for name in plan.busy | plan.probed for t in iter_tensors(self.recording.outputs[name])
+            tensor
+            for name in plan.busy | plan.probed
+            for tensor in iter_tensors(self.recording.outputs[name])
         ]
         size = sum(t.numel() * t.element_size() for t in tensors)
         return 2 * worlds * size // self.recording.size + 1

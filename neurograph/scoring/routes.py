@@ -151,9 +151,9 @@ class _Narrow:
         device = experiment.recording.main(reader).device
         width = experiment.recording.layers[reader].neurons
         self.outputs = torch.as_tensor(range(width) if outputs is None else outputs, device=device)
-        self.weight = experiment.module(reader).weight[self.outputs]
+        self.weight = experiment.linear(reader).weight[self.outputs]
         self.next = {
-            name: experiment.module(name).weight[:, self.outputs].T.contiguous()
+            name: experiment.linear(name).weight[:, self.outputs].T.contiguous()
             for name in _readers_behind(experiment, reader)
         }
         self.plan = suffix_plan(experiment.graph, self.next or [reader])
@@ -229,15 +229,14 @@ class _Prepared:
             return experiment.recording.main(name)[samples].flatten(0, -2).clone()
 
         before = experiment.chains[route.writer, route.reader](flat(route.writer))
-        bias = experiment.module(route.reader).bias
+        reader = experiment.linear(route.reader)
         self.inputs = before.T.contiguous()
-        self.still = linear(before, route.weight, None if bias is None else bias[route.outputs])
-        self.still = self.still.T.contiguous()
+        self.still = linear(before, reader.weight, reader.bias)[:, route.outputs].T.contiguous()
         self.rest = {}
         for name in route.next:
             active = experiment.chains[route.reader, name](flat(route.reader))
             active[:, route.outputs] = 0
-            module = experiment.module(name)
+            module = experiment.linear(name)
             self.rest[name] = linear(active, module.weight, module.bias)
         if not route.next:
             self.rest = {route.reader: flat(route.reader)}
@@ -274,7 +273,7 @@ def probe_one(
     recording = experiment.recording
     layer = recording.layers[reader]
     if _Narrow.fits(experiment, moves.layer, reader):
-        module = experiment.module(reader)
+        module = experiment.linear(reader)
         chain = experiment.chains[moves.layer, reader]
         before = chain(recording.main(moves.layer)[samples].clone())
         still = linear(before, module.weight, module.bias).movedim(-1, 0)[outputs]
@@ -285,7 +284,8 @@ def probe_one(
     plan = direct_plan(experiment.graph, moves.layer, [reader])
     rows = {moves.layer: experiment.rows(moves, samples)}
     probed = experiment.run(plan, rows, len(moves), samples).probed[reader]
-    blocks = channels_first(probed, layer.channel_dim).unflatten(0, (len(moves), -1))
+    by_channel = channels_first(probed, layer.channel_dim)
+    blocks = by_channel.view(len(moves), -1, *by_channel.shape[1:])
     block = torch.arange(len(moves), device=probed.device)
     return Moves(reader, outputs, blocks[block, :, outputs])
 

@@ -1,0 +1,356 @@
+"""The command line: explore a model, query and report circuits, run the demo.
+
+Results go to standard output, all else to standard error. Exit codes: 0 done, 1 an error told in
+one line, 2 wrong usage, 130 interrupted. What takes long to import is imported inside commands.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neurograph.console import Commands, say
+from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.report import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from neurograph.circuit import Circuit
+    from neurograph.layers import Neuron
+
+__all__ = ["app", "main"]
+
+_SHOWN = 10  # paths of each sign in a summary
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+_demos = typer.Typer(no_args_is_help=True, help="Train a small network on real data and search it.")
+app.add_typer(_demos, name="demo")
+
+
+class Sign(StrEnum):
+    """Which way a path pushes."""
+
+    positive = "positive"
+    negative = "negative"
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Factory = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:FACTORY",
+        help="The model: an importable module or a .py file, and in it a model, or what returns "
+        "one when called without arguments.",
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|MODULE:LOADER",
+        help="The data: a .csv, .npy, .npz, .pt or .safetensors file, or any data that "
+        "neurograph.search takes, or what returns it.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Weights for the model: .safetensors, or a torch state dict."
+    ),
+]
+Label = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="CSV column that is the label, no input.")
+]
+File = Annotated[Path, typer.Argument(metavar="X.circuit", help="A saved circuit.")]
+Out = Annotated[Path | None, typer.Option(metavar="X.circuit", help="Save the circuit here.")]
+Html = Annotated[Path | None, typer.Option(metavar="X.html", help="Write the page here.")]
+Output = Annotated[Format, typer.Option("--format", help="How to print the result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"neurograph {metadata.version('neurograph-torch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback with errors; works anywhere.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show it.")
+    ] = False,
+) -> None:
+    """Find signed neuron circuits of PyTorch models, every effect measured by intervention.
+
+    Example: neurograph demo heart
+    """
+
+
+@app.command()
+def explore(
+    factory: Factory,
+    data: Data,
+    target: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Output to explain; of a single logit, 1 is it and 0 minus it."
+        ),
+    ],
+    weights: Weights = None,
+    out: Out = None,
+    html: Html = None,
+    contrast: Annotated[
+        str,
+        typer.Option(
+            help="Values a neuron moves between: quantiles, sweep, mean, zero, or two or more "
+            "quantiles as 0.25,0.75."
+        ),
+    ] = "quantiles",
+    background: Annotated[
+        str, typer.Option(help="What all else is meanwhile: data, mean or zero.")
+    ] = "data",
+    reference: Annotated[
+        str,
+        typer.Option(metavar="N|FILE|MODULE:LOADER", help="Samples that are the background."),
+    ] = "32",
+    keep: Annotated[
+        str, typer.Option(help="Kept of each layer and sign: quantile:0.95, top:20 or share:0.8.")
+    ] = "quantile:0.95",
+    paths: Annotated[int, typer.Option(help="Paths of each sign to measure and store.")] = 100,
+    memory: Annotated[str, typer.Option(help="Limit for interventions run at once.")] = "512MB",
+    seed: Annotated[int, typer.Option(help="Makes the result reproducible.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where to run, as cpu or cuda:0.")] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Input names; else a CSV file's header.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Names of the targets 0, 1, …")
+    ] = None,
+    label: Label = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search a model for the circuit behind one output, and print its strongest paths.
+
+    Example: neurograph explore net.py:Net --weights net.pt --data x.csv --target 1 --html x.html
+    """
+    from neurograph.archive import check_writable
+    from neurograph.search import search
+
+    for path in filter(None, (out, html)):
+        check_writable(path)
+    try:
+        circuit = search(
+            _model(factory, weights, seed),
+            _data(data, label),
+            target,
+            contrast=_contrast(contrast),
+            background=background,  # type: ignore[arg-type]  # checked there
+            reference=int(reference) if reference.isdecimal() else _data(reference, label),
+            keep=keep,
+            paths=paths,
+            memory=memory,
+            seed=seed,
+            device=device,
+            feature_names=_names(features),
+            class_names=_names(classes),
+            progress=False if quiet else None,
+        )
+    except SearchInterrupted as stop:
+        _save_part(stop.circuit, out)
+        raise
+    _write(circuit, out, html, quiet)
+    tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
+
+
+@app.command()
+def paths(
+    file: File,
+    sign: Annotated[Sign | None, typer.Option(help="Only paths that push this way.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    source: Annotated[
+        str | None, typer.Option(metavar="LAYER[:N]", help="Where they begin.")
+    ] = None,
+    through: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER[:N]", help="What lies on them: a layer, or neurons (repeat)."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Layers they keep to.")
+    ] = None,
+    output: Output = Format.table,
+) -> None:
+    """Print a circuit's strongest paths.
+
+    Those that the search measured come first, others follow as estimates.
+
+    Example: neurograph paths heart.circuit --sign positive --top 20 --through linear2:37
+    """
+    from neurograph.archive import load
+
+    found = load(file).paths(
+        top,
+        sign=sign.value if sign else None,
+        source=_place(source) if source else None,
+        through=_through(through),
+        layers=_names(layers),
+    )
+    if output is Format.table:
+        tables.show(tables.path_table(found))
+    else:
+        tables.show_rows(map(tables.path_row, found), tables.PATH_COLUMNS, output.value)
+
+
+@app.command()
+def layers(
+    factory: Factory,
+    data: Data,
+    weights: Weights = None,
+    label: Label = None,
+    output: Output = Format.table,
+) -> None:
+    """Print a model's layers, and who reads whom.
+
+    Example: neurograph layers net.py:Net --data train.csv --format json
+    """
+    from neurograph.wiring import layer_graph
+
+    rows = tables.layer_rows(layer_graph(_model(factory, weights, 0), _data(data, label)))
+    if output is Format.table:
+        tables.show(tables.layer_table(rows))
+    else:
+        tables.show_rows(rows, tables.LAYER_COLUMNS, output.value)
+
+
+@app.command()
+def report(file: File, html: Html = None, quiet: Quiet = False) -> None:
+    """Write a circuit's page, X.html beside X.circuit by default, and print a summary.
+
+    Example: neurograph report heart.circuit --html heart.html
+    """
+    from neurograph.archive import check_writable, load
+
+    html = html or file.with_suffix(".html")
+    if file.is_file():
+        check_writable(html)
+    circuit = load(file)
+    _write(circuit, None, html, quiet)
+    tables.show(tables.facts_table(circuit))
+    typer.echo()
+    tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
+
+
+@_demos.command()
+def heart(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")] = Path(
+        "outputs"
+    ),
+    seed: Annotated[int, typer.Option(help="Split, first weights and samples.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Length of the training.")] = 20,
+    quiet: Quiet = False,
+) -> None:
+    """Heart disease: train on 918 patients, search, and write heart.circuit and heart.html.
+
+    Example: neurograph demo heart --out outputs
+    """
+    from neurograph.demos import heart
+
+    heart.run(out, seed, epochs=epochs, progress=False if quiet else None)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of another encoding shows escapes, rather than nothing at all.
+            stream.reconfigure(errors="backslashreplace")
+    app()
+
+
+# -- from words to values ------------------------------------------------------------------------
+
+
+def _model(factory: str, weights: Path | None, seed: int) -> nn.Module:
+    import torch
+
+    from neurograph.objects import find_object
+    from neurograph.weights import load_weights
+
+    torch.manual_seed(seed)  # for weights that no file replaces
+    model = find_object(factory, as_it_is=torch.nn.Module)
+    if not isinstance(model, torch.nn.Module):
+        raise OptionError(f"{factory!r} gives {type(model).__name__}, not a torch.nn.Module")
+    return model if weights is None else load_weights(model, weights)
+
+
+def _data(data: str, label: str | None) -> Any:
+    from neurograph.files import SUFFIXES, read_data
+    from neurograph.objects import find_object
+
+    is_file = data.lower().endswith(SUFFIXES) or Path(data).is_file()
+    return read_data(data, label) if is_file else find_object(data)
+
+
+def _contrast(words: str) -> str | tuple[float, ...]:
+    try:
+        return tuple(float(level) for level in words.split(","))
+    except ValueError:
+        return words
+
+
+def _names(words: str | None) -> list[str] | None:
+    return None if words is None else [word.strip() for word in words.split(",")]
+
+
+def _place(words: str) -> str | Neuron:
+    from neurograph.layers import Neuron
+
+    layer, _, index = words.rpartition(":")
+    return Neuron(layer, int(index)) if layer and index.isdecimal() else words
+
+
+def _through(words: Sequence[str] | None) -> str | list[Neuron] | None:
+    places = [_place(each) for each in words or ()]
+    neurons = [place for place in places if not isinstance(place, str)]
+    if len(places) == len(neurons):
+        return neurons or None
+    if len(places) > 1:
+        raise OptionError("--through takes one layer, or any number of neurons as LAYER:N")
+    return str(places[0])
+
+
+def _write(circuit: Circuit, out: Path | None, html: Path | None, quiet: bool) -> None:
+    for path, write in ((out, circuit.save), (html, circuit.to_html)):
+        if path is not None:
+            write(path)
+            if not quiet:
+                say(f"wrote {path}")
+
+
+def _save_part(circuit: Any, out: Path | None) -> None:
+    if circuit is None:
+        say("nothing was found yet")
+    elif out is None:
+        say("what was found is lost: give --out to have it saved")
+    else:
+        circuit.save(out)
+        say(f"what was found until now is in {out}")
