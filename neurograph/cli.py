@@ -70,10 +70,7 @@ Data = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Weights for the model: .safetensors, or a torch state dict."
-    ),
+    Path | None, typer.Option(metavar="FILE", help="Its weights: .safetensors or a torch file.")
 ]
 Label = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="CSV column that is the label, no input.")
@@ -111,10 +108,7 @@ def explore(
     factory: Factory,
     data: Data,
     target: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Output to explain; of a single logit, 1 is it and 0 minus it."
-        ),
+        int, typer.Option(metavar="N", help="Output to explain; a single logit is 1, minus it 0.")
     ],
     weights: Weights = None,
     out: Out = None,
@@ -261,9 +255,7 @@ def report(file: File, html: Html = None, quiet: Quiet = False) -> None:
 
 @_demos.command()
 def heart(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")] = Path(
-        "outputs"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to.")] = Path("outputs"),
     seed: Annotated[int, typer.Option(help="Split, first weights and samples.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Length of the training.")] = 20,
     quiet: Quiet = False,

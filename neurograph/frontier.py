@@ -78,7 +78,8 @@ def find_neurons(experiment: Experiment, keep: Keep, found: Found) -> Iterator[s
             if through[sign]:
                 effects = next((e for t, e in known if t == through[sign]), None)
                 if effects is None:
-                    effects = _score(experiment, layer, through[sign])
+                    neurons = range(experiment.recording.layers[layer].neurons)
+                    effects = node_effects(experiment, layer, neurons, through[sign])
                     known.append((through[sign], effects))
                 _keep(found, sign, layer, effects, keep)
         yield layer
@@ -92,19 +93,6 @@ def _through(
         reader: found.indices(sign, reader) for reader in readers if found.kept[sign].get(reader)
     }
     return through | ({TARGET: None} if is_end else {})
-
-
-def _score(experiment: Experiment, layer: str, through: Through) -> Effects:
-    """Effects of all neurons of a layer; those that never vary have none."""
-    levels = experiment.levels(layer)
-    moving = (levels != levels[:1]).movedim(2, 0).flatten(1).any(dim=1).nonzero().flatten()
-    every = torch.zeros(levels.shape[2], dtype=torch.float64, device=levels.device)
-    if not len(moving):
-        return Effects(every, every.clone(), every[:, None])
-    some = node_effects(experiment, layer, moving.tolist(), through)
-    effect, stderr = every.clone(), every.clone()
-    effect[moving], stderr[moving] = some.effect, some.stderr
-    return Effects(effect, stderr, some.response)
 
 
 def _keep(found: Found, sign: Sign, layer: str, effects: Effects, keep: Keep) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from neurograph.errors import OptionError
@@ -88,25 +88,28 @@ def select(effect: Tensor, stderr: Tensor, sign: Sign, keep: Keep) -> list[int]:
 
     Examples
     --------
+    >>> import torch
     >>> effect = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.9])
     >>> select(effect, torch.zeros(5), "positive", TopK(2))
     [4, 0]
     >>> select(effect, torch.zeros(5), "negative", TopK(2))
     [1]
     """
-    strength = effect if sign == "positive" else -effect
+    # NumPy's small operations are several times quicker than torch's.
+    values, errors = effect.cpu().numpy(), stderr.cpu().numpy()
+    strength = values if sign == "positive" else -values
     signed = strength[strength > 0]
-    if not signed.numel():
+    if not signed.size:
         return []
-    certain = strength > torch.nan_to_num(stderr, nan=0.0).clamp_min(0)
-    order = torch.argsort(strength, descending=True, stable=True)
+    certain = strength > np.nan_to_num(errors, nan=0.0).clip(min=0)
+    order = np.argsort(-strength, kind="stable")
     order = order[certain[order]]
     if isinstance(keep, TopK):
         order = order[: keep.count]
     elif isinstance(keep, TopQuantile):
-        order = order[strength[order] >= torch.quantile(signed.double(), keep.level)]
+        order = order[strength[order] >= np.quantile(signed, keep.level)]
     else:
-        before = strength[order].cumsum(0) - strength[order]
+        before = strength[order].cumsum() - strength[order]
         order = order[before < keep.share * signed.sum() * (1 - 1e-12)]
     kept: list[int] = order.tolist()
     return kept

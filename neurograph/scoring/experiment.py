@@ -57,7 +57,7 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
     """
     samples = targets.shape[1]
     differences = (targets[block[:, -1]] - targets[block[:, 0]]).double()
-    effect, response = differences.mean(dim=1), targets.mean(dim=1).double()
+    effect, response = differences.mean(dim=1), targets.mean(dim=1, dtype=torch.float64)
     if samples > 1:
         stderr = differences.std(dim=1, correction=1) / math.sqrt(samples)
     else:

@@ -229,9 +229,10 @@ class _Prepared:
             return experiment.recording.main(name)[samples].flatten(0, -2).clone()
 
         before = experiment.chains[route.writer, route.reader](flat(route.writer))
-        reader = experiment.linear(route.reader)
+        bias: Tensor | None = experiment.linear(route.reader).bias
+        some = None if bias is None else bias[route.outputs]
         self.inputs = before.T.contiguous()
-        self.still = linear(before, reader.weight, reader.bias)[:, route.outputs].T.contiguous()
+        self.still = linear(before, route.weight, some).T.contiguous()
         self.rest = {}
         for name in route.next:
             active = experiment.chains[route.reader, name](flat(route.reader))
