@@ -150,7 +150,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file: Path) -> None:
 
 def test_a_flipped_bit_is_refused_or_does_no_harm(circuit: Circuit, file: Path) -> None:
     whole = file.read_bytes()
-    positions = np.random.default_rng(0).permutation(8 * len(whole))[:600].tolist()
+    positions = np.random.default_rng(0).permutation(8 * len(whole))[:200].tolist()
     # The directory at the end holds sizes, flags and methods: each of its bits has its own way out.
     positions += range(8 * (len(whole) - 200), 8 * len(whole))
     positions += range(8 * 80)
@@ -166,7 +166,7 @@ def test_a_flipped_bit_is_refused_or_does_no_harm(circuit: Circuit, file: Path) 
             continue
         assert repr(back.strongest) == repr(circuit.strongest)
         assert list(back.graph) == list(circuit.graph)
-    assert refusals > 600
+    assert refusals > 300
 
 
 FOREIGN = {

@@ -257,12 +257,13 @@ def test_explore_hands_its_options_to_the_search(here: Path) -> None:
 
 def test_explore_gives_the_same_bytes_again(here: Path) -> None:
     for name in ("imported", "a", "b"):
-        done("explore", "net.py:Net", "--data", "net.py:loader", "--target", 1, "--out", name)
+        words = ["--data", "x.csv", "--label", "ill", "--target", 1, "--out", name]
+        done("explore", "net.py:Net", *words)
     assert Path("a").read_bytes() == Path("b").read_bytes()
 
 
 def test_names_are_never_markup_and_never_drive_the_terminal(here: Path) -> None:
-    names = ["[red]a\x1b[31m", "[b]c[/b]", "[/d]\x07"]
+    names = ["[red]a\x1b[31m", "[b]c[/b]" + 200 * "c", 200 * "d" + "[/d]\x07"]
     options = ["--features", ",".join(names), "--keep", "quantile:0", "--out", "x.circuit"]
     words = ["--data", "net.py:loader", "--target", 1, *options]
     explored = done("explore", "net.py:seeded", *words).stdout
@@ -617,8 +618,10 @@ def test_report_writes_the_page_and_sums_up(saved: Path, tmp_path: Path) -> None
 )
 def test_the_demo_writes_its_files_and_prints_its_findings(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
+    threads = torch.get_num_threads()
     result = done("demo", "heart", "--out", folder, "--epochs", 1, "--seed", 1, "--quiet")
     assert sorted(os.listdir(folder)) == ["heart.circuit", "heart.ckpt", "heart.html"]
+    assert torch.get_num_threads() == threads
     circuit = neurograph.load(folder / "heart.circuit")
     assert circuit.target == "disease"
     lines = result.stdout.splitlines()

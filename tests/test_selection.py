@@ -45,8 +45,14 @@ def test_a_rule_keeps_the_strongest_of_one_sign(sign: Any, keep: Keep, kept: lis
     assert select(EFFECT, NONE, sign, keep) == kept
 
 
-def test_the_share_that_is_reached_exactly_is_enough() -> None:
-    assert select(tensor([0.1] * 10), torch.zeros(10), "positive", Share(0.3)) == [0, 1, 2]
+@pytest.mark.parametrize("size", [0.1, 0.3, 0.7])
+def test_the_share_that_is_reached_exactly_is_enough(size: float) -> None:
+    for count in range(2, 12):
+        for wanted in range(1, count):
+            kept = select(
+                tensor([size] * count), torch.zeros(count), "positive", Share(wanted / count)
+            )
+            assert kept == list(range(wanted))
 
 
 @pytest.mark.parametrize("sign", SIGNS)
@@ -72,7 +78,9 @@ def test_nothing_is_kept_where_nothing_has_the_sign() -> None:
 
 
 def test_equal_effects_keep_their_order() -> None:
-    assert select(tensor([1.0, 2.0, 1.0, 2.0]), torch.zeros(4), "positive", TopK(4)) == [1, 3, 0, 2]
+    effect = tensor([1.0, 2.0] * 50)
+    wanted = [*range(1, 100, 2), *range(0, 100, 2)]
+    assert select(effect, torch.zeros(100), "positive", TopK(100)) == wanted
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

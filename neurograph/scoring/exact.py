@@ -64,10 +64,10 @@ def transfers(
     moves = Moves(writer, sides[:, 0], ends)
     own = experiment.levels(reader)
     shares = torch.zeros(len(pairs), dtype=torch.float64, device=device)
-    row_bytes = experiment.row_bytes(direct_plan(experiment.graph, writer, [reader]))
+    plan = direct_plan(experiment.graph, writer, [reader])
     size = experiment.recording.size
     # Both sides of a pair must be in one piece.
-    for blocks, samples in experiment.chunks(len(pairs), 2 * row_bytes):
+    for blocks, samples in experiment.chunks(len(pairs), [plan], together=2):
         both = slice(2 * blocks.start, 2 * blocks.stop)
         seen = probe_one(experiment, moves.cut(both, samples), reader, sides[both, 1], samples)
         change = (seen.values[1::2] - seen.values[::2]).double()
@@ -108,12 +108,9 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     indices = steps.repeat_interleave(2, dim=0)
     moves = Moves(start, indices[:, 0], first)
     plan = output_plan(experiment.graph, layers[-1])
-    hops = [
-        direct_plan(experiment.graph, a, [b]) for a, b in pairwise(layers)
-    ]
-    row_bytes = max(experiment.row_bytes(p) for p in [plan, *hops])
+    hops = [direct_plan(experiment.graph, a, [b]) for a, b in pairwise(layers)]
     targets = first.new_empty(len(moves), experiment.recording.size)
-    for blocks, samples in experiment.chunks(len(moves), row_bytes):
+    for blocks, samples in experiment.chunks(len(moves), [plan, *hops]):
         some = moves.cut(blocks, samples)
         for depth, reader in enumerate(layers[1:], start=1):
             some = probe_one(experiment, some, reader, indices[blocks, depth], samples)
@@ -123,17 +120,14 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     return targets
 
 
-def _measure(
-    experiment: Experiment, writer: str, neurons: Sequence[int], route: Route
-) -> Effects:
+def _measure(experiment: Experiment, writer: str, neurons: Sequence[int], route: Route) -> Effects:
     """Run every move of the neurons along a route and read the target."""
     moves, block = experiment.moves(writer, neurons)
-    row_bytes = experiment.row_bytes(route.plan) + route.extra_bytes
     targets = experiment.recording.main(writer).new_empty(len(moves), experiment.recording.size)
-    for blocks, samples in experiment.chunks(len(moves), row_bytes):
+    for blocks, samples in experiment.chunks(len(moves), route.plans, route.extra_bytes):
         some = moves.cut(blocks, samples)
         given = route.given(some, samples)
-        outcome = experiment.run(route.plan, given, len(some), samples, route.masks)
+        outcome = experiment.run(route.plans[-1], given, len(some), samples, route.masks)
         targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
     effects = summarise(targets, block)
     _check_finite(effects, writer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,38 +229,41 @@ class Experiment:
 
         return self.target(outcome.output, batch).reshape(blocks, -1)  # type: ignore[arg-type]
 
-    def chunks(self, blocks: int, row_bytes: int) -> Iterator[tuple[slice, slice]]:
-        """Cut blocks × samples into pieces whose rows fit the memory budget.
+    def chunks(
+        self, blocks: int, plans: Sequence[Plan], extra_bytes: int = 0, *, together: int = 1
+    ) -> Iterator[tuple[slice, slice]]:
+        """Cut blocks × samples into pieces whose rows fit the memory budget in every plan.
 
-        On a CPU pieces are cut to what its caches hold, where that is less: a larger piece only
-        waits for memory.
+        On a CPU, pieces of several blocks are cut to what its caches hold of the widest layer:
+        larger ones would only wait for memory. `together` blocks are run for each one counted.
         """
-        size = self.recording.size
-        budget = min(self.memory, _CACHED_BYTES) if self.on_cpu else self.memory
-        rows = max(1, budget // max(row_bytes, 1))
-        samples_at_once = min(size, max(rows, min(size, self.memory // max(row_bytes, 1))))
+        sizes = [self._widths(plan) for plan in plans]
+        row_bytes = together * (2 * max(map(sum, sizes)) + extra_bytes)
+        samples_at_once = min(self.recording.size, max(1, self.memory // row_bytes))
+        if self.on_cpu:
+            widest = together * (2 * max(map(max, sizes)) + extra_bytes)
+            rows = min(self.memory // row_bytes, _CACHED_BYTES // widest)
+        else:
+            rows = self.memory // row_bytes
         blocks_at_once = max(1, rows // samples_at_once)
         for first in range(0, blocks, blocks_at_once):
-            for start in range(0, size, samples_at_once):
+            for start in range(0, self.recording.size, samples_at_once):
                 yield (
                     slice(first, min(first + blocks_at_once, blocks)),
-                    slice(start, min(start + samples_at_once, size)),
+                    slice(start, min(start + samples_at_once, self.recording.size)),
                 )
 
-    @property
+    def _widths(self, plan: Plan) -> list[int]:
+        """Bytes of one row of each layer that passes rows on."""
+        worlds = 2 if plan.worlds else 1
+        return [worlds * self._row_bytes(name) for name in plan.busy | plan.probed]
+
+    @functools.cached_property
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
-        return all(
-            t.device.type == "cpu" for t in iter_tensors(dict(self.recording.outputs))
-        )
+        return all(t.device.type == "cpu" for t in iter_tensors(dict(self.recording.outputs)))
 
-    def row_bytes(self, plan: Plan) -> int:
-        """Estimate what one row of a replay takes: each busy layer's output and its glue."""
-        worlds = 2 if plan.worlds else 1
-        tensors = [
-            tensor
-            for name in plan.busy | plan.probed
-            for tensor in iter_tensors(self.recording.outputs[name])
-        ]
-        size = sum(t.numel() * t.element_size() for t in tensors)
-        return 2 * worlds * size // self.recording.size + 1
+    @functools.cache  # noqa: B019 - experiments are few and live as long as their circuit
+    def _row_bytes(self, layer: str) -> int:
+        tensors = list(iter_tensors(self.recording.outputs[layer]))
+        return sum(t.numel() * t.element_size() for t in tensors) // self.recording.size + 1

@@ -35,20 +35,20 @@ class Route(Protocol):
 
     Attributes
     ----------
-    plan : Plan
-        Of the replay that ends in the output.
+    plans : sequence of Plan
+        Of the replays that it takes; the last one ends in the output.
     masks : dict of str to bool Tensor
         For its mixed layers.
     extra_bytes : int
         What the route itself takes for one row, besides the replay.
     """
 
-    plan: Plan
+    plans: Sequence[Plan]
     masks: Mapping[str, Tensor]
     extra_bytes: int
 
     def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
-        """Rows for the layers that the plan is given."""
+        """Rows for the layers that the last plan is given."""
         ...
 
 
@@ -92,7 +92,8 @@ class _Whole:
     extra_bytes = 0
 
     def __init__(self, experiment: Experiment, plan: Plan) -> None:
-        self.experiment, self.plan = experiment, plan
+        self.experiment = experiment
+        self.plans: Sequence[Plan] = [plan]
 
     def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
         return {moves.layer: self.experiment.rows(moves, samples)}
@@ -112,18 +113,19 @@ class _Direct:
     """Readers are computed from the moved layer alone, masked, and given."""
 
     masks: Mapping[str, Tensor] = {}
+    extra_bytes = 0
 
     def __init__(self, experiment: Experiment, writer: str, through: Through) -> None:
         self.experiment = experiment
-        self.plan = suffix_plan(experiment.graph, through)
-        self.first = direct_plan(experiment.graph, writer, through)
-        self.extra_bytes = experiment.row_bytes(self.first)
+        graph = experiment.graph
+        first, last = direct_plan(graph, writer, through), suffix_plan(graph, through)
+        self.plans: Sequence[Plan] = [first, last]
         self.seen = {name: _mask(experiment, name, outputs) for name, outputs in through.items()}
 
     def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
         recording = self.experiment.recording
         rows = {moves.layer: self.experiment.rows(moves, samples)}
-        probed = self.experiment.run(self.first, rows, len(moves), samples).probed
+        probed = self.experiment.run(self.plans[0], rows, len(moves), samples).probed
         masked = {}
         for name, moved in probed.items():
             still = recording.main(name)[samples]
@@ -156,7 +158,7 @@ class _Narrow:
             name: experiment.linear(name).weight[:, self.outputs].T.contiguous()
             for name in _readers_behind(experiment, reader)
         }
-        self.plan = suffix_plan(experiment.graph, self.next or [reader])
+        self.plans: Sequence[Plan] = [suffix_plan(experiment.graph, self.next or [reader])]
         given = [experiment.recording.main(name) for name in self.next or [reader]]
         self.extra_bytes = sum(t[:1].numel() * t.element_size() for t in given)
         self._prepared: tuple[slice, _Prepared] | None = None
