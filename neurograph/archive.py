@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tempfile
 import zipfile
 from pathlib import Path as FilePath
@@ -14,45 +13,16 @@ import networkx as nx
 import numpy as np
 import safetensors.numpy
 
+from neurograph.atomic import check_writable, write_atomically
 from neurograph.circuit import Circuit, Path
-from neurograph.errors import CircuitFileError, OptionError
+from neurograph.errors import CircuitFileError
 from neurograph.layers import Neuron
 
-__all__ = ["FORMAT_VERSION", "check_writable", "load", "save", "write_atomically"]
+__all__ = ["FORMAT_VERSION", "load", "save"]
 
 FORMAT = "neurograph circuit"
 FORMAT_VERSION = 1
 _MEMBERS = ("circuit.json", "scores.safetensors")
-
-
-def check_writable(path: str | FilePath) -> FilePath:
-    """Check before the work that a file can be written at its end; OptionError if not."""
-    path = FilePath(path)
-    folder = path.parent
-    if path.is_dir():
-        raise OptionError(f"{str(path)!r} is a folder: name a file in it")
-    if not folder.is_dir():
-        raise OptionError(f"there is no folder {str(folder)!r} to write {path.name!r} to: make it")
-    if not os.access(folder, os.W_OK):
-        raise OptionError(f"the folder {str(folder)!r} is not writable: choose another")
-    return path
-
-
-def write_atomically(path: str | FilePath, content: bytes) -> None:
-    """Write a file so that it is there whole or as it was before."""
-    path = check_writable(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes files private; a result is as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        FilePath(temporary).unlink(missing_ok=True)
-        raise
 
 
 def save(circuit: Circuit, path: str | FilePath) -> None:

@@ -80,7 +80,7 @@ class Circuit:
         through: str | Neuron | Iterable[Neuron] | None = None,
         layers: Collection[str] | None = None,
     ) -> Iterator[Path]:
-        """Yield the k strongest paths to the target, strongest first.
+        """Give the k strongest paths to the target lazily, strongest first.
 
         Parameters
         ----------
@@ -95,9 +95,9 @@ class Circuit:
         layers : collection of str, optional
             Only paths that keep to these layers.
 
-        Yields
-        ------
-        Path
+        Returns
+        -------
+        iterator of Path
             Measured ones first. Those the search did not measure are measured now if the
             circuit has its model (see `attach`); else they follow with ``measured=False``,
             ranked by their edges.
@@ -108,6 +108,9 @@ class Circuit:
             An unknown layer, neuron or sign.
         """
         query = PathQuery.read(self.graph, self.layers, sign, source, through, layers)
+        return self._best(query, k)
+
+    def _best(self, query: PathQuery, k: int) -> Iterator[Path]:
         stored = [path for path in self.strongest if query.accepts(path)]
         if len(stored) >= k:
             yield from stored[:k]
@@ -234,7 +237,7 @@ class Circuit:
             Those of the search; told by hash and fingerprint.
         **options
             Options of `search` that no file can hold, where they were used: a callable `target`,
-            a `Counterfactual` contrast.
+            a `Counterfactual` contrast, reference samples, a profile.
 
         Raises
         ------
@@ -244,6 +247,10 @@ class Circuit:
         from neurograph.search import attach
 
         return attach(self, model, data, **options)
+
+    def detach(self) -> Circuit:
+        """Return the circuit without its model, as `load` would: nothing new is measured."""
+        return replace(self, _measure=None)
 
     # -- out of here -----------------------------------------------------------------------------
 
@@ -261,7 +268,7 @@ class Circuit:
 
     def to_graphml(self, path: str | FilePath) -> None:
         """Write the graph as GraphML, for Gephi, Cytoscape or yEd."""
-        from neurograph.archive import write_atomically
+        from neurograph.atomic import write_atomically
 
         text = "\n".join(nx.generate_graphml(nx.relabel_nodes(self.graph, str)))
         write_atomically(path, text.encode())

@@ -147,7 +147,7 @@ def explore(
 
     Example: neurograph explore net.py:Net --weights net.pt --data x.csv --target 1 --html x.html
     """
-    from neurograph.archive import check_writable
+    from neurograph.atomic import check_writable
     from neurograph.search import search
 
     for path in filter(None, (out, html)):
@@ -241,7 +241,8 @@ def report(file: File, html: Html = None, quiet: Quiet = False) -> None:
 
     Example: neurograph report heart.circuit --html heart.html
     """
-    from neurograph.archive import check_writable, load
+    from neurograph.archive import load
+    from neurograph.atomic import check_writable
 
     html = html or file.with_suffix(".html")
     if file.is_file():

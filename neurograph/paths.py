@@ -115,7 +115,8 @@ class PathQuery:
             begin = frozenset(n for n in graph if layers.nodes[n.layer]["type"] == INPUT_TYPE)
             begin = begin or frozenset(n for n in graph if graph.in_degree(n) == 0)
         begin |= {n for n in graph if n.layer in begin_layers}
-        return PathQuery(sign, begin, needed, needed_layers, frozenset(only or layers))
+        within = frozenset(layers if only is None else only)
+        return PathQuery(sign, begin, needed, needed_layers, within)
 
     def accepts(self, path: Path) -> bool:
         """Whether a path is wanted."""

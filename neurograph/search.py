@@ -153,11 +153,14 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
         raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
     if told["reference"] == "given" and "reference" not in given:
         raise OptionError("the circuit's reference samples were given: pass reference= again")
+    if told.pop("profile") == "given" and "profile" not in given:
+        raise OptionError("the circuit was found with a profile of its own: pass profile= again")
     target = given.pop("target", known["target"]["index"])
+    profiled = given.pop("profile", None)
     if "contrast" not in given:
         told["contrast"] = _read_contrast(told["contrast"])
     told["keep"] = as_keep("top:1")  # nothing is selected again
-    study = prepare(model, data, target, Options(**{**told, **given}), None)
+    study = prepare(model, data, target, Options(**{**told, **given}), profiled)
     for part, key, error in (("model", "hash", ModelError), ("data", "fingerprint", DataError)):
         if study.provenance[part][key] != known[part][key]:
             raise error(

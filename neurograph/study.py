@@ -113,6 +113,7 @@ def prepare(
     check_weights(model)
     with placed(model, options.device):
         source = Source(data, model, device=model_device(model, options.device))
+        made = profiled is None
         if profiled is None:
             profiled = _profile(model, data, contrast, options)
         batch, positions, data_hash, samples = _reference(source, model, options)
@@ -134,7 +135,7 @@ def prepare(
         "model": {"class": type(model).__name__, "hash": model_hash(model)},
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
         "target": {"name": resolved.name, "index": None if callable(target) else target},
-        "options": _describe(options, contrast),
+        "options": _describe(options, contrast) | {"profile": "made" if made else "given"},
         "scorer": "exact",
         "versions": _versions(),
     }

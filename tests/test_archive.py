@@ -19,7 +19,8 @@ from torch import nn
 
 import neurograph
 from neurograph import Circuit
-from neurograph.archive import FORMAT_VERSION, check_writable, write_atomically
+from neurograph.archive import FORMAT_VERSION
+from neurograph.atomic import check_writable, write_atomically
 from neurograph.errors import CircuitFileError, OptionError
 
 

@@ -159,16 +159,6 @@ def test_help_has_an_example(words: list[str]) -> None:
     assert "Example: neurograph " + " ".join(words) in result.stdout
 
 
-def test_help_is_quick_and_needs_no_torch() -> None:
-    code = (
-        "import sys; from typer.testing import CliRunner; from neurograph.cli import app;"
-        "assert CliRunner().invoke(app, ['explore', '--help']).exit_code == 0;"
-        "print({'torch', 'pandas', 'pytorch_lightning'} & set(sys.modules))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "set()"
-
-
 def test_the_version_is_told() -> None:
     assert done("--version").stdout.startswith("neurograph 0.")
 
@@ -251,6 +241,7 @@ def test_explore_hands_its_options_to_the_search(here: Path) -> None:
         "seed": 3,
         "feature_names": ["a", "b", "c"],
         "class_names": None,
+        "profile": "made",
     }
     assert known["target"]["index"] == 0
 

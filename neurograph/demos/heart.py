@@ -54,6 +54,7 @@ _INDICATORS = (
 FEATURE_NAMES = (*NUMERIC, *(f"{column}={value}" for column, value in _INDICATORS))
 _EPOCHS = 20
 _PATHS_SHOWN = 10  # of each sign
+_KEEP = "top:12"  # a quantile would leave one of the 17 features
 # Of each class: a tenth of them must be somebody.
 _FEWEST = 10
 
@@ -243,7 +244,7 @@ def run(
     OSError, OptionError
         If a file cannot be written to ``directory``; nothing is trained then.
     """
-    from neurograph.archive import check_writable
+    from neurograph.atomic import check_writable
     from neurograph.report.tables import path_table, show, strongest
     from neurograph.search import search
 
@@ -257,6 +258,7 @@ def run(
         fitted.model,
         data.train,
         target=1,
+        keep=_KEEP,
         seed=seed,
         feature_names=data.feature_names,
         class_names=data.class_names,

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import networkx as nx
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from neurograph.atomic import check_writable, write_atomically
 from neurograph.selection import SIGNS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def render(circuit: Circuit) -> str:
     )
 
 
-def write_page(circuit: Circuit, path: str | os.PathLike[str]) -> Path:
+def write_page(circuit: Circuit, path: str | os.PathLike[str]) -> None:
     """Write the page of a circuit to a file, whole or not at all.
 
     Parameters
@@ -75,30 +75,13 @@ def write_page(circuit: Circuit, path: str | os.PathLike[str]) -> Path:
     path : str or os.PathLike
         File to write; one that exists is replaced.
 
-    Returns
-    -------
-    Path
-        The file written.
-
     Raises
     ------
-    IsADirectoryError, FileNotFoundError, PermissionError
+    OptionError
         If `path` is a folder, or lies in one that does not exist or cannot be written to.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path={str(path)!r} is a folder: name a file in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path={str(path)!r}: create the folder {str(path.parent)!r} first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"path={str(path)!r}: its folder is read-only, choose another")
-    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        draft.write_text(render(circuit), encoding="utf-8", newline="\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    path = check_writable(Path(path))
+    write_atomically(path, render(circuit).encode())
 
 
 def _payload(circuit: Circuit) -> Any:
@@ -111,13 +94,14 @@ def _payload(circuit: Circuit) -> Any:
     net = _network(graph, ids, places, radius)
     for band in bands:
         band.update({key: layers.get(band["layer"], {}).get(key) for key in ("type", "neurons")})
+    unattached = circuit.detach()  # a page is quick, and the same for a circuit and its file
     paths: dict[str, list[dict[str, Any]]] = {sign: [] for sign in SIGNS}
     for sign in SIGNS:
-        for path in circuit.paths(_PATHS_SHOWN, sign=sign):
+        for path in unattached.paths(_PATHS_SHOWN, sign=sign):
             row = {key: getattr(path, key) for key in ("effect", "stderr", "measured")}
             paths[sign].append(row | {"neurons": [ids[neuron] for neuron in path.neurons]})
-    title = str(getattr(circuit, "title", None) or f"Circuit of {circuit.target}")
-    data = {"title": title, "target": str(circuit.target), "columns": bands, "paths": paths}
+    data: dict[str, Any] = {"title": f"Circuit of {circuit.target}", "target": circuit.target}
+    data |= {"columns": bands, "paths": paths}
     data |= {"nodes": net.nodes, "edges": net.edges, "provenance": circuit.provenance}
     return _clean(data)
 

@@ -7,11 +7,13 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import networkx as nx
 import pytest
+
+from neurograph.circuit import Circuit, Path
+from neurograph.layers import Neuron
 
 INPUTS = (
     "ST_Slope=Flat ST_Slope=Up ExerciseAngina=Y ChestPainType=ASY Oldpeak Sex=M MaxHR "
@@ -19,28 +21,12 @@ INPUTS = (
 ).split()
 
 
-class Neuron(NamedTuple):
-    """Stands in for the library's neuron."""
-
-    layer: str
-    index: int
-
-
-class Path(NamedTuple):
-    """Stands in for a measured path."""
-
-    neurons: tuple[Neuron, ...]
-    effect: float
-    stderr: float
-    measured: bool
-
-
 def circuit_like(
     kept: tuple[int, ...] = (8, 6, 4, 1),
     names: dict[int, str] | None = None,
     density: float = 0.7,
     seed: int = 0,
-) -> Any:
+) -> Circuit:
     """Build a circuit of random effects with the attributes a real one has.
 
     `kept` counts the neurons of the input, of each hidden layer and of the output; `names`
@@ -51,7 +37,7 @@ def circuit_like(
     titles = ["input", *(f"linear{k}" for k in range(1, len(kept)))]
     for k, (layer, count) in enumerate(zip(titles, kept, strict=True)):
         width = count if k in (0, len(kept) - 1) else max(count + 3, 64)
-        kind = "input" if k == 0 else "Linear"
+        kind = "Input" if k == 0 else "Linear"
         layers.add_node(layer, type=kind, shape=f"[{width}]", parameters=width * 9, neurons=width)
         if k:
             layers.add_edge(titles[k - 1], layer)
@@ -63,10 +49,11 @@ def circuit_like(
             for reader in [n for n in graph if n.layer == after]:
                 if rng.random() < density or reader.layer == titles[-1]:
                     graph.add_edge(writer, reader, **_edge(rng, graph.nodes[writer]))
-    return SimpleNamespace(
+    paths = [path for sign in ("positive", "negative") for path in _paths(graph, titles, 25, sign)]
+    return Circuit(
         graph=graph,
         layers=layers,
-        paths=lambda k, sign=None: _paths(graph, titles, k, sign),
+        strongest=tuple(sorted(paths, key=lambda path: -abs(path.effect))),
         target="disease",
         provenance={
             "model": "HeartNet", "seed": seed, "tau": float("nan"), "hash": "8f14e45f",
@@ -98,7 +85,8 @@ def _neuron(
 def _edge(rng: random.Random, writer: dict[str, Any]) -> dict[str, Any]:
     effect = writer["effect"] * rng.lognormvariate(-1.2, 1.0) * (1 if rng.random() < 0.85 else -1)
     sign = "positive" if effect > 0 else "negative"
-    return {"effect": effect, "stderr": abs(effect) * 0.08, "sign": sign}
+    transfer = rng.uniform(-0.3, 0.3)
+    return {"effect": effect, "stderr": abs(effect) * 0.08, "sign": sign, "transfer": transfer}
 
 
 def _paths(graph: Any, titles: list[str], k: int, sign: str | None) -> list[Path]:

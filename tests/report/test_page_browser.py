@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[[Any], Opened]]:
     contexts = []
 
     def open_page(circuit: Any) -> Opened:
-        path = write_page(circuit, tmp_path / "circuit.html")
+        path = tmp_path / "circuit.html"
+        write_page(circuit, path)
         contexts.append(browser.new_context(viewport={"width": 1400, "height": 900}))
         page = contexts[-1].new_page()
         complaints: list[str] = []
@@ -199,7 +201,7 @@ def test_search_and_keys_lead_to_neurons(
 def test_a_row_lights_up_its_path(opened: Callable[[Any], Opened], make_circuit: Make) -> None:
     page, circuit, _, _ = opened(make_circuit())
     row = page.locator("#paths tbody tr").first
-    strongest = circuit.paths(1, sign="positive")[0]
+    strongest = next(circuit.paths(1, sign="positive"))
     assert ("✓ measured" in row.inner_text()) == strongest.measured
     row.locator("button").focus()
     page.keyboard.press("Enter")
@@ -209,9 +211,11 @@ def test_a_row_lights_up_its_path(opened: Callable[[Any], Opened], make_circuit:
 
 
 def test_hostile_names_stay_names(opened: Callable[[Any], Opened], make_circuit: Make) -> None:
-    circuit = make_circuit(names={0: HOSTILE, 1: "x" * 300})
-    circuit.target = circuit.title = f"{HOSTILE}<b>bold</b>"
-    circuit.provenance = {HOSTILE: [HOSTILE, {"deep": HOSTILE}]}
+    circuit = replace(
+        make_circuit(names={0: HOSTILE, 1: "x" * 300}),
+        target=f"{HOSTILE}<b>bold</b>",
+        provenance={HOSTILE: [HOSTILE, {"deep": HOSTILE}]},
+    )
     page, _, complaints, _ = opened(circuit)
     page.evaluate("neurograph.select('input', 0)")
     at = page.evaluate("neurograph.position('input', 0)")
@@ -242,7 +246,8 @@ def test_dark_and_crowded(browser: Any, make_circuit: Make, tmp_path: Path) -> N
     page = browser.new_page(color_scheme="dark")
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(write_page(circuit, tmp_path / "circuit.html").as_uri())
+    write_page(circuit, tmp_path / "circuit.html")
+    page.goto((tmp_path / "circuit.html").as_uri())
     page.wait_for_function("window.neurograph && window.neurograph.ready")
     settle(page)
     assert ink(page) > 2000
@@ -261,9 +266,8 @@ def test_dark_and_crowded(browser: Any, make_circuit: Make, tmp_path: Path) -> N
 
 
 def test_an_empty_circuit_says_so(opened: Callable[[Any], Opened], make_circuit: Make) -> None:
-    circuit = make_circuit()
+    circuit = replace(make_circuit(), strongest=())
     circuit.graph.clear()
-    circuit.paths = lambda k, sign=None: []
     page, _, complaints, _ = opened(circuit)
     assert "no neuron" in page.locator("#subtitle").inner_text()
     assert complaints == []
