@@ -20,7 +20,7 @@ from neurograph.target import Target
 
 __all__ = ["Effects", "Experiment", "Moves", "summarise"]
 
-_CACHED_BYTES = 8 * 2**20
+_CACHED_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
     """
     samples = targets.shape[1]
     differences = (targets[block[:, -1]] - targets[block[:, 0]]).double()
-    effect, response = differences.mean(dim=1), targets.mean(dim=1, dtype=torch.float64)
+    effect, response = differences.mean(dim=1), targets.mean(dim=1).double()
     if samples > 1:
         stderr = differences.std(dim=1, correction=1) / math.sqrt(samples)
     else:

@@ -152,7 +152,8 @@ class _Narrow:
         self.experiment, self.writer, self.reader = experiment, writer, reader
         device = experiment.recording.main(reader).device
         width = experiment.recording.layers[reader].neurons
-        self.outputs = torch.as_tensor(range(width) if outputs is None else outputs, device=device)
+        chosen = range(width) if outputs is None else sorted(outputs)
+        self.outputs = torch.as_tensor(chosen, device=device)
         self.weight = experiment.linear(reader).weight[self.outputs]
         self.next = {
             name: experiment.linear(name).weight[:, self.outputs].T.contiguous()
@@ -172,18 +173,19 @@ class _Narrow:
         known = self._prepare(samples)
         shape = self.experiment.recording.main(self.reader)[samples].shape[:-1]
         chain = self.experiment.chains[self.writer, self.reader]
-        after = chain(moves.values.to(self.weight).clone()).expand(len(moves), *shape)
-        change = after.reshape(len(moves), -1) - known.inputs[moves.neurons]
-        places = change.shape[1]
+        after = chain(moves.values.to(self.weight).clone())
+        places = known.inputs.shape[1]
         widths = {name: weight.shape[1] for name, weight in self.next.items()}
         if not widths:
             widths = {self.reader: self.experiment.recording.layers[self.reader].neurons}
-        rows = {name: change.new_empty(len(moves), places, n) for name, n in widths.items()}
+        rows = {name: after.new_empty(len(moves), places, n) for name, n in widths.items()}
         weight = self.weight[:, moves.neurons, None]
         step = max(1, _NARROW_ELEMENTS // (places * len(self.outputs)))
         for start in range(0, len(moves), step):
             some = slice(start, start + step)
-            self._fill(rows, some, change[some], weight[:, some], known)
+            moved = after[some].expand(-1, *shape).reshape(-1, places)
+            change = moved - known.inputs[moves.neurons[some]]
+            self._fill(rows, some, change, weight[:, some], known)
         return {name: t.view(-1, *shape[1:], widths[name]) for name, t in rows.items()}
 
     def _fill(
@@ -197,9 +199,12 @@ class _Narrow:
         """Compute some blocks: seen outputs ``[outputs, blocks, places]``, then what they feed."""
         seen = torch.addcmul(known.still[:, None], weight, change[None])
         if not self.next:
-            if self.weight.shape[0] < rows[self.reader].shape[2]:
-                rows[self.reader][some] = known.rest[self.reader]
-            rows[self.reader][some].index_copy_(2, self.outputs, seen.permute(1, 2, 0))
+            out = rows[self.reader][some]
+            if len(self.outputs) == out.shape[2]:
+                out[:] = seen.permute(1, 2, 0)
+            else:
+                out[:] = known.rest[self.reader]
+                out[..., self.outputs] = seen.permute(1, 2, 0)
             return
         for i, (name, after) in enumerate(self.next.items()):
             chain = self.experiment.chains[self.reader, name]
