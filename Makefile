@@ -39,8 +39,8 @@ lint: env  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: env  ## the original loop against this library; the demo network's accuracy over 5 seeds
-	$(BIN)/python benchmarks/notebook_loop.py
+bench: env  ## write docs/benchmarks.md; the demo network's accuracy over 5 seeds
+	$(BIN)/python benchmarks/notebook_loop.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/heart_accuracy.py
 
 constraints: env  ## pin what .venv holds now

@@ -8,18 +8,21 @@ neurons of each layer and its time scaled to all of them; every effect of the sa
 Then the exact search of a wide network: the rate of its matrix products as a share of what this
 machine multiplies in the same run, and the memory it takes above the model.
 
-    python benchmarks/notebook_loop.py [--reference 32 918] [--sample 24]
+    python benchmarks/notebook_loop.py [--reference 32 734] [--sample 24] [--write FILE.md]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import platform
+import re
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import psutil
 import torch
@@ -95,7 +98,8 @@ def loop_effects(
     return torch.stack(effects), time.perf_counter() - start
 
 
-def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> None:
+def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
+    """One row of the loop's table."""
     options = Options(contrast=SWEEP, reference=reference, progress=False)
     study = prepare(model, X, 1, options, None)
     keep = TopQuantile(0.95)
@@ -108,7 +112,7 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> None:
         return found
 
     found = ours()
-    seconds = timed(ours, repeats=7)
+    seconds = timed(ours, repeats=25)
     loop, worst = 0.0, 0.0
     generator = torch.Generator().manual_seed(0)
     for sign in SIGNS:
@@ -122,10 +126,9 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> None:
             worst = max(worst, float((effects - mine).abs().max() / scale))
             loop += took * width / len(chosen)
     calls = 2 * 7 * sum(len(found.scores[name]["positive"]) for name in LAYERS[:-1])
-    print(
-        f"{reference:5d} reference samples: loop {loop:8.2f} s (scaled to {calls:,} calls from "
-        f"{sample} neurons a layer), ours {1e3 * seconds:7.2f} ms, ratio {loop / seconds:6,.0f}, "
-        f"largest difference {worst:.1e} of the largest effect"
+    return (
+        f"| {reference} | {calls:,} | {loop:.1f} s | {1e3 * seconds:.1f} ms | "
+        f"{loop / seconds:,.0f} | {worst:.0e} |"
     )
 
 
@@ -147,7 +150,8 @@ def matmul_rate() -> float:
     return 2 * 2048**3 / min(timed(lambda: a @ b) for _ in range(20))
 
 
-def search_rate(width: int, depth: int) -> None:
+def search_rate(width: int, depth: int) -> str:
+    """One sentence on the rate of an exact search's matrix products."""
     torch.manual_seed(0)
     model, X = MLP(width, depth), torch.randn(512, width)
     study = prepare(model, X, 1, Options(progress=False), None)
@@ -164,11 +168,11 @@ def search_rate(width: int, depth: int) -> None:
     seconds = timed(search)
     rate, after = counter.get_total_flops() / seconds, matmul_rate()
     peak = statistics.median([before, after])
-    print(
+    return (
         f"{depth} × {width} MLP, 32 reference samples, all node effects of both signs: "
-        f"{counter.get_total_flops() / 1e12:.2f} TFLOP of matrix products in {seconds:.1f} s, "
-        f"{rate / 1e9:.0f} GFLOP/s; this machine multiplies at {peak / 1e9:.0f}: "
-        f"{100 * rate / peak:.0f}%"
+        f"{counter.get_total_flops() / 1e12:.2f} TFLOP of matrix products in {seconds:.1f} s are "
+        f"{rate / 1e9:.0f} GFLOP/s. In the same run this machine multiplied 2048 × 2048 float32 "
+        f"matrices at {peak / 1e9:.0f} GFLOP/s: **{100 * rate / peak:.0f}%**."
     )
 
 
@@ -192,33 +196,73 @@ class PeakMemory:
         self.megabytes = (self.peak - self._start) / 1e6
 
 
-def search_memory(width: int, budget: str) -> None:
+def search_memory(width: int, budget: str) -> str:
+    """One row of the memory table: a whole search, profile and paths included."""
     torch.manual_seed(0)
     model, X = MLP(width, 3), torch.randn(512, width)
     model(X[:2])
     with PeakMemory() as memory:
         neurograph.search(model, X, 1, memory=budget, keep="top:8", progress=False)
-    print(f"3 × {width} MLP, memory={budget!r}: peak {memory.megabytes:.0f} MB above the model")
+    return f"| 3 × {width} MLP | {budget} | {memory.megabytes:.0f} MB |"
+
+
+LOOP = """## The original loop on the heart-disease network
+
+All node effects of all layers (17 → 512 → 1024 → 1), 7 quantiles, both signs: one hooked call of
+the whole model for each neuron, quantile and sign, against `find_neurons`. The loop ran for
+{sample} random neurons of each layer and sign, and its time is scaled to all; these effects are
+compared.
+
+| reference samples | loop calls | loop | neurograph | ratio | largest difference / largest effect |
+| --- | --- | --- | --- | --- | --- |"""
+MEMORY = """## Memory
+
+A whole search (profile, neurons, edges, paths; 512 samples), peak resident memory above the model.
+
+| network | `memory=` | peak |
+| --- | --- | --- |"""
+
+
+def sections(options: argparse.Namespace) -> Iterator[str]:
+    """The report, line by line, as it is measured."""
+    yield "# Benchmarks\n"
+    yield (
+        f"Written by `make bench`: torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{cpu_name()}. Times are medians of one run on a shared machine; ratios compare within "
+        "it.\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model = heart.train(0, folder, epochs=3).model
+    X = heart.load_data(0).train.X
+    yield LOOP.format(sample=options.sample)
+    for reference in options.reference:
+        yield compare(model, X, min(reference, len(X)), options.sample)
+    yield "\n## Exact search of a wide network\n"
+    yield search_rate(1024, 6)
+    yield "\n" + MEMORY
+    for budget in ("128MB", "512MB"):
+        yield search_memory(4096, budget)
+
+
+def cpu_name() -> str:
+    """Model of the processor, as Linux knows it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=int, nargs="+", default=[8, 32, 128, 734])
     parser.add_argument("--sample", type=int, default=24)
-    parser.add_argument("--only", choices=["loop", "rate", "memory"])
+    parser.add_argument("--write", type=Path, help="also write the report to this file")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if options.only in (None, "loop"):
-        with tempfile.TemporaryDirectory() as folder:
-            model = heart.train(0, folder, epochs=3).model
-        X = heart.load_data(0).train.X
-        for reference in options.reference:
-            compare(model, X, min(reference, len(X)), options.sample)
-    if options.only in (None, "rate"):
-        search_rate(1024, 6)
-    if options.only in (None, "memory"):
-        for budget in ("128MB", "512MB"):
-            search_memory(4096, budget)
+    lines = []
+    for line in sections(options):
+        print(line, flush=True)
+        lines.append(line)
+    if options.write:
+        options.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

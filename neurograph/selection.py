@@ -98,16 +98,20 @@ def select(effect: Tensor, stderr: Tensor, sign: Sign, keep: Keep) -> list[int]:
     # NumPy's small operations are several times quicker than torch's.
     values, errors = effect.cpu().numpy(), stderr.cpu().numpy()
     strength = values if sign == "positive" else -values
-    signed = strength[strength > 0]
+    order = np.argsort(-strength, kind="stable")
+    order = order[: np.count_nonzero(strength > 0)]
+    signed = strength[order]
     if not signed.size:
         return []
     certain = strength > np.nan_to_num(errors, nan=0.0).clip(min=0)
-    order = np.argsort(-strength, kind="stable")
     order = order[certain[order]]
     if isinstance(keep, TopK):
         order = order[: keep.count]
     elif isinstance(keep, TopQuantile):
-        order = order[strength[order] >= np.quantile(signed, keep.level)]
+        # Linear interpolation, as np.quantile has it; `signed` is sorted already.
+        place = (1 - keep.level) * (len(signed) - 1)
+        threshold = np.interp(place, np.arange(len(signed)), signed)
+        order = order[strength[order] >= threshold]
     else:
         before = strength[order].cumsum() - strength[order]
         order = order[before < keep.share * signed.sum() * (1 - 1e-12)]
