@@ -20,7 +20,7 @@ from neurograph.target import Target
 
 __all__ = ["Effects", "Experiment", "Moves", "summarise"]
 
-_CACHED_BYTES = 32 * 2**20
+_CACHED_BYTES = 24 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
