@@ -21,7 +21,7 @@ from neurograph.paths import Path, PathQuery
 from neurograph.progress import Progress
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, Keep, as_keep
-from neurograph.study import Options, Study, prepare
+from neurograph.study import Options, Study, model_hash, prepare
 from neurograph.target import TargetFunction
 
 __all__ = ["attach", "search"]
@@ -212,6 +212,9 @@ def _measurer(study: Study) -> Measure:
     def measure(paths: Sequence[tuple[Neuron, ...]]) -> list[tuple[float, float]]:
         for path in paths:
             _check_path(study, path)
+        # What the layers returned is remembered; new weights would be mixed with old outputs.
+        if model_hash(study.model) != study.provenance["model"]["hash"]:
+            raise ModelError("the model's weights have changed since the search: search it again")
         with study.open() as experiment:
             effects = path_effects(experiment, paths)
         return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))

@@ -259,6 +259,20 @@ def test_a_profile_can_be_made_once_and_used_again() -> None:
         ng.search(other.model, X, 0, profile=profiled)
 
 
+def test_a_model_that_was_trained_on_is_not_measured_with_old_outputs() -> None:
+    sample = zoo.mlp((3, 5, 1), "relu", False, 1, torch.float64)
+    X = sample.data(50, 0)
+    circuit = ng.search(sample.model, X, 1, progress=False)
+    (again,) = circuit.measure(circuit.strongest[:1])
+    assert again.effect == pytest.approx(circuit.strongest[0].effect, rel=1e-9)
+    with torch.no_grad():
+        sample.model.layers[0].weight += 0.1
+    with pytest.raises(ModelError, match="weights have changed since the search"):
+        circuit.measure(circuit.strongest[:1])
+    with pytest.raises(ModelError, match="not the model of the circuit"):
+        circuit.attach(sample.model, X)
+
+
 def test_explicit_reference_samples() -> None:
     sample = zoo.mlp((3, 5, 1), "relu", False, 1, torch.float64)
     X = sample.data(50, 0)

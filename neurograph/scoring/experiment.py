@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import networkx as nx
 import torch
@@ -165,13 +164,8 @@ class Experiment:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.replay.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self.replay.__exit__(*exception)
 
     def levels(self, layer: str) -> Tensor:
         """Values the neurons of a layer move between."""
