@@ -91,9 +91,7 @@ def loop_effects(
     effects = []
     start = time.perf_counter()
     for neuron in neurons:
-        targets = [
-            hooked_target(model, x, module, neuron, level[neuron], seen) for level in levels
-        ]
+        targets = [hooked_target(model, x, module, neuron, level[neuron], seen) for level in levels]
         effects.append((targets[-1] - targets[0]).mean())
     return torch.stack(effects), time.perf_counter() - start
 

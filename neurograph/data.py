@@ -124,8 +124,7 @@ class Source:
             return self._slices(dict(data))
         if isinstance(data, tuple):
             raise DataError(
-                f"data is a tuple of {len(data)}: pass (X, y), and several inputs as "
-                "((x1, x2), y)"
+                f"data is a tuple of {len(data)}: pass (X, y), and several inputs as ((x1, x2), y)"
             )
         if isinstance(data, Iterable) and not isinstance(data, str):
             return data

@@ -253,9 +253,7 @@ def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
     layers.add_edges_from(study.profiled.edges)
     provenance = {**study.provenance, "complete": complete}
-    return Circuit(
-        graph, layers, study.target.name, (), found.scores, provenance, _measurer(study)
-    )
+    return Circuit(graph, layers, study.target.name, (), found.scores, provenance, _measurer(study))
 
 
 def _attributes(study: Study, found: Found, neuron: Neuron) -> dict[str, Any]:
@@ -309,5 +307,3 @@ def _is_target_column(study: Study, neuron: Neuron) -> bool:
     layer = study.experiment.recording.layers[neuron.layer]
     only = [n for n, d in study.profiled.nodes(data=True) if d["output"]] == [neuron.layer]
     return only and len(layer.shape) == 1 and neuron.index == study.target.index
-
-

@@ -225,9 +225,7 @@ def _inputs(batch: Batch) -> list[Tensor]:
     return list(iter_tensors((batch.args, dict(batch.kwargs))))
 
 
-def _feature_names(
-    names: Sequence[str] | None, recording: Recording
-) -> tuple[str, ...] | None:
+def _feature_names(names: Sequence[str] | None, recording: Recording) -> tuple[str, ...] | None:
     if names is None:
         return None
     inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]

@@ -7,6 +7,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run: what one machine finds, another must be able to see.
+settings.register_profile("same everywhere", derandomize=True, deadline=None)
+settings.load_profile("same everywhere")
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,7 @@ from tests.reference import TARGET, Reference
 SAMPLES, ROWS = 4, 23
 CONTRASTS = ["quantiles", (0.25, 0.75), "sweep", "mean", "zero", "counterfactual"]
 BACKGROUNDS = ["data", "mean", "zero"]
-slow = settings(
-    deadline=None, max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+slow = settings(max_examples=12, suppress_health_check=list(HealthCheck))
 dtypes = st.sampled_from([torch.float64, torch.float32])
 seeds = st.integers(0, 10_000)
 

@@ -18,9 +18,7 @@ from neurograph.errors import DataError, ModelError, OptionError, SearchInterrup
 from neurograph.layers import Neuron
 from tests import zoo
 
-quick = settings(
-    deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+quick = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 
 @dataclass

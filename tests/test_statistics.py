@@ -44,7 +44,12 @@ def check_equal(a: ActivationStatistics, b: ActivationStatistics) -> None:
     one, two = a.compute(), b.compute()
     assert (one.count, one.rank_error) == (two.count, two.rank_error)
     for name in ("mean", "std"):
-        torch.testing.assert_close(getattr(one, name), getattr(two, name))
+        # Sums of float32 batches round by how the rows are cut.
+        scale = float(torch.maximum(one.min.abs(), one.max.abs()).max())
+        rtol = 1e-5 if one.mean.dtype == torch.float32 else 1e-7
+        torch.testing.assert_close(
+            getattr(one, name), getattr(two, name), rtol=rtol, atol=rtol * scale + 1e-12
+        )
     for name in ("min", "max", "quantiles"):
         assert torch.equal(getattr(one, name), getattr(two, name))
     assert torch.equal(a.sample, b.sample)

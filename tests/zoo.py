@@ -57,9 +57,7 @@ def settle(model: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
 class MLP(nn.Module):
     def __init__(self, widths: tuple[int, ...], activation: str, in_place: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in itertools.pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.activation, self.in_place = ACTIVATIONS[activation], in_place
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,16 +138,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         h = self.norm(x)
-        q, k, v = (f(h).view(batch, tokens, 2, width // 2).transpose(1, 2) for f in
-                   (self.q, self.k, self.v))
+        q, k, v = (
+            f(h).view(batch, tokens, 2, width // 2).transpose(1, 2)
+            for f in (self.q, self.k, self.v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         x = x + self.o(mixed)
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         return self.head(x[:, 0])
 
 
-def mlp(widths: tuple[int, ...], activation: str, in_place: bool, seed: int,
-        dtype: torch.dtype) -> Sample:
+def mlp(
+    widths: tuple[int, ...], activation: str, in_place: bool, seed: int, dtype: torch.dtype
+) -> Sample:
     names = tuple(f"layers.{i}" for i in range(len(widths) - 1))
     model = settle(MLP(widths, activation, in_place), seed, dtype)
     return Sample(model, widths[:1], names, dict.fromkeys(("input", *names), 1), widths[-1])

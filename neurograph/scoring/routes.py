@@ -296,5 +296,3 @@ def probe_one(
     blocks = by_channel.view(len(moves), -1, *by_channel.shape[1:])
     block = torch.arange(len(moves), device=probed.device)
     return Moves(reader, outputs, blocks[block, :, outputs])
-
-
