@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from neurograph.layers import Neuron
-from neurograph.scoring.exact import node_effects, total_effects, transfers
+from neurograph.scoring.exact import edge_effects, node_effects, total_effects, transfers
 from neurograph.scoring.experiment import Effects, Experiment
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.selection import SIGNS, Keep, Sign, select
@@ -154,7 +154,7 @@ def _find_edges_between(
         if not moving:
             continue
         chosen = [sources[i] for i in moving]
-        measured = node_effects(experiment, writer, chosen, {reader: [output]})
+        measured = edge_effects(experiment, writer, chosen, reader, output)
         for i, (effect, stderr) in zip(moving, _pairs(measured), strict=True):
             edge = Neuron(writer, sources[i]), Neuron(reader, output)
             found.edges[edge] = Edge(effect, stderr, float(shares[i, j]), sign)

@@ -49,8 +49,9 @@ class Plan:
     frozen : frozenset of str
         Pass on the recorded output, repeated for every intervention.
     mixed : frozenset of str
-        Compute in both worlds and pass on the moved world's value where the mask supplied
-        with the run says so (only with `worlds`).
+        Compute in the moved world and pass that on where the mask supplied with the run says
+        so; elsewhere the recorded output or, if the layer is live too, what it computes in the
+        unmoved world (only with `worlds`).
     worlds : bool
         Run two worlds side by side, rows of the unmoved one first. Only a given layer differs
         between them: it returns its recorded output in the unmoved world.
@@ -283,10 +284,10 @@ class _Run:
         plan, listen = self.job.plan, self.job.listen
         if listen is not None:
             listen("arrived", name, (args, kwargs))
-        if name in plan.live:
+        if name in plan.mixed:
+            output = self._mix(name, forward, args, kwargs)
+        elif name in plan.live:
             output = self._compute(forward, args, kwargs)
-        elif name in plan.mixed:
-            output = self._mix(name, forward(*args, **kwargs))
         else:
             if name in plan.probed:
                 self._probe(name, forward(*args, **kwargs))
@@ -343,16 +344,22 @@ class _Run:
     def _compute(self, forward: Forward, args: Any, kwargs: Any) -> Any:
         if not self.job.plan.worlds:
             return forward(*args, **kwargs)
-        args, kwargs = tree_map(lambda x: self._half(x, moved=False), (args, kwargs))
-        return tree_map(self._twice, forward(*args, **kwargs))
+        return tree_map(self._twice, self._in_world(forward, args, kwargs, moved=False))
+
+    def _in_world(self, forward: Forward, args: Any, kwargs: Any, *, moved: bool) -> Any:
+        args, kwargs = tree_map(lambda x: self._half(x, moved=moved), (args, kwargs))
+        return forward(*args, **kwargs)
 
     def _twice(self, leaf: Any) -> Any:
         by_row = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self._rows
         return torch.cat([leaf, leaf]) if by_row else leaf
 
-    def _mix(self, name: str, output: Any) -> Any:
-        still = tree_map(lambda x: self._half(x, moved=False), output)
-        moved = main_tensor(tree_map(lambda x: self._half(x, moved=True), output))
+    def _mix(self, name: str, forward: Forward, args: Any, kwargs: Any) -> Any:
+        if name in self.job.plan.live:
+            still = self._in_world(forward, args, kwargs, moved=False)
+        else:
+            still = self._repeat(self.recording.outputs[name], self.job.blocks)
+        moved = main_tensor(self._in_world(forward, args, kwargs, moved=True))
         unmoved = main_tensor(still)
         if moved is None or unmoved is None:
             raise ModelError(f"layer {name!r} returns no floating-point tensor")

@@ -166,12 +166,14 @@ def worlds_plan(
     """Plan that shows a moved writer to masked outputs of several readers at once.
 
     Needed where one reader descends from another, or where the target sees the writer besides:
-    what all others see must have the readers' changes but not the writer's own.
+    what all others see must have the readers' changes but not the writer's own. A reader that
+    descends from another is live too: its outputs that may not see the writer see that one.
     """
     mixed = frozenset(readers)
+    below = set().union(*(nx.descendants(graph, name) for name in mixed))
     plan = Plan(
         given=frozenset({writer}),
-        live=_live(graph, mixed),
+        live=_live(graph, mixed) | (mixed & below),
         mixed=mixed,
         worlds=True,
         output_moved=output_moved,

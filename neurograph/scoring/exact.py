@@ -35,10 +35,10 @@ def total_effects(experiment: Experiment, writer: str, neurons: Sequence[int]) -
 
 
 def edge_effects(
-    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, outputs: Sequence[int]
-) -> list[Effects]:
-    """Effects of the edges from neurons to each output of a reader, one `Effects` an output."""
-    return [node_effects(experiment, writer, neurons, {reader: [p]}) for p in outputs]
+    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, output: int
+) -> Effects:
+    """Effects of the edges from neurons to one output of a reader."""
+    return node_effects(experiment, writer, neurons, {reader: [output]})
 
 
 def transfers(
