@@ -115,7 +115,7 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
         for depth, reader in enumerate(layers[1:], start=1):
             some = probe_one(experiment, some, reader, indices[blocks, depth], samples)
         rows = {some.layer: experiment.rows(some, samples)}
-        outcome = experiment.run(plan, rows, len(some), samples)
+        outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
         targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
     return targets
 
@@ -126,8 +126,13 @@ def _measure(experiment: Experiment, writer: str, neurons: Sequence[int], route:
     targets = experiment.recording.main(writer).new_empty(len(moves), experiment.recording.size)
     for blocks, samples in experiment.chunks(len(moves), route.plans, route.extra_bytes):
         some = moves.cut(blocks, samples)
-        given = route.given(some, samples)
-        outcome = experiment.run(route.plans[-1], given, len(some), samples, route.masks)
+        outcome = experiment.replay.run(
+            route.plans[-1],
+            route.given(some, samples),
+            blocks=len(some),
+            samples=samples,
+            masks=route.masks,
+        )
         targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
     effects = summarise(targets, block)
     _check_finite(effects, writer)

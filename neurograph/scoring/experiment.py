@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.capture import Recording
+from neurograph.data import Batch
 from neurograph.elementwise import Chain, find_chains
 from neurograph.layers import channels_first, iter_tensors
 from neurograph.replay import Outcome, Plan, Replay
@@ -203,25 +204,14 @@ class Experiment:
         )
         return rows.flatten(0, 1).movedim(1, layer.channel_dim)
 
-    def run(
-        self,
-        plan: Plan,
-        given: Mapping[str, Tensor],
-        blocks: int,
-        samples: slice,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> Outcome:
-        """Replay once with rows for the given layers."""
-        return self.replay.run(plan, given, blocks=blocks, samples=samples, masks=masks)
-
     def targets(self, outcome: Outcome, blocks: int, samples: slice) -> Tensor:
         """Read the target off a replay, ``[blocks, samples]``."""
 
-        def batch() -> object:
+        def batch() -> Batch:
             few = self.recording.batch.map(lambda leaf: leaf[samples])
             return few.map(lambda leaf: leaf.repeat(blocks, *[1] * (leaf.dim() - 1)))
 
-        return self.target(outcome.output, batch).reshape(blocks, -1)  # type: ignore[arg-type]
+        return self.target(outcome.output, batch).reshape(blocks, -1)
 
     def chunks(
         self, blocks: int, plans: Sequence[Plan], extra_bytes: int = 0, *, together: int = 1
@@ -250,14 +240,17 @@ class Experiment:
     def _widths(self, plan: Plan) -> list[int]:
         """Bytes of one row of each layer that passes rows on."""
         worlds = 2 if plan.worlds else 1
-        return [worlds * self._row_bytes(name) for name in plan.busy | plan.probed]
+        return [worlds * self._row_bytes[name] for name in plan.busy | plan.probed]
+
+    @functools.cached_property
+    def _row_bytes(self) -> dict[str, int]:
+        """Bytes of one sample's output, for each layer."""
+        return {
+            name: sum(t.nbytes for t in iter_tensors(output)) // self.recording.size + 1
+            for name, output in self.recording.outputs.items()
+        }
 
     @functools.cached_property
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
         return all(t.device.type == "cpu" for t in iter_tensors(dict(self.recording.outputs)))
-
-    @functools.cache  # noqa: B019 - experiments are few and live as long as their circuit
-    def _row_bytes(self, layer: str) -> int:
-        tensors = list(iter_tensors(self.recording.outputs[layer]))
-        return sum(t.numel() * t.element_size() for t in tensors) // self.recording.size + 1

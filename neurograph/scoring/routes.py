@@ -125,14 +125,15 @@ class _Direct:
     def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
         recording = self.experiment.recording
         rows = {moves.layer: self.experiment.rows(moves, samples)}
-        probed = self.experiment.run(self.plans[0], rows, len(moves), samples).probed
+        replay = self.experiment.replay
+        probed = replay.run(self.plans[0], rows, blocks=len(moves), samples=samples).probed
         masked = {}
         for name, moved in probed.items():
             still = recording.main(name)[samples]
-            blocks = moved.view(len(moves), *still.shape)
+            blocks = moved.reshape(len(moves), *still.shape)
             dim = recording.layers[name].channel_dim
             mask = along_channels(self.seen[name], dim, still.dim())
-            masked[name] = torch.where(mask, blocks, still).view_as(moved)
+            masked[name] = torch.where(mask, blocks, still).flatten(0, 1)
         return masked
 
 
@@ -161,7 +162,8 @@ class _Narrow:
         }
         self.plans: Sequence[Plan] = [suffix_plan(experiment.graph, self.next or [reader])]
         given = [experiment.recording.main(name) for name in self.next or [reader]]
-        self.extra_bytes = sum(t[:1].numel() * t.element_size() for t in given)
+        seen = given[0][:1].nbytes // given[0].shape[-1] * len(self.outputs)
+        self.extra_bytes = seen + sum(t[:1].nbytes for t in given)
         self._prepared: tuple[slice, _Prepared] | None = None
 
     @staticmethod
@@ -291,7 +293,8 @@ def probe_one(
         return Moves(reader, outputs, still + change * along_channels(weight, 0, before.dim()))
     plan = direct_plan(experiment.graph, moves.layer, [reader])
     rows = {moves.layer: experiment.rows(moves, samples)}
-    probed = experiment.run(plan, rows, len(moves), samples).probed[reader]
+    outcome = experiment.replay.run(plan, rows, blocks=len(moves), samples=samples)
+    probed = outcome.probed[reader]
     by_channel = channels_first(probed, layer.channel_dim)
     blocks = by_channel.view(len(moves), -1, *by_channel.shape[1:])
     block = torch.arange(len(moves), device=probed.device)
