@@ -83,15 +83,22 @@ class Recording:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients; restore modes, buffers and random state after."""
+    """Run in eval mode without gradients; restore modes, buffers and random state after.
+
+    PyTorch's fused transformer kernels are off meanwhile: they take the layers' weights without
+    calling the layers.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+    fused = torch.backends.mha.get_fastpath_enabled()
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
+            torch.backends.mha.set_fastpath_enabled(False)
             model.eval()
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
             for module, training in modes:
                 module.training = training
             for buffer, before in buffers:

@@ -270,6 +270,16 @@ def test_containers_that_own_parameters_are_not_layers_but_parametrised_ones_are
     assert graph.nodes["inner"]["output"]
 
 
+def test_layers_inside_a_transformer_encoder_are_seen() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+    graph = ng.layer_graph(model, torch.rand(3, 5, 8))
+    inner = "0.layers.0."
+    assert set(graph) == {"input", *(inner + name for name in ("self_attn", "linear1", "linear2"))}
+    assert graph.has_edge(inner + "self_attn", inner + "linear1")
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_shared_layer_has_a_node_for_each_call() -> None:
     sample = zoo.shared_layer(3, 1, 0, torch.float64)
     graph = ng.layer_graph(sample.model, sample.data(3, 0))
