@@ -60,7 +60,7 @@ class Plan:
 
     Notes
     -----
-    An idle layer passes on its recorded output once, not repeated: nothing that is computed
+    An idle layer passes on its recorded output for a single sample: nothing that is computed
     depends on it, so the glue behind it need not be executed for every intervention.
     """
 
@@ -174,7 +174,7 @@ class Replay:
         """
         job = _Job(plan, given or {}, blocks, samples, masks or {}, listen)
         if listen is not None or blocks == 1:
-            return self._execute(job)
+            return self._execute(replace(job, plan=self._full(plan)))
         if plan not in self._checked:
             self._checked[plan] = self._check(job)
         checked = self._checked[plan]
@@ -185,6 +185,10 @@ class Replay:
     def _rows(self, job: _Job) -> int:
         return len(range(self.recording.size)[job.samples])
 
+    def _full(self, plan: Plan) -> Plan:
+        """Return the plan with no layer idle."""
+        return replace(plan, frozen=plan.frozen | (frozenset(self.recording.layers) - plan.busy))
+
     def _check(self, job: _Job) -> Plan | None:
         """Find out once how interventions can share a batch: by the plan, frozen, or not at all.
 
@@ -193,8 +197,7 @@ class Replay:
         either shows when the first intervention runs beside the last.
         """
         rows = self._rows(job)
-        everyone = frozenset(self.recording.layers)
-        full = replace(job.plan, frozen=job.plan.frozen | (everyone - job.plan.busy))
+        full = self._full(job.plan)
         truth = self._execute(replace(job.block(0, rows), plan=full))
         beside = _Job.beside(job.block(0, rows), job.block(job.blocks - 1, rows))
         for plan in (job.plan, full):
@@ -311,8 +314,9 @@ class _Run:
                 "replayed: its forward depends on values that were moved"
             )
         if name not in plan.given:
-            worlds = 2 if plan.worlds else 1
-            return self._repeat(recorded, self.job.blocks * worlds if name in plan.frozen else 1)
+            if name not in plan.frozen:
+                return self._one_row(recorded)
+            return self._repeat(recorded, self.job.blocks * (2 if plan.worlds else 1))
         moved = self.job.given[name]
         if plan.worlds:
             still = self._repeat(self.recording.main(name), self.job.blocks)
@@ -335,6 +339,15 @@ class _Run:
             return rows.repeat(blocks, *[1] * (rows.dim() - 1)) if blocks > 1 else rows.clone()
 
         return tree_map(repeated, value)
+
+    def _one_row(self, value: Any) -> Any:
+        def first(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            by_row = leaf.dim() > 0 and leaf.shape[0] == self.recording.size
+            return (leaf[:1] if by_row else leaf).clone()
+
+        return tree_map(first, value)
 
     def _half(self, leaf: Any, *, moved: bool) -> Any:
         if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 2 * self._rows:

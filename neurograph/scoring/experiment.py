@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import networkx as nx
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from neurograph.capture import Recording
 from neurograph.data import Batch
@@ -155,6 +156,8 @@ class Experiment:
         self._levels_of = levels
         self._levels: dict[str, Tensor] = {}
         self._moves: dict[str, tuple[list[int], Moves, Tensor]] = {}
+        self._arriving: dict[tuple[str, str], Tensor] = {}
+        self._computed: dict[tuple[str, str], Tensor] = {}
 
     def __enter__(self) -> Experiment:
         self.replay.__enter__()
@@ -179,6 +182,21 @@ class Experiment:
         module = self.replay.model.get_submodule(self.recording.layers[layer].module)
         assert isinstance(module, nn.Linear)
         return module
+
+    def arriving(self, writer: str, reader: str) -> Tensor:
+        """What arrives at a reader behind a chain, all layers at background."""
+        edge = writer, reader
+        if edge not in self._arriving:
+            self._arriving[edge] = self.chains[edge](self.recording.main(writer).clone())
+        return self._arriving[edge]
+
+    def computed(self, writer: str, reader: str) -> Tensor:
+        """What a reader behind a chain computes from that; its own background may be another."""
+        edge = writer, reader
+        if edge not in self._computed:
+            module = self.linear(reader)
+            self._computed[edge] = linear(self.arriving(*edge), module.weight, module.bias)
+        return self._computed[edge]
 
     def moves(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:
         """Moves of some neurons through the contrast; see `Moves.between`.

@@ -12,7 +12,6 @@ from typing import Protocol
 import networkx as nx
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from neurograph.layers import channels_first
 from neurograph.replay import Plan, along_channels
@@ -232,24 +231,19 @@ class _Prepared:
     """
 
     def __init__(self, route: _Narrow, samples: slice) -> None:
-        experiment = route.experiment
+        experiment, edge = route.experiment, (route.writer, route.reader)
 
-        def flat(name: str) -> Tensor:
-            return experiment.recording.main(name)[samples].flatten(0, -2).clone()
+        def flat(values: Tensor) -> Tensor:
+            return values[samples].flatten(0, -2)
 
-        before = experiment.chains[route.writer, route.reader](flat(route.writer))
-        bias: Tensor | None = experiment.linear(route.reader).bias
-        some = None if bias is None else bias[route.outputs]
-        self.inputs = before.T.contiguous()
-        self.still = linear(before, route.weight, some).T.contiguous()
+        self.inputs = flat(experiment.arriving(*edge)).T.contiguous()
+        self.still = flat(experiment.computed(*edge))[:, route.outputs].T.contiguous()
         self.rest = {}
-        for name in route.next:
-            active = experiment.chains[route.reader, name](flat(route.reader))
-            active[:, route.outputs] = 0
-            module = experiment.linear(name)
-            self.rest[name] = linear(active, module.weight, module.bias)
+        for name, weight in route.next.items():
+            seen = flat(experiment.arriving(route.reader, name))[:, route.outputs]
+            self.rest[name] = flat(experiment.computed(route.reader, name)) - seen @ weight
         if not route.next:
-            self.rest = {route.reader: flat(route.reader)}
+            self.rest = {route.reader: flat(experiment.recording.main(route.reader))}
 
 
 def _channels_last(experiment: Experiment, name: str) -> bool:
@@ -283,13 +277,11 @@ def probe_one(
     recording = experiment.recording
     layer = recording.layers[reader]
     if _Narrow.fits(experiment, moves.layer, reader):
-        module = experiment.linear(reader)
-        chain = experiment.chains[moves.layer, reader]
-        before = chain(recording.main(moves.layer)[samples].clone())
-        still = linear(before, module.weight, module.bias).movedim(-1, 0)[outputs]
-        weight = module.weight[outputs, moves.neurons]
-        after = chain(moves.values.to(before).clone())
-        change = after - before.movedim(-1, 0)[moves.neurons]
+        edge = moves.layer, reader
+        before = experiment.arriving(*edge)[samples].movedim(-1, 0)[moves.neurons]
+        still = experiment.computed(*edge)[samples].movedim(-1, 0)[outputs]
+        change = experiment.chains[edge](moves.values.to(before).clone()) - before
+        weight = experiment.linear(reader).weight[outputs, moves.neurons]
         return Moves(reader, outputs, still + change * along_channels(weight, 0, before.dim()))
     plan = direct_plan(experiment.graph, moves.layer, [reader])
     rows = {moves.layer: experiment.rows(moves, samples)}
