@@ -173,13 +173,15 @@ class Replay:
             With no output if the plan has probed layers: the run stops at the last of them.
         """
         job = _Job(plan, given or {}, blocks, samples, masks or {}, listen)
+        alone = replace(job, plan=self._full(plan))
         if listen is not None or blocks == 1:
-            return self._execute(replace(job, plan=self._full(plan)))
+            return self._execute(alone)
         if plan not in self._checked:
             self._checked[plan] = self._check(job)
         checked = self._checked[plan]
         if checked is None or self.one_by_one:
-            return _joined([self._execute(job.block(b, self._rows(job))) for b in range(blocks)])
+            rows = self._rows(job)
+            return _joined([self._execute(alone.block(b, rows)) for b in range(blocks)])
         return self._execute(replace(job, plan=checked))
 
     def _rows(self, job: _Job) -> int:
@@ -241,7 +243,8 @@ class _Job:
     def block(self, number: int, rows: int) -> _Job:
         """Return the job of one of the blocks."""
         some = slice(number * rows, (number + 1) * rows)
-        return replace(self, given={n: t[some] for n, t in self.given.items()}, blocks=1)
+        # Copies: glue may write to what it gets, and these rows are needed again.
+        return replace(self, given={n: t[some].clone() for n, t in self.given.items()}, blocks=1)
 
     @staticmethod
     def beside(one: _Job, other: _Job) -> _Job:

@@ -64,7 +64,8 @@ class MLP(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i < len(self.layers) - 1:
-                x = x.relu_() if self.in_place else self.activation(x)
+                # Not idempotent, so that rows which are used twice by mistake go wrong.
+                x = x.mul_(0.7).add_(0.1).relu_() if self.in_place else self.activation(x)
         return x
 
 
