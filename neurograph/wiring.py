@@ -72,7 +72,7 @@ def layer_graph(model: nn.Module, example: Any) -> nx.DiGraph:
 
 
 def read_graph(replay: Replay) -> nx.DiGraph:
-    """Build the layer graph of an open replay; one glue-only run a layer."""
+    """Build the layer graph of an open replay; two glue-only runs a layer."""
     recording = replay.recording
     graph = nx.DiGraph()
     for name, layer in recording.layers.items():
@@ -88,12 +88,14 @@ def read_graph(replay: Replay) -> nx.DiGraph:
     baseline = _Arrivals()
     baseline.end(replay.run(Plan(frozen=everyone), listen=baseline.hear).output)
     for writer in recording.layers:
-        moved = {writer: _perturbed(recording, writer)}
-        plan = Plan(given=frozenset(moved), frozen=everyone - {writer})
-        arrivals = _Arrivals(baseline)
-        arrivals.end(replay.run(plan, moved, listen=arrivals.hear).output)
-        graph.add_edges_from((writer, reader) for reader in arrivals.moved if reader)
-        graph.nodes[writer]["output"] = "" in arrivals.moved
+        plan = Plan(given=frozenset({writer}), frozen=everyone - {writer})
+        moved: set[str] = set()
+        for rows in _perturbed(recording, writer):
+            arrivals = _Arrivals(baseline)
+            arrivals.end(replay.run(plan, {writer: rows}, listen=arrivals.hear).output)
+            moved.update(arrivals.moved)
+        graph.add_edges_from((writer, reader) for reader in recording.layers if reader in moved)
+        graph.nodes[writer]["output"] = "" in moved
     return graph
 
 
@@ -124,18 +126,23 @@ def _differ(some: list[Tensor], others: list[Tensor]) -> bool:
     )
 
 
-def _perturbed(recording: Recording, name: str) -> Tensor:
-    """A layer's output, changed everywhere and by much, to get through any glue."""
+def _perturbed(recording: Recording, name: str) -> tuple[Tensor, Tensor]:
+    """A layer's output, changed everywhere and by much, up where the other is down.
+
+    What one change does not get through a ReLU, or any other glue that rises, the other does.
+    """
     generator = torch.Generator().manual_seed(0)
     value = recording.outputs[name]
     tensor = value if isinstance(value, Tensor) else recording.main(name)
     if tensor.is_floating_point():
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         scale = tensor.abs().max() + 1 if tensor.numel() else 1.0
-        return tensor + scale * noise.to(tensor)
+        change = scale * noise.to(tensor)
+        return tensor + change, tensor - change
     # Ids and masks must stay among the values that occur.
     order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
-    return tensor.flatten()[order].view_as(tensor)
+    shuffled = tensor.flatten()[order].view_as(tensor)
+    return shuffled, tensor.roll(1, dims=-1)
 
 
 def target_layers(graph: nx.DiGraph) -> list[str]:

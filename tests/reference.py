@@ -116,12 +116,17 @@ class Reference:
         generator = torch.Generator().manual_seed(seed)
         value = self.background[writer]
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-        moved = self.arrivals(self.frozen({writer: value + 5 * noise}))
-        return {
-            name
-            for name in moved
-            if any(not torch.equal(a, b) for a, b in zip(moved[name], still[name], strict=True))
-        }
+        # Far enough that a ReLU passes one of the two.
+        noise = noise + 20 * noise.sign() * (1 + value.abs().max())
+        found = set()
+        for change in (noise, -noise):
+            moved = self.arrivals(self.frozen({writer: value + change}))
+            found |= {
+                name
+                for name in moved
+                if any(not torch.equal(a, b) for a, b in zip(moved[name], still[name], strict=True))
+            }
+        return found
 
     def descendants(self, layer: str) -> set[str]:
         found: set[str] = set()
