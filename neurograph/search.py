@@ -132,15 +132,16 @@ def search(
         class_names=class_names,
         progress=progress,
     )
-    study = prepare(model, data, target, options, profile)
-    found = Found()
+    found, study = Found(), None
     try:
+        study = prepare(model, data, target, options, profile)
         _fill(study, found)
         bare = _circuit(study, found, complete=True)
         return replace(bare, strongest=_strongest(study, bare))
     except KeyboardInterrupt as stop:
-        part = _circuit(study, found, complete=False) if any(found.kept.values()) else None
-        raise SearchInterrupted(part) from stop
+        if study is None or not any(found.kept.values()):
+            raise SearchInterrupted(None) from stop
+        raise SearchInterrupted(_circuit(study, found, complete=False)) from stop
 
 
 def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circuit:

@@ -317,7 +317,7 @@ def test_model_that_raises_is_restored_and_its_error_kept(after: int) -> None:
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("after", [9, 14, 16])
+@pytest.mark.parametrize("after", [0, 4, 9, 16, 20, 26, 32])
 def test_interrupt_keeps_what_was_found(after: int) -> None:
     model = Failing(KeyboardInterrupt(), after).train()
     before = state_of(model)
@@ -325,12 +325,12 @@ def test_interrupt_keeps_what_was_found(after: int) -> None:
         ng.search(model, torch.rand(20, 3), 1, progress=False)
     assert state_of(model) == before
     circuit = caught.value.circuit
+    assert (circuit is None) == (after < 16)  # the profile takes the first calls
     if circuit is not None:
         assert isinstance(circuit, ng.Circuit)
         assert not circuit.provenance["complete"]
         assert "incomplete" in repr(circuit)
         assert len(circuit.graph) > 0
-    assert after < 14 or circuit is not None
 
 
 def test_train_mode_is_searched_in_eval_and_restored() -> None:
