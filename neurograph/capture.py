@@ -38,6 +38,7 @@ __all__ = [
     "capture",
     "input_tensors",
     "observe",
+    "placed",
     "replaced_forwards",
     "undisturbed",
 ]
@@ -104,6 +105,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for buffer, before in buffers:
                 if buffer.shape != before.shape or not torch.equal(buffer, before):
                     buffer.data.copy_(before)
+
+
+@contextlib.contextmanager
+def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+    """Put a model on a device for the length of a block, if one is named."""
+    parameter = next(model.parameters(), None)
+    if device is None or parameter is None or parameter.device == torch.device(device):
+        yield
+        return
+    before = parameter.device
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(before)
 
 
 @contextlib.contextmanager

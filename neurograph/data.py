@@ -60,11 +60,10 @@ class Source:
         keyword arguments. Several positional inputs are a tuple inside the pair:
         ``((x1, x2), y)``.
     model : Module
-        Whose ``forward`` signature says which keys of a dict are inputs.
+        Whose ``forward`` signature says which keys of a dict are inputs, and on whose device
+        the batches go.
     batch_size : int
         Samples a batch where the data does not come in batches already.
-    device : device, optional
-        Where the batches go.
 
     Raises
     ------
@@ -73,17 +72,11 @@ class Source:
         that are NaN or infinite.
     """
 
-    def __init__(
-        self,
-        data: Any,
-        model: nn.Module,
-        *,
-        batch_size: int = 256,
-        device: torch.device | None = None,
-    ) -> None:
+    def __init__(self, data: Any, model: nn.Module, *, batch_size: int = 256) -> None:
         self._data = data
         self._batch_size = batch_size
-        self._device = device
+        parameter = next(model.parameters(), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
         self._dtype = _float_dtype(model)
         self._parameters = inspect.signature(model.forward).parameters
         self.feature_names = (
@@ -165,9 +158,7 @@ class Source:
 
     def _batch(self, raw: Any) -> Batch:
         raw = tree_map(self._tensor, raw)
-        if self._device is not None:
-            device = self._device
-            raw = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, raw)
+        raw = tree_map(lambda x: x.to(self._device) if isinstance(x, Tensor) else x, raw)
         inputs, labels = raw, None
         if isinstance(raw, (tuple, list)):
             if len(raw) > 2 or not raw:

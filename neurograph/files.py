@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from neurograph.errors import DataError
 from neurograph.layers import tree_leaves
+from neurograph.tensor_files import read_tensors
 
 __all__ = ["SUFFIXES", "read_data"]
 
@@ -98,23 +96,8 @@ def _read_numpy(path: Path) -> Any:
         raise DataError(f"'{path}' is not a readable file of NumPy arrays ({error})") from error
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"'{path}' is refused: it is damaged, or holds Python objects besides tensors, which "
-            "could run any code when read; save tensors alone"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
-        raise DataError(f"'{path}' is not a readable torch file ({error})") from error
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise DataError(f"'{path}' is not a readable safetensors file ({error})") from error
+def _read_tensors(path: Path) -> Any:
+    return read_tensors(path, DataError, kind="tensors", advice="save tensors alone")
 
 
 def _by_name(content: Any, path: Path) -> Any:
@@ -134,8 +117,8 @@ def _by_name(content: Any, path: Path) -> Any:
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".safetensors": _read_safetensors,
+    ".pt": _read_tensors,
+    ".pth": _read_tensors,
+    ".safetensors": _read_tensors,
 }
 SUFFIXES = (".csv", *_READERS)

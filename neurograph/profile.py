@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.capture import Recording, capture, input_tensors, observe, undisturbed
+from neurograph.capture import Recording, capture, input_tensors, observe, placed, undisturbed
 from neurograph.data import Batch, Source
 from neurograph.errors import DataError, ModelError
 from neurograph.layers import Layer, channels_first, main_tensor
@@ -19,7 +19,7 @@ from neurograph.replay import Replay
 from neurograph.statistics import ActivationStatistics, Statistics
 from neurograph.wiring import read_graph
 
-__all__ = ["QUANTILES", "add_statistics", "profile"]
+__all__ = ["QUANTILES", "check_weights", "profile"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _EXAMPLE_ROWS = 4
@@ -53,7 +53,7 @@ def profile(
     seed : int
         Chooses the kept rows.
     device : device, optional
-        Where batches go; the model's own device by default.
+        Where to run; the model is moved there and back. By default it stays where it is.
     progress : bool, optional
         Show a progress bar; by default where a person watches.
 
@@ -80,23 +80,16 @@ def profile(
     (torch.Size([2, 3]), 100)
     """
     check_weights(model)
-    source = Source(data, model, device=model_device(model, device))
-    first = next(iter(source)).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
-    recording = capture(model, first)
-    with Replay(model, recording) as replay:
-        graph = read_graph(replay)
-    collected = _collect(model, source, recording, _rows(recording, memory), levels, seed, progress)
+    with placed(model, device):
+        source = Source(data, model)
+        recording = capture(model, next(iter(source)).map(lambda leaf: leaf[:_EXAMPLE_ROWS]))
+        with Replay(model, recording) as replay:
+            graph = read_graph(replay)
+        rows = _rows(recording, memory)
+        collected = _collect(model, source, recording, rows, levels, seed, progress)
     for name, metric in collected.items():
-        add_statistics(graph, name, metric.compute())
+        _add_statistics(graph, name, metric.compute())
     return graph
-
-
-def model_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
-    """Device to put data on: the one asked for, else the model's."""
-    if device is not None:
-        return torch.device(device)
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def check_weights(model: nn.Module) -> None:
@@ -108,7 +101,7 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
-def add_statistics(graph: nx.DiGraph, name: str, statistics: Statistics) -> None:
+def _add_statistics(graph: nx.DiGraph, name: str, statistics: Statistics) -> None:
     """Put a layer's statistics on its node; ModelError if its activations are not finite."""
     if not statistics.finite:
         raise ModelError(

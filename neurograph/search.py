@@ -274,8 +274,8 @@ def _attributes(study: Study, found: Found, neuron: Neuron) -> dict[str, Any]:
         "target": bool(study.profiled.nodes[layer]["output"]),
     }
     if neuron in found.direct:
-        effect, stderr = found.direct[neuron]
-        attributes |= {"direct_effect": effect, "direct_stderr": stderr}
+        direct, direct_stderr = found.direct[neuron]
+        attributes |= {"direct_effect": direct, "direct_stderr": direct_stderr}
     for sign, (e, se) in by_sign.items():
         attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
     return attributes | _statistics(study.profiled.nodes[layer], index)

@@ -14,7 +14,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.capture import Recording, capture
+from neurograph.capture import Recording, capture, placed
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -28,13 +28,13 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, OptionError
 from neurograph.layers import iter_tensors, refuse_unsupported
 from neurograph.memory import parse_memory
-from neurograph.profile import QUANTILES, check_weights, model_device, profile
+from neurograph.profile import QUANTILES, check_weights, profile
 from neurograph.replay import Replay
 from neurograph.scoring.experiment import Experiment
 from neurograph.selection import Keep, as_keep
 from neurograph.target import Target, TargetFunction, resolve_target
 
-__all__ = ["Options", "Study", "model_hash", "placed", "prepare"]
+__all__ = ["Options", "Study", "model_hash", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,6 @@ class Study:
             yield experiment
 
 
-@contextlib.contextmanager
-def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
-    """Put a model on a device for the length of a block, if one is named."""
-    parameter = next(model.parameters(), None)
-    if device is None or parameter is None or parameter.device == torch.device(device):
-        yield
-        return
-    before = parameter.device
-    try:
-        model.to(device)
-        yield
-    finally:
-        model.to(before)
-
-
 def prepare(
     model: nn.Module,
     data: Any,
@@ -112,7 +97,7 @@ def prepare(
     contrast = as_contrast(options.contrast)
     check_weights(model)
     with placed(model, options.device):
-        source = Source(data, model, device=model_device(model, options.device))
+        source = Source(data, model)
         made = profiled is None
         if profiled is None:
             profiled = _profile(model, data, contrast, options)
@@ -120,7 +105,7 @@ def prepare(
         actual = capture(model, batch)
         _check_profile(profiled, actual)
         resolved = resolve_target(target, actual.output, options.class_names)
-        corrupt = _corrupt(contrast, model, positions, actual, options)
+        corrupt = _corrupt(contrast, model, positions, actual)
         background = with_background(actual, options.background, profiled)
 
     def levels(layer: str) -> Tensor:
@@ -150,7 +135,6 @@ def _profile(model: nn.Module, data: Any, contrast: Contrast, options: Options) 
         levels=sorted({*QUANTILES, *wanted}),
         memory=options.memory,
         seed=options.seed,
-        device=options.device,
         progress=options.progress,
     )
 
@@ -173,8 +157,7 @@ def _reference(
     else:
         for _ in hashed():
             pass
-        device = model_device(model, options.device)
-        batch = concatenate(list(Source(options.reference, model, device=device)))
+        batch = concatenate(list(Source(options.reference, model)))
         positions = tuple(range(batch.size))
     return batch, positions, digest.hexdigest(), count
 
@@ -199,13 +182,11 @@ def _corrupt(
     model: nn.Module,
     positions: tuple[int, ...],
     actual: Recording,
-    options: Options,
 ) -> Recording | None:
     """Record the counterfactual twins of the reference samples."""
     if not isinstance(contrast, Counterfactual):
         return None
-    device = model_device(model, options.device)
-    everything = concatenate(list(Source(contrast.data, model, device=device)))
+    everything = concatenate(list(Source(contrast.data, model)))
     if max(positions) >= everything.size:
         raise DataError(
             f"the counterfactual data has {everything.size} samples, fewer than the data: "

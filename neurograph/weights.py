@@ -6,19 +6,16 @@ may be a plain state dict or a training checkpoint that holds one (Lightning's, 
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from neurograph.errors import ModelError
+from neurograph.tensor_files import read_tensors
 
 __all__ = ["WeightsError", "load_weights"]
 
@@ -57,6 +54,7 @@ def load_weights(model: Model, path: str | Path) -> Model:
     Examples
     --------
     >>> import tempfile
+    >>> import torch
     >>> model, copy = nn.Linear(3, 2), nn.Linear(3, 2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     torch.save(model.state_dict(), f"{folder}/weights.pt")
@@ -67,7 +65,7 @@ def load_weights(model: Model, path: str | Path) -> Model:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights at '{path}': give the path of a file with weights")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = _read(path)
     expected = model.state_dict(keep_vars=True)
     state = _matching_part(_state_dict(content, path), expected, wrapped="state_dict" in content)
     _check_names(state, expected, path)
@@ -77,33 +75,12 @@ def load_weights(model: Model, path: str | Path) -> Model:
     return model
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"'{path}' is not a readable safetensors file ({_line(error)})"
-        ) from error
-
-
-def _read_torch(path: Path) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"'{path}' is refused: it is damaged, or holds Python objects besides weights, which "
-            "could run any code when read; save model.state_dict() alone, best as .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
-        raise WeightsError(f"'{path}' is not a readable torch file ({_line(error)})") from error
+def _read(path: Path) -> Mapping[str, Any]:
+    advice = "save model.state_dict() alone, best as .safetensors"
+    content = read_tensors(path, WeightsError, kind="weights", advice=advice)
     if not isinstance(content, Mapping):
         raise WeightsError(_not_weights(path, f"a {type(content).__name__}"))
     return content
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _not_weights(path: Path, found: str) -> str:
