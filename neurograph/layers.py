@@ -76,16 +76,25 @@ class Layout:
     Attributes
     ----------
     dim : int or None
-        The batch dimension; None if the tensor is the same for every sample.
+        The batch dimension; None if the tensor is the same for every sample (positions, say).
     many : int
-        How many slices along it one sample has (windows of an image, for one).
+        How many slices along it one sample has (windows of an image, for one). Without a batch
+        dimension, 0 if one of length 1 stands in its place.
     adjacent : bool
         Whether these are neighbours: samples outside, slices inside.
+    spread : bool
+        Whether the model takes a row for each sample where it made one for all.
     """
 
     dim: int | None = 0
     many: int = 1
     adjacent: bool = True
+    spread: bool = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether samples have rows of their own, or may have."""
+        return self.dim is not None or self.spread
 
     @property
     def plain(self) -> bool:
@@ -97,7 +106,7 @@ class Layout:
         if self.plain:
             return tensor
         if self.dim is None:
-            return tensor[None]
+            return tensor if self.many == 0 else tensor[None]
         moved = tensor.movedim(self.dim, 0)
         if self.many == 1:
             return moved
@@ -110,7 +119,7 @@ class Layout:
         if self.plain:
             return rows
         if self.dim is None:
-            return rows[0]
+            return rows if self.many == 0 or len(rows) > 1 else rows[0]
         if self.many > 1:
             rows = (rows if self.adjacent else rows.transpose(0, 1)).flatten(0, 1)
         return rows.movedim(0, self.dim)

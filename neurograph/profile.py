@@ -219,7 +219,8 @@ class _Collect:
         """Add a batch's values of a layer; if that cannot be position by position, its name."""
         values = channels_first(rows, layer.channel_dim)
         # Masks fit by length, and this batch may have another one than the example.
-        mask = attended(inputs, replace(layer, shape=tuple(rows.shape[1:])))
+        by_row = layer.layout.dim is not None
+        mask = attended(inputs, replace(layer, shape=tuple(rows.shape[1:]))) if by_row else None
         if layer.name in self.pooled:
             values = values.movedim(1, -1)
             values = values.reshape(-1, layer.neurons) if mask is None else values[mask]

@@ -347,7 +347,11 @@ class _Run:
         for layer in layers:
             if layer.name in plan.probed:
                 self._probe(layer, computed.output()[layer.leaf])
-        if len(layers) == 1 and len(recorded.leaves) == 1 and names <= (plan.live | plan.open) - plan.mixed:
+        if (
+            len(layers) == 1
+            and len(recorded.leaves) == 1
+            and names <= (plan.live | plan.open) - plan.mixed
+        ):
             output = computed.whole(layers[0].name in plan.open)
         else:
             output = self._assemble(recorded, layers, names, computed)
@@ -405,8 +409,11 @@ class _Run:
     def _repeated(self, leaf: Tensor, layout: Layout, blocks: int) -> Tensor:
         """Rows of a recorded leaf for the run's samples, for each block."""
         rows = layout.rows(leaf)
+        count = len(range(self.recording.size)[self.job.samples])
         if layout.dim is not None:
             rows = rows[self.job.samples]
+        elif layout.spread:
+            rows = rows.expand(count, *rows.shape[1:])
         return rows.repeat(blocks, *[1] * (rows.dim() - 1)) if blocks > 1 else rows.clone()
 
     def _mixed(self, layer: Layer, computed: _Computed) -> Tensor:

@@ -182,7 +182,9 @@ def _sites(model: nn.Module, options: Options, profiled: nx.DiGraph) -> Sites:
     """Say which modules are layers: what the profile says, which `layers=` must not contradict."""
     sites: Sites | None = profiled.graph.get("sites")
     if sites is None:
-        raise OptionError("the profile says nothing of its layers: use profile(), not layer_graph()")
+        raise OptionError(
+            "the profile says nothing of its layers: use profile(), not layer_graph()"
+        )
     if options.layers is not None and find_sites(model, options.layers) != sites:
         raise OptionError("layers= differs from those of the profile: leave one of the two out")
     return sites

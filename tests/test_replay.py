@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import neurograph as ng
-from neurograph.recording import capture
 from neurograph.data import Batch
 from neurograph.errors import ModelError
+from neurograph.recording import capture
 from neurograph.replay import Plan, Replay
 from neurograph.scoring.exact import node_effects
 from neurograph.study import Options, prepare
