@@ -63,7 +63,9 @@ def settle(model: nn.Module, seed: int, dtype: torch.dtype = torch.float64) -> n
             elif tensor.dim() > 1:
                 tensor.copy_(1.5 * noise / tensor[0].numel() ** 0.5)
             else:
-                tensor.copy_(0.3 * noise + (1.0 if "norm" in name.lower() and "weight" in name else 0.0))
+                tensor.copy_(
+                    0.3 * noise + (1.0 if "norm" in name.lower() and "weight" in name else 0.0)
+                )
     return model.to(dtype).eval()
 
 
