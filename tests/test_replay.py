@@ -175,8 +175,9 @@ def test_glue_that_mixes_a_batch_gets_one_intervention_at_a_time(kind: type[nn.M
     x = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     study = prepare(model, x, 1, Options(reference=6, progress=False), None)
     few = study.experiment.recording.batch.args[0]
-    channels = {"input": 1, "one": 1, "two": 1}
-    reference = Reference(model, few, ["one", "two"], channels, lambda out: out[:, 0])
+    sites = {name: zoo.Site(name) for name in ("input", "one", "two")}
+    network = zoo.Network("two", model, lambda *_: {"x": x}, lambda out, _: out[:, 0], sites)
+    reference = Reference(network, {"x": few})
     with study.open() as experiment:
         for layer, neurons in (("input", range(3)), ("one", range(4))):
             reader = {"input": "one", "one": "two"}[layer]
