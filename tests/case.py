@@ -81,9 +81,26 @@ class Case:
                 levels[name] = torch.stack([low, actual])
             else:
                 levels[name] = reference.quantiles(name, every[name], q)
+            self._pad(name, levels, every[name], q)
             still[name] = {"data": actual, "mean": mean, "zero": zero}[background]
         reference.set_levels(levels)
         reference.background |= still
+
+    def _pad(
+        self, name: str, levels: dict[str, Tensor], every: Tensor, q: Sequence[float] | None
+    ) -> None:
+        """What is padding neither moves nor counts: positions are pooled."""
+        actual = self.reference.background[name]
+        mask, own = self.data.get("attention_mask"), self.reference.arguments.get("attention_mask")
+        if mask is None or bool(mask.all()) or every.dim() != 3 or every.shape[:2] != mask.shape:
+            return
+        assert own is not None
+        channels = range(actual.shape[-1])
+        if not own.all():
+            self.reference.units[name] = [(c, own.bool()) for c in channels]
+        if q is not None:
+            pooled = torch.from_numpy(np.quantile(every[mask.bool()].numpy(), q, axis=0))
+            levels[name] = pooled[:, None, None].expand(-1, *actual.shape)
 
     def neurons(self, layer: str) -> range:
         return range(self.reference.neurons(layer))
@@ -92,7 +109,7 @@ class Case:
         self, measure: Callable[[int, Tensor], Tensor], layer: str, index: int
     ) -> tuple[float, float]:
         """What the reference says of `measure(neuron, value)` over a neuron's levels."""
-        values = self.reference.levels[layer][index]
+        values = self.reference.values(layer, index)
         return self.reference.effect(lambda value: measure(index, value), values)
 
     def check(self, effects: Effects, wanted: list[tuple[float, float]]) -> None:

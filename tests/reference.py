@@ -22,6 +22,8 @@ from tests.zoo.network import Network, Site
 
 TARGET = ""
 Seen = Mapping[str, Sequence[int] | None]
+Unit = tuple[int | list[int], Tensor | None]
+"""Channels of one neuron, and where it may move: bools that fit a channel's values, or None."""
 
 
 @dataclasses.dataclass
@@ -48,7 +50,9 @@ class Reference:
     background : dict of str to Tensor
         Each site's values where nothing moves: as they are, until a test sets others.
     levels : dict of str to Tensor
-        What each site's neurons move between, `[neurons, levels, *all other dimensions]`.
+        What each site's channels move between, `[channels, levels, *all other dimensions]`.
+    units : dict of str to list of Unit
+        The neurons of a site, where they are not its channels one by one.
     """
 
     def __init__(self, network: Network, arguments: Mapping[str, Any]) -> None:
@@ -64,6 +68,7 @@ class Reference:
         self._readers: dict[str, set[str]] = {}
         self._below: dict[str, set[str]] = {}
         self.levels: dict[str, Tensor] = {}
+        self.units: dict[str, list[Unit]] = {}
         self.background = self.run({}).passed
 
     def rows(self, values: Tensor, site: Site) -> int:
@@ -72,8 +77,10 @@ class Reference:
 
     def neurons(self, name: str) -> int:
         """How many neurons a site has; none where its values are no floating-point numbers."""
-        values = self.background[name]
-        return values.shape[self.sites[name].channel] if values.is_floating_point() else 0
+        values, site = self.background[name], self.sites[name]
+        if name in self.units:
+            return len(self.units[name])
+        return values.shape[site.channel] if values.is_floating_point() and site.moves else 0
 
     def target(self, output: Any) -> Tensor:
         return self.network.target(output, None)
@@ -179,19 +186,33 @@ class Reference:
 
     # -- moves -----------------------------------------------------------------------------------
 
+    def unit(self, name: str, index: int) -> Unit:
+        """Which channels a neuron is, and where it may move."""
+        return self.units[name][index] if name in self.units else (index, None)
+
+    def values(self, name: str, index: int) -> Tensor:
+        """A neuron's levels, `[levels, …]`, those of all its channels if it has several."""
+        channels, _ = self.unit(name, index)
+        values = self.levels[name][channels]
+        return values if isinstance(channels, int) else values.movedim(1, 0)
+
     def moved(self, name: str, index: int, value: Tensor) -> Tensor:
         """A site's background values with one neuron set."""
-        values = self.background[name].clone()
-        values.movedim(self.sites[name].channel, 0)[index] = value
-        return values
+        return self._set(name, index, self.background[name].clone(), value)
+
+    def _set(self, name: str, index: int, into: Tensor, value: Tensor) -> Tensor:
+        channels, where = self.unit(name, index)
+        rows = into.movedim(self.sites[name].channel, 0)
+        rows[channels] = value if where is None else torch.where(where, value, rows[channels])
+        return into
 
     def mixed(self, name: str, seen: Sequence[int] | None, moved: Tensor, still: Tensor) -> Tensor:
-        if seen is None:
+        if seen is None and name not in self.units:
             return moved
-        values = still.clone()
-        dim = self.sites[name].channel
-        for index in seen:
-            values.movedim(dim, 0)[index] = moved.movedim(dim, 0)[index]
+        values, dim = still.clone(), self.sites[name].channel
+        for index in range(self.neurons(name)) if seen is None else seen:
+            channels, _ = self.unit(name, index)
+            self._set(name, index, values, moved.movedim(dim, 0)[channels])
         return values
 
     # -- effects ---------------------------------------------------------------------------------

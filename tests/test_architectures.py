@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.capture import Recording, capture
 from neurograph.data import Batch
 from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
+from neurograph.recording import Recording, capture
 from neurograph.replay import Replay
 from neurograph.scoring.exact import edge_effects, node_effects, path_effects, total_effects
 from neurograph.study import Options, prepare
-from neurograph.wiring import read_graph, suffix_plan
+from neurograph.wiring import read_wiring
 from tests import zoo
 from tests.case import Case, as_data
 from tests.reference import TARGET, Reference, without_fused_kernels
@@ -182,9 +182,9 @@ def test_suffix_gives_the_real_output(name: str) -> None:
     layers = [layer for layer in layers if network.sites[layer].batch is not None]
     recording = capture(network.model, Batch((), arguments))
     with Replay(network.model, recording) as replay:
-        graph = read_graph(replay)
+        wiring = read_wiring(replay)
         for layer in layers:
-            plan = suffix_plan(graph, [layer])
+            plan = wiring.suffix([layer])
             for blocks, samples in ((1, slice(None)), (3, slice(None)), (3, slice(1, 3))):
                 rows = {layer: own_rows(recording, layer, blocks, samples)}
                 outcome = replay.run(plan, rows, blocks=blocks, samples=samples)

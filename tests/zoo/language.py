@@ -123,7 +123,8 @@ def _t5_stack(stack: str, *, cross: bool) -> dict[str, Site]:
     parts = [f"{stack}.block.0.layer.{i}" for i in range(3)]
     own = f"{parts[0]}.SelfAttention"
     sites = vectors(*under(own, "q k v"))
-    sites |= vectors(f"{own}.relative_attention_bias", batch=None) | vectors(f"{own}.o")
+    bias = f"{own}.relative_attention_bias"
+    sites |= {bias: Site(bias, batch=None, moves=False)} | vectors(f"{own}.o")
     if cross:
         sites |= vectors(*under(f"{parts[1]}.EncDecAttention", "q k v o"))
     last = parts[2] if cross else parts[1]

@@ -26,6 +26,8 @@ class Site:
         Neighbouring rows that a sample has along that dimension.
     channel : int
         Dimension along which neurons lie.
+    moves : bool
+        Whether it has neurons: not where all samples must have the same.
     """
 
     call: str
@@ -33,6 +35,7 @@ class Site:
     batch: int | None = 0
     many: int = 1
     channel: int = -1
+    moves: bool = True
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,8 @@ def layers_called_inputs(seed: int) -> Network:
 
 def constants(seed: int) -> Network:
     sites: dict[str, Site] = vectors("input", "enter")
-    sites |= vectors("position", "context.0", "context.2", batch=None) | vectors("head")
+    sites |= vectors("position", batch=None)
+    sites |= {n: Site(n, batch=None, moves=False) for n in ("context.0", "context.2")}
+    sites |= vectors("head")
     # As many positions as the tests take reference samples.
     return Network("constants", settle(Constants(), seed), normal(4, 3), column(1), sites)
