@@ -19,7 +19,7 @@ from neurograph.sites import Choice, find_sites
 
 __all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]
 
-_EXAMPLE_ROWS = 4
+_EXAMPLE_ROWS = 2
 
 
 def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None) -> nx.DiGraph:
