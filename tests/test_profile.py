@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import neurograph as ng
-from neurograph.errors import OptionError
 from tests import zoo
 from tests.reference import Reference
 
