@@ -134,7 +134,8 @@ def test_rules_are_read_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     "words",
     ["", "top", "top:", "top:1.5", "top:0", "top:-1", "quantile:1.1", "quantile:1.2.3", "share:0",
-     "share:1.01", "above:0", "above:-1", "above:", "above:nan", "above:1e", "best:3", "0.95", 0.95, None],
+     "share:1.01", "above:0", "above:-1", "above:", "above:nan", "above:1e",
+     "best:3", "0.95", 0.95, None],
 )  # fmt: skip
 def test_what_is_no_rule_is_told(words: Any) -> None:
     with pytest.raises(OptionError, match="keep"):
