@@ -146,10 +146,10 @@ def facts_table(circuit: Circuit) -> Table:
 
 
 def path_row(path: Path) -> dict[str, Any]:
-    """Write a path as plain values; a neuron as LAYER:N."""
+    """Write a path as plain values; a neuron as LAYER:N, or as LAYER[N]@POSITION if it has one."""
     return {
         "path": " → ".join(path.names),
-        "neurons": [f"{layer}:{index}" for layer, index in path.neurons],
+        "neurons": [f"{n.layer}:{n.index}" if n.position is None else str(n) for n in path.neurons],
         "effect": path.effect,
         "stderr": None if math.isnan(path.stderr) else path.stderr,
         "measured": path.measured,
