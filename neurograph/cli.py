@@ -7,7 +7,6 @@ one line, 2 wrong usage, 130 interrupted. What takes long to import is imported 
 from __future__ import annotations
 
 import io
-import re
 import sys
 from enum import StrEnum
 from importlib import metadata
@@ -18,19 +17,25 @@ import typer
 
 from neurograph.console import Commands, say
 from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.options import (
+    read_contrast,
+    read_groups,
+    read_names,
+    read_place,
+    read_positions,
+    read_through,
+)
 from neurograph.report import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from neurograph.circuit import Circuit
-    from neurograph.layers import Neuron
 
 __all__ = ["app", "main"]
 
 _SHOWN = 10  # paths of each sign in a summary
+_PLACE = "LAYER|LAYER:N|LAYER[N]@POSITION"
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -76,6 +81,14 @@ Weights = Annotated[
 Label = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="CSV column that is the label, no input.")
 ]
+Choose = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,…",
+        help="Which modules are layers: names or patterns of the last names of their paths, as "
+        "o_proj, layers.*.mlp or, for its input side, o_proj:input; else all with parameters.",
+    ),
+]
 File = Annotated[Path, typer.Argument(metavar="X.circuit", help="A saved circuit.")]
 Out = Annotated[Path | None, typer.Option(metavar="X.circuit", help="Save the circuit here.")]
 Html = Annotated[Path | None, typer.Option(metavar="X.html", help="Write the page here.")]
@@ -114,6 +127,23 @@ def explore(
     weights: Weights = None,
     out: Out = None,
     html: Html = None,
+    choose: Choose = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=heads|N",
+            help="Channels that move together in layers that match: attention heads, or N equal "
+            "groups (repeat).",
+        ),
+    ] = None,
+    positions: Annotated[
+        str,
+        typer.Option(
+            metavar="all|last|each|N",
+            help="Where in a sequence a neuron is: at all positions, at the last, at number N, or "
+            "a neuron at each.",
+        ),
+    ] = "all",
     contrast: Annotated[
         str,
         typer.Option(
@@ -129,8 +159,17 @@ def explore(
         typer.Option(metavar="N|FILE|MODULE:LOADER", help="Samples that are the background."),
     ] = "32",
     keep: Annotated[
-        str, typer.Option(help="Kept of each layer and sign: quantile:0.95, top:20 or share:0.8.")
+        str,
+        typer.Option(
+            help="Kept of each layer and sign: quantile:0.95, top:20, share:0.8 or above:0.1."
+        ),
     ] = "quantile:0.95",
+    screen: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Measure only the N of each layer that gradients promise most."
+        ),
+    ] = None,
     paths: Annotated[int, typer.Option(help="Paths of each sign to measure and store.")] = 100,
     memory: Annotated[str, typer.Option(help="Limit for interventions run at once.")] = "512MB",
     seed: Annotated[int, typer.Option(help="Makes the result reproducible.")] = 0,
@@ -158,16 +197,20 @@ def explore(
             _model(factory, weights, seed),
             _data(data, label),
             target,
-            contrast=_contrast(contrast),
+            layers=read_names(choose),
+            groups=read_groups(groups),
+            positions=read_positions(positions),  # type: ignore[arg-type]  # checked there
+            contrast=read_contrast(contrast),
             background=background,  # type: ignore[arg-type]  # checked there
             reference=int(reference) if reference.isdecimal() else _data(reference, label),
             keep=keep,
+            screen=screen,
             paths=paths,
             memory=memory,
             seed=seed,
             device=device,
-            feature_names=_names(features),
-            class_names=_names(classes),
+            feature_names=read_names(features),
+            class_names=read_names(classes),
             progress=False if quiet else None,
         )
     except SearchInterrupted as stop:
@@ -183,11 +226,12 @@ def paths(
     sign: Annotated[Sign | None, typer.Option(help="Only paths that push this way.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     source: Annotated[
-        str | None, typer.Option(metavar="LAYER[:N]", help="Where they begin.")
+        str | None,
+        typer.Option(metavar=_PLACE, help="Where they begin."),
     ] = None,
     through: Annotated[
         list[str] | None,
-        typer.Option(metavar="LAYER[:N]", help="What lies on them: a layer, or neurons (repeat)."),
+        typer.Option(metavar=_PLACE, help="What lies on them: a layer, or neurons (repeat)."),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Layers they keep to.")
@@ -202,12 +246,13 @@ def paths(
     """
     from neurograph.archive import load
 
-    found = load(file).paths(
+    circuit = load(file)
+    found = circuit.paths(
         top,
         sign=sign.value if sign else None,
-        source=_place(source) if source else None,
-        through=_through(through),
-        layers=_names(layers),
+        source=read_place(source, circuit.layers) if source else None,
+        through=read_through(through, circuit.layers),
+        layers=read_names(layers),
     )
     if output is Format.table:
         tables.show(tables.path_table(found))
@@ -220,6 +265,7 @@ def layers(
     factory: Factory,
     data: Data,
     weights: Weights = None,
+    choose: Choose = None,
     label: Label = None,
     output: Output = Format.table,
 ) -> None:
@@ -229,7 +275,8 @@ def layers(
     """
     from neurograph.wiring import layer_graph
 
-    rows = tables.layer_rows(layer_graph(_model(factory, weights, 0), _data(data, label)))
+    graph = layer_graph(_model(factory, weights, 0), _data(data, label), layers=read_names(choose))
+    rows = tables.layer_rows(graph)
     if output is Format.table:
         tables.show(tables.layer_table(rows))
     else:
@@ -302,37 +349,6 @@ def _data(data: str, label: str | None) -> Any:
 
     is_file = data.lower().endswith(SUFFIXES) or Path(data).is_file()
     return read_data(data, label) if is_file else find_object(data)
-
-
-def _contrast(words: str) -> str | tuple[float, ...]:
-    try:
-        return tuple(float(level) for level in words.split(","))
-    except ValueError:
-        return words
-
-
-def _names(words: str | None) -> list[str] | None:
-    return None if words is None else [word.strip() for word in words.split(",")]
-
-
-def _place(words: str) -> str | Neuron:
-    from neurograph.layers import Neuron
-
-    found = re.fullmatch(r"(.+)\[(\d+)\](?:@(\d+))?", words) or re.fullmatch(r"(.+):(\d+)", words)
-    if found is None:
-        return words
-    layer, *numbers = found.groups()
-    return Neuron(layer, *(int(number) for number in numbers if number is not None))
-
-
-def _through(words: Sequence[str] | None) -> str | list[Neuron] | None:
-    places = [_place(each) for each in words or ()]
-    neurons = [place for place in places if not isinstance(place, str)]
-    if len(places) == len(neurons):
-        return neurons or None
-    if len(places) > 1:
-        raise OptionError("--through takes one layer, or any number of neurons as LAYER:N")
-    return str(places[0])
 
 
 def _write(circuit: Circuit, out: Path | None, html: Path | None, quiet: bool) -> None:

@@ -59,6 +59,29 @@ class Fails(nn.Linear):
 class Space:
     made = staticmethod(lambda: Net())
 
+class Tokens(nn.Module):
+    head_dim = 2
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.block = nn.ModuleDict({
+            "v_proj": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "o_proj": nn.Linear(4, 4)
+        })
+
+    def forward(self, x):
+        h = self.enter(x)
+        mixed = self.block["v_proj"](self.block["norm"](h)).cumsum(1)
+        return self.head((h + self.block["o_proj"](torch.tanh(mixed)))[:, -1])
+
+def attends():
+    torch.manual_seed(0)
+    return Tokens()
+
+def tokens():
+    torch.manual_seed(1)
+    return torch.randn(30, 3, 3)
+
 def seeded():
     torch.manual_seed(0)
     return Net()
@@ -172,6 +195,7 @@ def test_the_version_is_told() -> None:
         ["paths", "x.circuit", "--sign", "up"],
         ["paths", "x.circuit", "--top", "0"],
         ["paths", "x.circuit", "--format", "xml"],
+        ["explore", "net.py:Net", "--data", "x.csv", "--target", "1", "--screen", "few"],
         ["layers", "net.py:Net", "--nonsense"],
         ["nonsense"],
     ],
@@ -248,6 +272,58 @@ def test_explore_hands_its_options_to_the_search(here: Path) -> None:
         "profile": "made",
     }
     assert known["target"]["index"] == 0
+
+
+TOKENS = ["net.py:attends", "--data", "net.py:tokens"]
+
+
+def tokens_and_data() -> tuple[torch.nn.Module, torch.Tensor]:
+    """What the command makes of `TOKENS`."""
+    from neurograph.objects import find_object
+
+    return find_object("net.py:attends"), find_object("net.py:tokens")
+
+
+CHOICES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "layers": (
+        ["--choose", "enter, *.norm,block.o_proj:input"],
+        {"layers": ["enter", "*.norm", "block.o_proj:input"]},
+    ),
+    "groups": (
+        ["--groups", "v_proj=heads", "--groups", "block.o_proj = 4", "--positions", "last"],
+        {"groups": {"v_proj": "heads", "block.o_proj": 4}, "positions": "last"},
+    ),
+    "one position": (
+        ["--positions", "-1", "--screen", "2", "--keep", "above:0.001"],
+        {"positions": -1, "screen": 2, "keep": "above:0.001"},
+    ),
+    "each position": (
+        ["--positions", "each", "--groups", "o_proj=2"],
+        {"positions": "each", "groups": {"o_proj": 2}},
+    ),
+}
+
+
+def test_explore_writes_a_page_of_neurons_at_positions(here: Path) -> None:
+    words = ["--positions", "each", "--groups", "v_proj=heads", "--choose", "enter,v_proj"]
+    words += ["--html", "x.html", "--keep", "top:2", "--paths", "3", "--reference", "4"]
+    result = done("explore", *TOKENS, "--target", 1, *words)
+    assert "<html" in Path("x.html").read_text()
+    assert re.search(r"enter\[\d\] ?@\d", result.stdout)
+    assert re.search(r"v_proj head \d @\d", result.stdout)
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_explore_searches_the_layers_and_neurons_of_choice(here: Path, kind: str) -> None:
+    words, options = CHOICES[kind]
+    few = ["--reference", 4, "--paths", 9]
+    done("explore", *TOKENS, "--target", 1, *words, *few, "--out", "x.circuit")
+    found = neurograph.load("x.circuit")
+    wanted = neurograph.search(*tokens_and_data(), 1, paths=9, reference=4, **options)
+    assert set(found.graph) == set(wanted.graph)
+    assert found.provenance["options"] == wanted.provenance["options"]
+    assert [p.effect for p in found.strongest] == [p.effect for p in wanted.strongest]
+    assert len(found.strongest) > 1
 
 
 def test_explore_gives_the_same_bytes_again(here: Path) -> None:
@@ -362,6 +438,15 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "memory": (["net.py:Net", *LOADER, "--memory", "lots"], "memory='lots' is no size"),
     "reference": (["net.py:Net", *LOADER, "--reference", "0"], "reference=0"),
     "paths": (["net.py:Net", *LOADER, "--paths", "-1"], "paths=-1"),
+    "choice": (["net.py:Net", *LOADER, "--choose", "linaer1"], "'linaer1'.*near it are linear1"),
+    "groups": (["net.py:Net", *LOADER, "--groups", "linear1"], "PATTERN=N, not 'linear1'"),
+    "no groups": (["net.py:Net", *LOADER, "--groups", "linear1="], "PATTERN=N, not 'linear1='"),
+    "groups of all": (["net.py:Net", *LOADER, "--groups", "=2"], "PATTERN=N, not '=2'"),
+    "groups of no kind": (["net.py:Net", *LOADER, "--groups", "linear1=a"], "'a'.*pass 'heads'"),
+    "uneven groups": (["net.py:Net", *LOADER, "--groups", "linear1=3"], "8 channels.*divided"),
+    "positions": (["net.py:Net", *LOADER, "--positions", "first"], "positions='first' is none"),
+    "a position beyond": ([*TOKENS, "--positions", "3"], "positions=3 is outside the 3"),
+    "screen": (["net.py:Net", *LOADER, "--screen", "0"], "screen=0"),
 }
 
 
@@ -526,12 +611,80 @@ def test_paths_are_chosen_by_what_lies_on_them(saved: Path) -> None:
         (["--source", f"input:{first.index}"], {"source": first}),
         (["--source", "0"], {"source": "0"}),
         (["--layers", "input,0,2"], {"layers": ["input", "0", "2"]}),
+        (["--through", f"0[{middle.index}]", "--through", "2[0]"], {"through": [middle, last]}),
+        (["--source", f"input[{first.index}]"], {"source": first}),
     ]
     for words, options in queries:
         rows = json.loads(done("paths", saved, *words, "--top", 99, "--format", "json").stdout)
         wanted = list(circuit.paths(99, **options))
         assert wanted
         assert [row["effect"] for row in rows] == [path.effect for path in wanted]
+
+
+class Halves(torch.nn.Linear):
+    """Returns two tensors, so that the second of its layers ends in `:1`."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x).chunk(2, dim=-1)
+
+
+class Product(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.halves = torch.nn.Linear(3, 4), Halves(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = self.halves(torch.tanh(self.enter(x)))
+        return (one * other)[:, -1].sum(-1)
+
+
+@pytest.fixture(scope="module")
+def by_position(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A circuit file whose neurons have positions, some in a layer called like a neuron."""
+    folder = tmp_path_factory.mktemp("by_position")
+    torch.manual_seed(5)
+    options: dict[str, Any] = {"positions": "each", "keep": "share:1", "reference": 4, "paths": 5}
+    circuit = neurograph.search(Product(), torch.randn(20, 2, 3), 1, **options)
+    circuit.save(folder / "x.circuit")
+    return folder / "x.circuit"
+
+
+def test_neurons_at_positions_are_named_and_found(by_position: Path) -> None:
+    circuit = neurograph.load(by_position)
+    rows = json.loads(done("paths", by_position, "--top", 99, "--format", "json").stdout)
+    every = list(circuit.paths(99))
+    assert [row["neurons"] for row in rows] == [list(map(str, path.neurons)) for path in every]
+    path = next(path for path in every if len(path.neurons) > 2)
+    first, middle = path.neurons[0], path.neurons[1]
+    assert (first.position, middle.position) != (None, None)
+    words: list[str] = []
+    for neuron in (first, middle):  # as the command printed them
+        words += ["--through", str(neuron)]
+    queries: list[tuple[list[str], dict[str, Any]]] = [
+        (words, {"through": [first, middle]}),
+        (["--through", circuit.name(middle)], {"through": middle}),
+        (["--source", str(first)], {"source": first}),
+    ]
+    for query, options in queries:
+        printed = done("paths", by_position, *query, "--top", 99, "--format", "json").stdout
+        wanted = list(circuit.paths(99, **options))
+        assert wanted
+        assert [row["effect"] for row in json.loads(printed)] == [p.effect for p in wanted]
+    table = done("paths", by_position, "--format", "csv").stdout
+    (row, *_) = csv.DictReader(io.StringIO(table))
+    assert row["neurons"].split() == rows[0]["neurons"]
+    message = told(invoke("paths", by_position, "--through", f"{first.layer}[{first.index}]@99"))
+    assert f"did not keep {first.layer}[{first.index}]@99" in message
+
+
+def test_a_layer_called_like_a_neuron_is_the_layer(by_position: Path) -> None:
+    circuit = neurograph.load(by_position)
+    assert "halves:1" in circuit.layers
+    words = ["--through", "halves:1", "--top", 99, "--format", "json"]
+    rows = json.loads(done("paths", by_position, *words).stdout)
+    wanted = list(circuit.paths(99, through="halves:1"))
+    assert wanted
+    assert [row["effect"] for row in rows] == [path.effect for path in wanted]
 
 
 def test_no_paths_are_an_empty_result(saved: Path) -> None:
@@ -584,6 +737,19 @@ def test_layers_are_printed_with_who_reads_whom(here: Path) -> None:
     lines = done(*words).stdout.splitlines()
     assert lines[2].split() == ["linear1", "Linear", "8", "8", "32", "input", "linear2"]
     assert lines[4].split()[-2:] == ["linear2", "(output)"]
+
+
+def test_layers_of_choice_are_printed(here: Path) -> None:
+    from neurograph.report import tables
+
+    choice = "enter, *.norm,o_proj:input"
+    rows = json.loads(done("layers", *TOKENS, "--choose", choice, "--format", "json").stdout)
+    chosen = ["enter", "*.norm", "o_proj:input"]
+    assert rows == tables.layer_rows(neurograph.layer_graph(*tokens_and_data(), layers=chosen))
+    names = [row["layer"] for row in rows]
+    assert names == ["input", "enter", "block.norm", "block.o_proj:input"]
+    message = told(invoke("layers", *TOKENS, "--choose", "entre"))
+    assert "layers='entre' matches no module of the model; near it are enter" in message
 
 
 def test_report_writes_the_page_and_sums_up(saved: Path, tmp_path: Path) -> None:
