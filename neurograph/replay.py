@@ -222,8 +222,8 @@ class Replay:
         """Find out once how interventions can share a batch: by the plan, frozen, or not at all.
 
         One intervention alone, on a few samples, with every layer frozen that the plan leaves
-        idle, is the truth. Glue may take the batch size from an idle layer's output, or mix the samples of a batch;
-        either shows when the first intervention runs beside the last.
+        idle, is the truth. Glue may take the batch size from an idle layer's output, or mix the
+        samples of a batch; either shows when the first intervention runs beside the last.
         """
         job, rows = job.few(self._rows(job)), min(_CHECKED, self._rows(job))
         full = self._full(job.plan)
