@@ -32,8 +32,8 @@ missing and none too many; effects are those of some neurons of some layers, dra
 contrasts between quantiles and from zero; a suffix must give the model's real output for one and
 three interventions and for some of the samples; and after success, after an exception in the
 target and after one in the model, its forwards, hooks, modes, weights, buffers and the random state
-must be what they were. Names with a second part look at a network in another way: only every second layer
-(`half`), attention heads, whole blocks, normalisations, single positions.
+must be what they were. Names with a second part look at a network in another way: only every second
+layer (`half`), attention heads, whole blocks, normalisations, single positions.
 
 """
 
