@@ -44,8 +44,14 @@ def _only(leaves: Sequence[Any]) -> Any:
     return leaves[0]
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    """Fields of a dataclass that have a value: one without a default need not."""
+    names = (field.name for field in dataclasses.fields(record))
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}
+
+
 def _flatten_record(record: Any) -> tuple[list[Any], Rebuild]:
-    leaves, rebuild = flatten({f.name: getattr(record, f.name) for f in dataclasses.fields(record)})
+    leaves, rebuild = flatten(_fields(record))
 
     def put_together(new: Sequence[Any]) -> Any:
         # Not by its constructor, which may compute or refuse.
@@ -84,8 +90,7 @@ def leaf_names(tree: Any) -> list[str]:
     for path, top in tree_flatten_with_path(tree)[0]:
         name = ".".join(str(_key(entry)) for entry in path)
         if _is_record(top):
-            fields = {f.name: getattr(top, f.name) for f in dataclasses.fields(top)}
-            names += [f"{name}.{inner}".lstrip(".") for inner in leaf_names(fields)]
+            names += [f"{name}.{inner}".lstrip(".") for inner in leaf_names(_fields(top))]
         else:
             names.append(name)
     return names

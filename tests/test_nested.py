@@ -45,6 +45,15 @@ class Slotted:
     value: Any
 
 
+@dataclasses.dataclass
+class Unset:
+    value: Any
+    later: Any = dataclasses.field(init=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unset) and vars(self) == vars(other)
+
+
 # Models in use still return such.
 Old = namedtuple("Old", "first second")
 
@@ -67,6 +76,7 @@ TREES: dict[str, tuple[Any, list[Any], list[str]]] = {
         [0, 1, 2, 3, 4, 4],
         ["0", "1.logits.0", "1.extra.logits", "1.extra.extra", "2.d.value", "2.d.twice"],
     ),
+    "a field without a value": ((Unset(1), 2), [1, 2], ["0.value", "1"]),
     "slots": (Slotted((1, 2)), [1, 2], ["value.0", "value.1"]),
 }
 
