@@ -54,6 +54,11 @@ def refuse_unsupported(model: nn.Module) -> None:
             raise ModelError(
                 f"{where} ({kind}) is quantised: pass the float model it was converted from"
             )
+        for tensor in module.parameters(recurse=False):
+            if nn.parameter.is_lazy(tensor):
+                raise ModelError(f"{where} is lazy ({kind}): run the model once on a batch")
+            if tensor.is_meta:
+                raise ModelError(f"{where} is on the meta device, without weights: load them")
 
 
 def is_normalisation(module: nn.Module) -> bool:
@@ -139,10 +144,13 @@ def find_sites(model: nn.Module, layers: Choice | None = None) -> Sites:
     if not choices:
         raise OptionError("layers=[] chooses nothing: leave it out for every layer")
     modules = {name: module for name, module in model.named_modules() if name}
+    first = {id(module): name for name, module in modules.items()}
+    every = model.named_modules(remove_duplicate=False)
+    paths = {name: first[id(module)] for name, module in every if name}
     asked: dict[str, frozenset[str]] = {}
     chosen: set[str] = set()
     for choice in choices:
-        found = _chosen(choice, modules)
+        found = _chosen(choice, modules, paths)
         if isinstance(choice, str):
             asked[choice] = found
         chosen |= found
@@ -152,10 +160,13 @@ def find_sites(model: nn.Module, layers: Choice | None = None) -> Sites:
     return Sites(outputs | rest, inputs, rest, asked)
 
 
-def _chosen(choice: object, modules: Mapping[str, nn.Module]) -> frozenset[str]:
+def _chosen(
+    choice: object, modules: Mapping[str, nn.Module], paths: Mapping[str, str]
+) -> frozenset[str]:
+    """Sites that one choice means; `paths` gives each path of a module its first one."""
     if isinstance(choice, str):
         side = INPUT_SIDE if choice.endswith(INPUT_SIDE) else ""
-        found = {name + side for name in matches(choice.removesuffix(INPUT_SIDE), modules)}
+        found = {paths[name] + side for name in matches(choice.removesuffix(INPUT_SIDE), paths)}
         near = _near(choice.removesuffix(INPUT_SIDE), modules)
         hint = f"; near it are {', '.join(near)}" if near else ""
     elif isinstance(choice, type):

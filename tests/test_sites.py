@@ -120,6 +120,15 @@ def test_layers_are_chosen_by_type_predicate_and_several() -> None:
     assert set(find_sites(MODEL, several).asked) == {"enter", "head:input"}
 
 
+def test_a_module_at_two_places_is_chosen_by_either_path() -> None:
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(3, 1))
+    for path in ("0", "2"):
+        assert chosen(path, model) == {"0"}
+        assert chosen(f"{path}:input", model) == {"0:input"}
+        assert list(ng.layer_graph(model, X, layers=path)) == ["input", "0", "0#1"]
+
+
 def test_every_owner_but_norms_is_a_layer_by_default() -> None:
     sites = find_sites(MODEL)
     assert sites.outputs == set(OWNERS)
@@ -352,6 +361,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "FSDP2 inside": (
         lambda: nn.Sequential(FSDPLinear(3, 2)),
         "module '0' is wrapped in FSDPModule: gather the weights",
+    ),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyLinear(2)),
+        r"module '0' is lazy \(LazyLinear\): run the model once",
+    ),
+    "without weights": (
+        lambda: nn.Sequential(nn.Linear(3, 2, device="meta")),
+        "module '0' is on the meta device, without weights: load them",
     ),
     "a function": (lambda: lambda x: x, "model is function, not a torch.nn.Module: pass the"),
     "a class": (lambda: nn.Linear, "model is type, not a torch.nn.Module"),
