@@ -33,7 +33,7 @@ PAIRS = (
     ("He forgot the keys in his car.", "His keys were left inside the car."),
     ("The teacher explained the lesson once again.", "Once more she taught the same lesson."),
     ("My phone does not charge any more.", "The phone battery has stopped charging completely."),
-    ("Scientists have discovered a very distant planet.", "A remote world was found by astronomers."),
+    ("Scientists have discovered a distant planet.", "A remote world was found by astronomers."),
     ("The bank refused to lend them money.", "They got no loan from the bank."),
 )  # fmt: skip
 WIDTH = 1536  # MLP neurons of a layer
