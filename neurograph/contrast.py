@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.capture import Recording
 from neurograph.errors import OptionError
-from neurograph.layers import Layer, channels_first, main_tensor, replace_main
+from neurograph.layers import Layer, channels_first
 from neurograph.profile import QUANTILES
+from neurograph.recording import Recording
 
 __all__ = [
     "SWEEP",
@@ -124,26 +124,35 @@ def levels_of(
     Returns
     -------
     Tensor
-        ``[levels, samples or 1, neurons, *positions]``, in the layer's own units.
+        ``[levels, samples or 1, elements]``: for every element of a row, in the layer's units.
     """
-    values = channels_first(actual.main(layer.name), layer.channel_dim)
+    rows = actual.main(layer.name)
+    values = channels_first(rows, layer.channel_dim)
+
+    def flat(found: Tensor) -> Tensor:
+        """From ``[levels, …, neurons, *positions]`` to the order of the rows."""
+        return found.movedim(-values.dim() + 1, layer.channel_dim - rows.dim()).flatten(
+            -values.dim() + 1
+        )
+
     if isinstance(contrast, Quantiles):
-        table = _quantiles(contrast.levels, layer, statistics)
-        return _at_positions(table, values)[:, None]
+        return flat(_at_positions(_quantiles(contrast.levels, layer, statistics), values))[:, None]
     if isinstance(contrast, FromMean):
-        low = _at_positions(statistics["mean"].to(values)[None], values).expand_as(values)
+        mean = _at_positions(statistics["mean"].to(values)[None], values)
+        low = flat(mean).expand(len(rows), -1)
     elif isinstance(contrast, FromZero):
-        low = torch.zeros_like(values)
+        low = torch.zeros_like(rows.flatten(1))
     else:
         if corrupt is None:
             raise OptionError("a Counterfactual contrast needs its corrupt samples recorded")
-        low = channels_first(corrupt.main(layer.name), layer.channel_dim)
-        if low.shape != values.shape:
+        twin = corrupt.main(layer.name)
+        if twin.shape != rows.shape:
             raise OptionError(
-                f"layer {layer.name!r} returns {tuple(values.shape)} for the clean samples but "
-                f"{tuple(low.shape)} for the corrupt ones: pairs must have the same shape"
+                f"layer {layer.name!r} returns {tuple(rows.shape)} for the clean samples but "
+                f"{tuple(twin.shape)} for the corrupt ones: pairs must have the same shape"
             )
-    return torch.stack([low, values])
+        low = twin.flatten(1)
+    return torch.stack([low, rows.flatten(1)])
 
 
 def _quantiles(levels: tuple[float, ...], layer: Layer, statistics: Mapping[str, Any]) -> Tensor:
@@ -182,15 +191,16 @@ def with_background(actual: Recording, background: Background, graph: nx.DiGraph
         return actual
     if background not in ("mean", "zero"):
         raise OptionError(f"background={background!r} is none of 'data', 'mean', 'zero'")
-    outputs = dict(actual.outputs)
-    for name, layer in actual.layers.items():
-        tensor = main_tensor(outputs[name])
-        if tensor is None or not layer.neurons:
+    rows: dict[str, Tensor] = {}
+    for name in graph:
+        layer = actual.layers[name]
+        if not layer.neurons:
             continue
-        still = torch.zeros_like(tensor)
-        if background == "mean":
-            values = channels_first(tensor, layer.channel_dim)
-            mean = _at_positions(graph.nodes[name]["mean"].to(tensor)[None], values)
-            still = mean.expand_as(values).movedim(1, layer.channel_dim).contiguous()
-        outputs[name] = replace_main(outputs[name], still)
-    return replace(actual, outputs=outputs)
+        values = actual.main(name)
+        if background == "zero":
+            rows[name] = torch.zeros_like(values)
+        else:
+            first = channels_first(values, layer.channel_dim)
+            mean = _at_positions(graph.nodes[name]["mean"].to(values)[None], first)
+            rows[name] = mean.expand_as(first).movedim(1, layer.channel_dim).contiguous()
+    return actual.with_rows(rows)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from neurograph.errors import DataError
-from neurograph.layers import iter_tensors, tree_map
+from neurograph.nested import iter_tensors, tree_map
 
 __all__ = ["Batch", "Source", "concatenate", "describe_shapes", "draw", "fingerprint"]
 

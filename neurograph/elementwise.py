@@ -8,7 +8,8 @@ operations that PyTorch itself tags as pointwise, each with a single tensor oper
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from neurograph.errors import ModelError
+from neurograph.nested import iter_tensors
+from neurograph.recording import Recording
 from neurograph.replay import Plan, Replay
+from neurograph.sites import INPUT_SIDE
 
 __all__ = ["Chain", "find_chains", "is_plain_linear"]
 
 _ATEN = torch.ops.aten
 _RENAMES = {_ATEN.detach.default, _ATEN.alias.default}
 _RESHAPES = {_ATEN.view.default, _ATEN._unsafe_view.default}
+_READS = {_ATEN._local_scalar_dense.default, _ATEN.equal.default}
+_ROWS = slice(0, 2)
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,21 @@ def _in_place(func: Any) -> Any | None:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follow tensors through pointwise operations from the layers that returned them."""
 
-    def __init__(self) -> None:
+    def __init__(self, recording: Recording) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.layers = recording.layers
         self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.found: dict[tuple[str, str], Chain] = {}
         self.data_dependent = False
+        self.read = False  # whether a number was taken out of a tensor that moves
+        self._moving: dict[int, Any] = {}  # memory that moved layers reach; held, so never reused
 
     def hear(self, event: str, name: str, value: Any) -> None:
-        if event == "returned" and isinstance(value, Tensor):
-            self.known[value] = (name, Chain())
+        layer = self.layers.get(name)
+        if event == "returned":
+            if isinstance(value, Tensor) and layer is not None and layer.layout.plain:
+                self.known[value] = (name, Chain())
+            self._mark(tensor for tensor in iter_tensors(value) if tensor.is_floating_point())
         elif event == "arrived":
             args, kwargs = value
             if len(args) == 1 and not kwargs and args[0] in self.known:
@@ -86,9 +98,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         origin = self._origin(func, args, kwargs)
+        moving = any(map(self._moves, iter_tensors((args, kwargs))))
         result = func(*args, **kwargs)
-        if func is _ATEN._local_scalar_dense.default:
-            self.data_dependent = True
+        if moving and func in _READS:
+            self.read = True
+        elif moving:
+            self._mark(iter_tensors(result))
         if func._schema.is_mutable:
             self._forget_shared(args)
         if origin is not None and isinstance(result, Tensor) and self._is_like(result, origin[2]):
@@ -98,9 +113,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.known[result] = (writer, chain)
         return result
 
+    def _mark(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._moving[storage.data_ptr()] = storage
+
+    def _moves(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._moving
+
     def _origin(self, func: Any, args: Any, kwargs: Any) -> tuple[str, Chain, Any] | None:
         """Say where the operand comes from, if the operation is pointwise in it alone."""
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = list(iter_tensors((args, kwargs)))
         if len(tensors) != 1 or not args or args[0] is not tensors[0]:
             return None
         pointwise = torch.Tag.pointwise in func.tags
@@ -117,9 +140,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget_shared(self, args: Any) -> None:
         """Forget every tensor whose memory an in-place operation may have written."""
-        written = {
-            x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, Tensor)
-        }
+        written = {x.untyped_storage().data_ptr() for x in iter_tensors(args)}
         for tensor in list(self.known):
             if tensor.untyped_storage().data_ptr() in written:
                 del self.known[tensor]
@@ -135,9 +156,11 @@ def find_chains(replay: Replay) -> dict[tuple[str, str], Chain]:
     """Chains from each layer to each plain Linear layer that reads it and nothing else."""
     modules = dict(replay.model.named_modules())
     layers = replay.recording.layers
-    watch = _Watch()
-    with watch:
-        replay.run(Plan(frozen=frozenset(layers)), listen=watch.hear)
+    watch = _Watch(replay.recording)
+    with watch, contextlib.suppress(ModelError):
+        watch.data_dependent = True  # unless few samples go the same way through the model
+        replay.run(Plan(frozen=frozenset(layers)), listen=watch.hear, samples=_ROWS)
+        watch.data_dependent = watch.read
     if watch.data_dependent:
         # A number taken out of a tensor is one for the whole batch: interventions cannot share.
         replay.one_by_one = True
@@ -145,5 +168,7 @@ def find_chains(replay: Replay) -> dict[tuple[str, str], Chain]:
     return {
         (writer, reader): chain
         for (writer, reader), chain in watch.found.items()
-        if is_plain_linear(modules[layers[reader].module])
+        if not reader.endswith(INPUT_SIDE)
+        and is_plain_linear(modules[layers[reader].module])
+        and layers[reader].layout.plain
     }

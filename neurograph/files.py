@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from neurograph.errors import DataError
-from neurograph.layers import tree_leaves
+from neurograph.nested import flatten
 from neurograph.tensor_files import read_tensors
 
 __all__ = ["SUFFIXES", "read_data"]
@@ -102,7 +102,7 @@ def _read_tensors(path: Path) -> Any:
 
 def _by_name(content: Any, path: Path) -> Any:
     """Check that there are only arrays, and make a pair of those called X and y."""
-    leaves = tree_leaves(content)
+    leaves = flatten(content)[0]
     odd = [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, np.ndarray))]
     if odd or not leaves:
         found = type(odd[0]).__name__ if odd else "nothing"

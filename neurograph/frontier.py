@@ -37,7 +37,7 @@ class Found:
 
     Attributes
     ----------
-    kept : for each sign, layer to neuron index to effect through the frontier
+    kept : for each sign, layer to number of the neuron to effect through the frontier
     starts : layers that only the target reads: where both signs begin
     scores : layer to arrays of the effects of all its neurons
     totals : effects of kept neurons through everything
@@ -55,7 +55,7 @@ class Found:
     edges: dict[tuple[Neuron, Neuron], Edge] = field(default_factory=dict)
 
     def indices(self, sign: Sign, layer: str) -> list[int]:
-        """Kept neurons of a layer, strongest first."""
+        """Numbers of the kept neurons of a layer, strongest first."""
         return list(self.kept[sign].get(layer, ()))
 
 
@@ -78,7 +78,7 @@ def find_neurons(experiment: Experiment, keep: Keep, found: Found) -> Iterator[s
             if through[sign]:
                 effects = next((e for t, e in known if t == through[sign]), None)
                 if effects is None:
-                    neurons = range(experiment.recording.layers[layer].neurons)
+                    neurons = range(len(experiment.units(layer)))
                     effects = node_effects(experiment, layer, neurons, through[sign])
                     known.append((through[sign], effects))
                 _keep(found, sign, layer, effects, keep)
@@ -118,7 +118,7 @@ def find_totals(experiment: Experiment, found: Found) -> Iterator[str]:
     ends = set(target_layers(experiment.graph))
     for layer in experiment.graph:
         kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
-        neurons = [Neuron(layer, index) for index in kept]
+        neurons = [experiment.units(layer).neuron(unit) for unit in kept]
         if kept:
             effects = total_effects(experiment, layer, kept)
             found.totals |= zip(neurons, _pairs(effects), strict=True)
@@ -156,5 +156,6 @@ def _find_edges_between(
         chosen = [sources[i] for i in moving]
         measured = edge_effects(experiment, writer, chosen, reader, output)
         for i, (effect, stderr) in zip(moving, _pairs(measured), strict=True):
-            edge = Neuron(writer, sources[i]), Neuron(reader, output)
+            start, end = experiment.units(writer), experiment.units(reader)
+            edge = start.neuron(sources[i]), end.neuron(output)
             found.edges[edge] = Edge(effect, stderr, float(shares[i, j]), sign)

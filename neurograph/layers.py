@@ -1,91 +1,184 @@
-"""Which modules are layers, what their neurons are, and how their outputs are laid out."""
+"""Layers and their neurons: names, and how one sample's values lie in a batched tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-
-# torch has no public pytree module yet; this one is stable and knows Hugging Face's outputs.
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
-
-from neurograph.errors import ModelError
 
 __all__ = [
     "INPUT_TYPE",
     "Layer",
+    "Layout",
     "Neuron",
-    "channel_dim",
     "channels_first",
-    "find_owners",
     "is_convolution",
-    "iter_tensors",
-    "main_tensor",
-    "refuse_unsupported",
-    "replace_main",
-    "tree_leaves",
-    "tree_map",
+    "main_index",
 ]
 
 
-class Neuron(NamedTuple):
-    """One channel of one layer's output.
+class Neuron(tuple[Any, ...]):
+    """One neuron of one layer: a channel, or a group of channels, at a position if it has one.
 
-    A named tuple, so that ``graph.nodes["linear1", 37]`` and
+    A tuple ``(layer, index)``, or ``(layer, index, position)`` where every position of a
+    sequence has neurons of its own, so that ``graph.nodes["linear1", 37]`` and
     ``graph.nodes[Neuron("linear1", 37)]`` are the same node.
 
     Examples
     --------
-    >>> str(Neuron("linear1", 37))
-    'linear1[37]'
+    >>> str(Neuron("linear1", 37)), str(Neuron("linear1", 37, 4))
+    ('linear1[37]', 'linear1[37]@4')
+    >>> Neuron("linear1", 37) == ("linear1", 37), Neuron("linear1", 37, 4).position
+    (True, 4)
     """
 
-    layer: str
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    __slots__ = ()
+
+    def __new__(cls, layer: str, index: int, position: int | None = None) -> Neuron:
+        """Make a tuple of two, or of three where there is a position."""
+        parts = (layer, index) if position is None else (layer, index, position)
+        return super().__new__(cls, parts)
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """Give `copy` what `__new__` takes."""
+        return tuple(self)
+
+    @property
+    def layer(self) -> str:
+        """The layer's name."""
+        return str(self[0])
+
+    @property
+    def index(self) -> int:  # type: ignore[override]  # hides tuple.index, which nobody needs here
+        """Which of the layer's channels, or of its groups."""
+        return int(self[1])
+
+    @property
+    def position(self) -> int | None:
+        """Which position of the sequence, where each has neurons of its own."""
+        return int(self[2]) if len(self) > 2 else None
 
     def __str__(self) -> str:
-        return f"{self.layer}[{self.index}]"
+        place = "" if self.position is None else f"@{self.position}"
+        return f"{self.layer}[{self.index}]{place}"
+
+    def __repr__(self) -> str:
+        return f"Neuron({', '.join(map(repr, self))})"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples of a batch lie in a tensor.
+
+    Everything is computed on *rows*, ``[samples, …]``; models see tensors as they laid them out.
+
+    Attributes
+    ----------
+    dim : int or None
+        The batch dimension; None if the tensor is the same for every sample (positions, say).
+    many : int
+        How many slices along it one sample has (windows of an image, for one). Without a batch
+        dimension, 0 if one of length 1 stands in its place.
+    adjacent : bool
+        Whether these are neighbours: samples outside, slices inside.
+    spread : bool
+        Whether the model takes a row for each sample where it made one for all.
+    """
+
+    dim: int | None = 0
+    many: int = 1
+    adjacent: bool = True
+    spread: bool = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether samples have rows of their own, or may have."""
+        return self.dim is not None or self.spread
+
+    @property
+    def plain(self) -> bool:
+        """Whether rows are the tensor itself."""
+        return self.dim == 0 and self.many == 1
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """View a model's tensor as rows; what is the same for every sample is one row."""
+        if self.plain:
+            return tensor
+        if self.dim is None:
+            return tensor if self.many == 0 else tensor[None]
+        moved = tensor.movedim(self.dim, 0)
+        if self.many == 1:
+            return moved
+        if self.adjacent:
+            return moved.reshape(-1, self.many, *moved.shape[1:])
+        return moved.reshape(self.many, -1, *moved.shape[1:]).transpose(0, 1)
+
+    def tensor(self, rows: Tensor) -> Tensor:
+        """Lay rows out as the model does; the inverse of `rows`."""
+        if self.plain:
+            return rows
+        if self.dim is None:
+            return rows if self.many == 0 or len(rows) > 1 else rows[0]
+        if self.many > 1:
+            rows = (rows if self.adjacent else rows.transpose(0, 1)).flatten(0, 1)
+        return rows.movedim(0, self.dim)
 
 
 @dataclass(frozen=True)
 class Layer:
     """One call of one parameter-owning module, or one input of the model.
 
+    A call that returns several floating-point tensors is one layer for each of them; the input
+    side of a module can be a layer too.
+
     Attributes
     ----------
     name : str
-        ``named_modules()`` path, with ``#1``, ``#2``, … from the second call on; ``input`` or
+        ``named_modules()`` path, with ``#1``, ``#2``, … from the second call on; then ``:KEYS``
+        for any but the first tensor it returns, ``:input`` for its input side; ``input`` or
         ``input.NAME`` for the model's inputs.
     module : str
         The ``named_modules()`` path; empty for an input.
+    call : str
+        The call that it belongs to: a path with its number, with ``:input`` for an input side.
     type : str
         Class name of the module; ``Input`` for an input.
     shape : tuple of int
-        Shape of the output for one sample (no batch dimension).
+        Shape of one row, which is one sample's output.
     channel_dim : int
-        Dimension of the *batched* output along which the neurons lie.
+        Dimension of the rows along which the channels lie.
     neurons : int
-        How many neurons; 0 where the output is not floating point (token ids, masks).
+        How many channels; 0 where the output is not floating point (token ids, masks) or is the
+        same for every sample.
     parameters : int
         How many parameters the module owns directly.
+    leaf : int
+        Which leaf of the call's nested output it is.
+    layout : Layout
+        How samples lie in that tensor.
     """
 
     name: str
     module: str
+    call: str
     type: str
     shape: tuple[int, ...]
     channel_dim: int
     neurons: int
     parameters: int
+    leaf: int = 0
+    layout: Layout = Layout()
 
     @property
     def is_input(self) -> bool:
         """Whether this is an input of the model rather than a module."""
         return self.type == INPUT_TYPE
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether its channels have one axis of positions, as tokens or time steps have."""
+        return len(self.shape) == 2
 
 
 INPUT_TYPE = "Input"
@@ -98,57 +191,6 @@ _CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-_WRAPPERS = {
-    "DataParallel": "pass its .module instead",
-    "DistributedDataParallel": "pass its .module instead",
-    "FullyShardedDataParallel": "gather the weights into the plain model and pass that",
-    "OptimizedModule": "pass the model as it was before torch.compile (its ._orig_mod)",
-}
-
-
-def refuse_unsupported(model: nn.Module) -> None:
-    """Raise ModelError for what cannot be replayed, naming the module and the way out."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model is {type(model).__name__}, not a torch.nn.Module")
-    for name, module in model.named_modules():
-        kind, where = type(module).__name__, f"module {name!r}" if name else "the model"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(
-                f"{where} is a ScriptModule, which takes no Python forward: "
-                "pass the eager model it was scripted from"
-            )
-        if kind in _WRAPPERS:
-            raise ModelError(f"{where} is wrapped in {kind}: {_WRAPPERS[kind]}")
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise ModelError(f"{where} was compiled in place: pass a copy that was not")
-        if ".quantized" in type(module).__module__:
-            raise ModelError(
-                f"{where} ({kind}) is quantised: pass the float model it was converted from"
-            )
-
-
-def is_normalisation(module: nn.Module) -> bool:
-    """Whether a module is a normalisation, which counts as glue by default."""
-    return "Norm" in type(module).__name__
-
-
-def find_owners(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that own parameters directly: every one that may turn out to be a layer.
-
-    Whether one is a layer or only a container around layers shows when the model runs.
-    Normalisation modules are glue; what a parametrisation adds belongs to its owner.
-    """
-    owners: dict[str, nn.Module] = {}
-    inside: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(prefix) for prefix in inside):
-            continue
-        if parametrize.is_parametrized(module):
-            inside.append(f"{name}.parametrizations" if name else "parametrizations")
-        owns = next(module.parameters(recurse=False), None) is not None
-        if (owns or parametrize.is_parametrized(module)) and not is_normalisation(module):
-            owners[name] = module
-    return owners
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -156,42 +198,14 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, _CONVOLUTIONS)
 
 
-def channel_dim(module: nn.Module, output: Tensor) -> int:
-    """Dimension of a module's batched output along which its neurons lie."""
-    return 1 if is_convolution(module) else output.dim() - 1
-
-
-def _main_index(leaves: list[Any]) -> int | None:
+def main_index(leaves: list[Any]) -> int | None:
+    """Which leaf is the first floating-point tensor."""
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return index
     return None
 
 
-def main_tensor(output: Any) -> Tensor | None:
-    """First floating-point tensor of a nested output: the one whose channels are neurons."""
-    leaves = tree_leaves(output)
-    index = _main_index(leaves)
-    return None if index is None else leaves[index]
-
-
-def replace_main(output: Any, value: Tensor) -> Any:
-    """Return the nested output with its main tensor replaced."""
-    leaves, spec = tree_flatten(output)
-    index = _main_index(leaves)
-    if index is None:
-        raise ModelError("an output without a floating-point tensor has no neurons to move")
-    leaves[index] = value
-    return tree_unflatten(leaves, spec)
-
-
-def channels_first(values: Tensor, dim: int) -> Tensor:
+def channels_first(rows: Tensor, dim: int) -> Tensor:
     """View ``[rows, …, channels at dim, …]`` as ``[rows, channels, *positions]``."""
-    return values.movedim(dim, 1)
-
-
-def iter_tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor of a nested structure, in order."""
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            yield leaf
+    return rows.movedim(dim, 1)

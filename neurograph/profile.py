@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.capture import Recording, capture, input_tensors, observe, placed, undisturbed
 from neurograph.data import Batch, Source
 from neurograph.errors import DataError, ModelError
-from neurograph.layers import Layer, channels_first, main_tensor
+from neurograph.layers import Layer, channels_first
 from neurograph.memory import parse_memory
+from neurograph.nested import flatten
+from neurograph.observe import input_tensors, observe, placed, undisturbed
+from neurograph.positions import attended
 from neurograph.progress import Progress
+from neurograph.recording import Recording, capture
 from neurograph.replay import Replay
+from neurograph.sites import Choice, find_sites
 from neurograph.statistics import ActivationStatistics, Statistics
-from neurograph.wiring import read_graph
+from neurograph.wiring import read_wiring
 
 __all__ = ["QUANTILES", "check_weights", "profile"]
 
@@ -31,6 +36,7 @@ def profile(
     model: nn.Module,
     data: Any,
     *,
+    layers: Choice | None = None,
     levels: Sequence[float] = QUANTILES,
     memory: int | str = "512MB",
     seed: int = 0,
@@ -44,12 +50,15 @@ def profile(
     model : Module
         Any eager model; it is run in eval mode and left as it was.
     data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
-        Everything is read, once; the memory it takes does not grow with its length.
+        Everything is read; the memory it takes does not grow with its length.
+    layers : str, type, predicate, or several of them, optional
+        Which modules are layers, as for `search`.
     levels : sequence of float
         Quantile levels in [0, 1].
     memory : int or str
-        Bytes, or like ``"512MB"``: bounds the rows kept for quantiles. Quantiles are exact up to
-        that many samples, after which `rank_error` states their accuracy.
+        Bytes, or like ``"512MB"``: bounds the rows kept for quantiles, of some layers at a time
+        where it must. Quantiles are exact up to that many samples, after which `rank_error`
+        states their accuracy.
     seed : int
         Chooses the kept rows.
     device : device, optional
@@ -63,7 +72,8 @@ def profile(
         The graph of `layer_graph`; each layer of floating-point neurons also has ``count`` (int),
         ``mean``, ``std``, ``min``, ``max`` (tensors ``[neurons, *positions]``), ``quantiles``
         (``[levels, neurons, *positions]``), ``levels`` and ``rank_error``. Where samples differ in
-        shape, positions are pooled and the tensors are ``[neurons]``. Units are the layer's own.
+        shape, or an attention mask says that some are padded, positions that hold something are
+        pooled and the tensors are ``[neurons]``. Units are the layer's own.
 
     Raises
     ------
@@ -82,13 +92,15 @@ def profile(
     check_weights(model)
     with placed(model, device):
         source = Source(data, model)
-        recording = capture(model, next(iter(source)).map(lambda leaf: leaf[:_EXAMPLE_ROWS]))
+        few = next(iter(source)).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
+        recording = capture(model, few, find_sites(model, layers))
         with Replay(model, recording) as replay:
-            graph = read_graph(replay)
-        rows = _rows(recording, memory)
-        collected = _collect(model, source, recording, rows, levels, seed, progress)
-    for name, metric in collected.items():
-        _add_statistics(graph, name, metric.compute())
+            graph = read_wiring(replay).layers
+        graph.graph["sites"] = recording.sites
+        collect = _Collect(model, source, recording, levels, seed, progress)
+        for names, rows in _passes(recording, list(graph), parse_memory(memory) // 2):
+            for name, metric in collect(names, rows).items():
+                _add_statistics(graph, name, metric.compute())
     return graph
 
 
@@ -111,92 +123,123 @@ def _add_statistics(graph: nx.DiGraph, name: str, statistics: Statistics) -> Non
     graph.nodes[name].update(vars(statistics))
 
 
-def _rows(recording: Recording, memory: int | str) -> int:
-    """How many samples' activations may be kept."""
-    bytes_per_row = sum(
-        4 * recording.main(name).numel() // recording.size
-        for name, layer in recording.layers.items()
-        if layer.neurons
-    )
-    affordable = parse_memory(memory) // 2 // max(bytes_per_row, 1)
-    return max(_FEWEST_ROWS, min(_MOST_ROWS, affordable))
+def _passes(recording: Recording, names: list[str], memory: int) -> Iterator[tuple[list[str], int]]:
+    """Layers to profile together, and how many samples' activations are kept of them."""
+    sizes = {
+        name: 4 * recording.main(name)[:1].numel()
+        for name in names
+        if recording.layers[name].neurons
+    }
+    some: list[str] = []
+    room = memory // _FEWEST_ROWS
+    for name, size in sizes.items():
+        if some and sum(sizes[n] for n in some) + size > room:
+            yield some, _FEWEST_ROWS
+            some = []
+        some.append(name)
+    if some:
+        affordable = memory // max(1, sum(sizes[n] for n in some))
+        yield some, max(_FEWEST_ROWS, min(_MOST_ROWS, affordable))
 
 
-def _collect(
-    model: nn.Module,
-    source: Source,
-    recording: Recording,
-    rows: int,
-    levels: Sequence[float],
-    seed: int,
-    progress: bool | None,
-) -> dict[str, ActivationStatistics]:
-    """Stream the data through the model; again with positions pooled where shapes vary."""
-    layers = {n: layer for n, layer in recording.layers.items() if layer.neurons}
-    pooled: set[str] = set()
-    while True:
-        metrics = {
-            name: _statistics_for(recording.main(name), layer, name in pooled, levels, rows, seed)
-            for name, layer in layers.items()
-        }
-        varying = _stream(model, source, layers, metrics, pooled, progress)
-        if not varying:
-            return metrics
-        pooled |= varying
+class _Collect:
+    """Streams the data through the model; again with positions pooled where it must be."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        recording: Recording,
+        levels: Sequence[float],
+        seed: int,
+        progress: bool | None,
+    ) -> None:
+        self.model, self.source, self.recording = model, source, recording
+        self.levels, self.seed, self.progress = levels, seed, progress
+        self.pooled: set[str] = set()
+
+    def __call__(self, names: list[str], rows: int) -> dict[str, ActivationStatistics]:
+        while True:
+            metrics = {name: self._metric(name, rows) for name in names}
+            varying = self._stream(metrics)
+            if not varying:
+                return metrics
+            self.pooled |= varying
+
+    def _metric(self, name: str, rows: int) -> ActivationStatistics:
+        layer, example = self.recording.layers[name], self.recording.main(name)
+        first = channels_first(example, layer.channel_dim)
+        shape = (layer.neurons,) if name in self.pooled else tuple(first.shape[1:])
+        metric = ActivationStatistics(
+            shape,
+            quantiles=self.levels,
+            reservoir=rows,
+            seed=self.seed,
+            dtype=torch.float64 if example.dtype == torch.float64 else torch.float32,
+        )
+        return metric.to(example.device)
+
+    def _stream(self, metrics: dict[str, ActivationStatistics]) -> set[str]:
+        """Update the metrics with every batch; return layers that turned out to need pooling."""
+        varying: set[str] = set()
+        with undisturbed(self.model), Progress("profiling", self.progress, unit="samples") as bar:
+            for batch in self.source:
+                inputs = input_tensors(self.model, batch)
+
+                def visit(
+                    call: str,
+                    _path: str,
+                    _arguments: Any,
+                    output: Any,
+                    inputs: dict[str, Tensor] = inputs,
+                    size: int = batch.size,
+                ) -> None:
+                    leaves = flatten(output)[0]
+                    for layer in self.recording.by_call.get(call, ()):
+                        if layer.name in metrics:
+                            values = _rows(layer, leaves[layer.leaf], size)
+                            varying.update(self._update(metrics[layer.name], layer, values, inputs))
+
+                for name, tensor in inputs.items():
+                    visit(name, "", None, tensor)
+                observe(self.model, batch, self.recording.sites, visit)
+                if varying:
+                    return varying
+                _check_layers(batch, metrics)
+                bar.advance(batch.size)
+        return varying
+
+    def _update(
+        self,
+        metric: ActivationStatistics,
+        layer: Layer,
+        rows: Tensor,
+        inputs: dict[str, Tensor],
+    ) -> set[str]:
+        """Add a batch's values of a layer; if that cannot be position by position, its name."""
+        values = channels_first(rows, layer.channel_dim)
+        # Masks fit by length, and this batch may have another one than the example.
+        by_row = layer.layout.dim is not None
+        mask = attended(inputs, replace(layer, shape=tuple(rows.shape[1:]))) if by_row else None
+        if layer.name in self.pooled:
+            values = values.movedim(1, -1)
+            values = values.reshape(-1, layer.neurons) if mask is None else values[mask]
+        elif mask is not None or values.shape[1:] != metric.shape:
+            return {layer.name}
+        metric.update(values)
+        return set()
 
 
-def _statistics_for(
-    example: Tensor, layer: Layer, pooled: bool, levels: Sequence[float], rows: int, seed: int
-) -> ActivationStatistics:
-    shape = (layer.neurons,) if pooled else tuple(_first(example, layer).shape[1:])
-    dtype = torch.float64 if example.dtype == torch.float64 else torch.float32
-    metric = ActivationStatistics(shape, quantiles=levels, reservoir=rows, seed=seed, dtype=dtype)
-    return metric.to(example.device)
+def _rows(layer: Layer, tensor: Tensor, size: int) -> Tensor:
+    """Rows of a layer's tensor in a batch of any size."""
+    layout = layer.layout
+    if layout.dim is not None and tensor.shape[layout.dim] != size * layout.many:
+        layout = replace(layout, many=tensor.shape[layout.dim] // size)
+    return layout.rows(tensor)
 
 
-def _first(tensor: Tensor, layer: Layer) -> Tensor:
-    return channels_first(tensor, layer.channel_dim)
-
-
-def _stream(
-    model: nn.Module,
-    source: Source,
-    layers: dict[str, Layer],
-    metrics: dict[str, ActivationStatistics],
-    pooled: set[str],
-    progress: bool | None,
-) -> set[str]:
-    """Update the metrics with every batch; return layers whose shape turned out to vary."""
-    varying: set[str] = set()
-
-    def update(name: str, output: Any) -> None:
-        tensor = main_tensor(output)
-        if name not in layers or tensor is None:
-            return
-        values = _first(tensor, layers[name])
-        if name in pooled:
-            values = values.movedim(1, -1).reshape(-1, layers[name].neurons)
-        elif values.shape[1:] != metrics[name].shape:
-            varying.add(name)
-        if not varying:
-            metrics[name].update(values)
-
-    with undisturbed(model), Progress("profiling", progress, unit="samples") as bar:
-        for batch in source:
-            for name, tensor in input_tensors(model, batch).items():
-                update(name, tensor)
-            observe(model, batch, lambda name, _path, _args, output: update(name, output))
-            if varying:
-                return varying
-            _check_layers(batch, layers, metrics)
-            bar.advance(batch.size)
-    return varying
-
-
-def _check_layers(
-    batch: Batch, layers: dict[str, Layer], metrics: dict[str, ActivationStatistics]
-) -> None:
-    silent = [name for name in layers if not int(metrics[name].count)]
+def _check_layers(batch: Batch, metrics: dict[str, ActivationStatistics]) -> None:
+    silent = [name for name, metric in metrics.items() if not int(metric.count)]
     if silent:
         raise DataError(
             f"layer {silent[0]!r} ran on the first samples but not on a batch of {batch.size}: "

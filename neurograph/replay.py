@@ -15,22 +15,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from neurograph.capture import (
+from neurograph.data import Batch
+from neurograph.errors import ModelError
+from neurograph.layers import Layer, Layout
+from neurograph.nested import flatten, iter_tensors
+from neurograph.observe import (
     Forward,
-    Recording,
     StopReplay,
     call_model,
     call_name,
+    main_argument,
     replaced_forwards,
     undisturbed,
 )
-from neurograph.data import Batch
-from neurograph.errors import ModelError
-from neurograph.layers import iter_tensors, main_tensor, replace_main, tree_map
+from neurograph.recording import Call, Recording
+from neurograph.sites import INPUT_SIDE
 
-__all__ = ["Outcome", "Plan", "Replay", "along_channels"]
+__all__ = ["Outcome", "Plan", "Replay"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Plan:
         Return the rows supplied with the run.
     live : frozenset of str
         Compute from what arrives and pass it on.
+    open : frozenset of str
+        The same, for layers left out of the search: where there are two worlds they compute in
+        both, as glue does.
     probed : frozenset of str
         Compute from what arrives, keep that, but pass on the recorded output (repeated if the
         layer is frozen too).
@@ -53,8 +58,9 @@ class Plan:
         so; elsewhere the recorded output or, if the layer is live too, what it computes in the
         unmoved world (only with `worlds`).
     worlds : bool
-        Run two worlds side by side, rows of the unmoved one first. Only a given layer differs
-        between them: it returns its recorded output in the unmoved world.
+        Run two worlds side by side, rows of the unmoved one first. Only given layers, and open
+        ones behind them, differ between them: a given layer returns its recorded output in the
+        unmoved world.
     output_moved : bool
         Which world's model output is returned (only with `worlds`).
 
@@ -66,6 +72,7 @@ class Plan:
 
     given: frozenset[str] = frozenset()
     live: frozenset[str] = frozenset()
+    open: frozenset[str] = frozenset()
     probed: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
     mixed: frozenset[str] = frozenset()
@@ -75,23 +82,40 @@ class Plan:
     @property
     def busy(self) -> frozenset[str]:
         """Layers that pass on a row for every intervention."""
-        return self.given | self.live | self.frozen | self.mixed
+        return self.given | self.live | self.open | self.frozen | self.mixed
 
 
 @dataclass
 class Outcome:
-    """What a replay returned: the model's output, and what the probed layers computed."""
+    """What a replay returned: the model's output, and the rows that probed layers computed."""
 
     output: Any = None
-    probed: dict[str, Any] = field(default_factory=dict)
+    layouts: tuple[Layout, ...] = ()
+    probed: dict[str, Tensor] = field(default_factory=dict)
 
     def first(self, rows: int) -> Outcome:
         """Return what belongs to the first rows."""
-        output, probed = tree_map(
-            lambda x: x[:rows] if isinstance(x, Tensor) and x.dim() else x,
-            (self.output, self.probed),
+        probed = {name: values[:rows] for name, values in self.probed.items()}
+        cut = _on_rows(self.output, self.layouts, lambda values: values[:rows])
+        return Outcome(cut, self.layouts, probed)
+
+
+def _on_rows(tree: Any, layouts: tuple[Layout, ...], change: Callable[[Tensor], Tensor]) -> Any:
+    """Change the rows of every tensor of a nested structure that has some."""
+    leaves, rebuild = flatten(tree)
+    if len(leaves) != len(layouts):
+        raise ModelError(
+            "a module returned or was given another structure when replayed than when recorded: "
+            "its forward depends on values that were moved"
         )
-        return Outcome(output, probed)
+    return rebuild(
+        [
+            layout.tensor(change(layout.rows(leaf)))
+            if isinstance(leaf, Tensor) and layout.dim is not None
+            else leaf
+            for leaf, layout in zip(leaves, layouts, strict=True)
+        ]
+    )
 
 
 class Replay:
@@ -155,17 +179,18 @@ class Replay:
         plan : Plan
             What each layer does.
         given : dict of str to Tensor
-            Rows for each given layer's main tensor: `blocks` interventions of one row for each
-            sample, samples running fastest. In-place glue may overwrite them.
+            Rows for each given layer: `blocks` interventions of one row for each sample, samples
+            running fastest. In-place glue may overwrite them.
         blocks : int
             How many interventions.
         samples : slice
             Which of the recorded samples.
         masks : dict of str to bool Tensor
-            For each mixed layer, which channels see the moved world.
+            For each mixed layer, which elements of a row see the moved world: ``[*shape]``, or
+            ``[size, *shape]`` where that differs between the recorded samples.
         listen : callable, optional
-            `listen("arrived", layer, arguments)` before and `listen("returned", layer, output)`
-            after every layer call.
+            `listen("arrived", call, arguments)` before and `listen("returned", call, output)`
+            after every call of a layer.
 
         Returns
         -------
@@ -263,142 +288,218 @@ class _Run:
         self._calls: Counter[str] = Counter()
         self._rows = job.blocks * len(range(recording.size)[job.samples])
 
+    # -- the model's ends ------------------------------------------------------------------------
+
     def inputs(self) -> Batch:
         """Return the model's arguments, each tensor as the plan says."""
         names = iter([n for n, layer in self.recording.layers.items() if layer.is_input])
         batch = self.recording.batch
-        leaves, spec = tree_flatten((batch.args, dict(batch.kwargs)))
+        leaves, rebuild = flatten((batch.args, dict(batch.kwargs)))
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.dim() > 0:
                 name = next(names)
-                leaves[i] = self._pass_on(name)
+                leaves[i] = self._passed_on(self.recording.layers[name])
                 if self.job.listen is not None:
                     self.job.listen("returned", name, leaves[i])
-        args, kwargs = tree_unflatten(leaves, spec)
+        args, kwargs = rebuild(leaves)
         return Batch(args, kwargs)
 
     def result(self, output: Any) -> Any:
         """Return the model's output, of one world where there are two."""
         plan = self.job.plan
+        self.outcome.layouts = self.recording.layouts
         if not plan.worlds:
             return output
-        return tree_map(lambda x: self._half(x, moved=plan.output_moved), output)
+        return self._world(output, self.recording.layouts, moved=plan.output_moved)
+
+    # -- one call --------------------------------------------------------------------------------
 
     def call(self, path: str, forward: Forward, args: Any, kwargs: Any) -> Any:
-        """Do what the plan says for the next call of a module."""
-        name = call_name(path, self._calls)
+        """Do what the plan says for the next call of a module, on its input side and on both."""
+        call = call_name(path, self._calls)
+        if path in self.recording.sites.inputs:
+            args, kwargs = self._enter(call + INPUT_SIDE, args, kwargs)
+        if path not in self.recording.modules:
+            return forward(*args, **kwargs)
+        return self._layer(call, forward, args, kwargs)
+
+    def _enter(self, call: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Let the input side of a module do what the plan says: a layer that computes nothing."""
+        arriving = main_argument((args, kwargs))
+        passed = self._layer(call, lambda x: x, (arriving,), {})
+        leaves, rebuild = flatten((args, kwargs))
+        changed: tuple[Any, Any] = rebuild([passed if x is arriving else x for x in leaves])
+        return changed
+
+    def _layer(self, call: str, forward: Forward, args: Any, kwargs: Any) -> Any:
+        recorded = self.recording.calls.get(call)
+        if recorded is None:
+            raise ModelError(
+                f"layer {call!r} was not called when the model was recorded but is when it is "
+                "replayed: its forward depends on values that were moved"
+            )
         plan, listen = self.job.plan, self.job.listen
         if listen is not None:
-            listen("arrived", name, (args, kwargs))
-        if name in plan.mixed:
-            output = self._mix(name, forward, args, kwargs)
-        elif name in plan.live:
-            output = self._compute(forward, args, kwargs)
+            listen("arrived", call, (args, kwargs))
+        layers = self.recording.by_call[call]
+        names = {layer.name for layer in layers}
+        computed = _Computed(self, recorded, forward, args, kwargs)
+        for layer in layers:
+            if layer.name in plan.probed:
+                self._probe(layer, computed.output()[layer.leaf])
+        if (
+            len(layers) == 1
+            and len(recorded.leaves) == 1
+            and names <= (plan.live | plan.open) - plan.mixed
+        ):
+            output = computed.whole(layers[0].name in plan.open)
         else:
-            if name in plan.probed:
-                self._probe(name, forward(*args, **kwargs))
-            output = self._pass_on(name)
+            output = self._assemble(recorded, layers, names, computed)
         if listen is not None:
-            listen("returned", name, output)
+            listen("returned", call, output)
         return output
 
-    def _probe(self, name: str, output: Any) -> None:
-        self.outcome.probed[name] = main_tensor(output)
+    def _assemble(
+        self, recorded: Call, layers: tuple[Layer, ...], names: set[str], computed: _Computed
+    ) -> Any:
+        """Put a call's output together, each of its tensors as the plan says."""
+        plan = self.job.plan
+        if not names.isdisjoint(plan.live | plan.open):
+            leaves = list(computed.leaves(both=not names.isdisjoint(plan.open)))
+        else:
+            busy = not names.isdisjoint(plan.busy)
+            leaves = [
+                self._recorded(leaf, layout, busy=busy)
+                for leaf, layout in zip(recorded.leaves, recorded.layouts, strict=True)
+            ]
+        for layer in layers:
+            if layer.name in plan.mixed:
+                leaves[layer.leaf] = self._mixed(layer, computed)
+            elif layer.name not in plan.live | plan.open:
+                leaves[layer.leaf] = self._passed_on(layer)
+        return recorded.rebuild(leaves)
+
+    def _probe(self, layer: Layer, tensor: Tensor) -> None:
+        self.outcome.probed[layer.name] = layer.layout.rows(tensor)
         if len(self.outcome.probed) == len(self.job.plan.probed):
             raise StopReplay
 
-    def _pass_on(self, name: str) -> Any:
+    def _passed_on(self, layer: Layer) -> Any:
         """Return a layer's given rows, or a copy of its recorded ones: glue may write to them."""
-        plan = self.job.plan
-        recorded = self.recording.outputs.get(name)
-        if recorded is None:
-            raise ModelError(
-                f"layer {name!r} was not called when the model was recorded but is when it is "
-                "replayed: its forward depends on values that were moved"
-            )
-        if name not in plan.given:
-            if name not in plan.frozen:
-                return self._one_row(recorded)
-            return self._repeat(recorded, self.job.blocks * (2 if plan.worlds else 1))
-        moved = self.job.given[name]
+        plan, layout = self.job.plan, layer.layout
+        recorded = self.recording.calls[layer.call].leaves[layer.leaf]
+        if layer.name not in plan.given:
+            return self._recorded(recorded, layout, busy=layer.name in plan.frozen)
+        rows = self.job.given[layer.name]
         if plan.worlds:
-            still = self._repeat(self.recording.main(name), self.job.blocks)
-            return replace_main(
-                self._repeat(recorded, 2 * self.job.blocks), torch.cat([still, moved])
-            )
-        if isinstance(recorded, Tensor):
-            return moved
-        return replace_main(self._repeat(recorded, self.job.blocks), moved)
+            rows = torch.cat([self._repeated(recorded, layout, self.job.blocks), rows])
+        return layout.tensor(rows)
 
-    def _repeat(self, value: Any, blocks: int) -> Any:
-        size, samples = self.recording.size, self.job.samples
+    def _recorded(self, leaf: Any, layout: Layout, *, busy: bool) -> Any:
+        """Return a copy of a recorded leaf, for every row or for one sample."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if layout.dim is None:
+            return leaf.clone()
+        if not busy:
+            return layout.tensor(layout.rows(leaf)[:1].clone())
+        blocks = self.job.blocks * (2 if self.job.plan.worlds else 1)
+        return layout.tensor(self._repeated(leaf, layout, blocks))
 
-        def repeated(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            if leaf.dim() == 0 or leaf.shape[0] != size:
-                return leaf.clone()
-            rows = leaf[samples]
-            return rows.repeat(blocks, *[1] * (rows.dim() - 1)) if blocks > 1 else rows.clone()
+    def _repeated(self, leaf: Tensor, layout: Layout, blocks: int) -> Tensor:
+        """Rows of a recorded leaf for the run's samples, for each block."""
+        rows = layout.rows(leaf)
+        count = len(range(self.recording.size)[self.job.samples])
+        if layout.dim is not None:
+            rows = rows[self.job.samples]
+        elif layout.spread:
+            rows = rows.expand(count, *rows.shape[1:])
+        return rows.repeat(blocks, *[1] * (rows.dim() - 1)) if blocks > 1 else rows.clone()
 
-        return tree_map(repeated, value)
-
-    def _one_row(self, value: Any) -> Any:
-        def first(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            by_row = leaf.dim() > 0 and leaf.shape[0] == self.recording.size
-            return (leaf[:1] if by_row else leaf).clone()
-
-        return tree_map(first, value)
-
-    def _half(self, leaf: Any, *, moved: bool) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 2 * self._rows:
-            return leaf[self._rows :] if moved else leaf[: self._rows]
-        return leaf
-
-    def _compute(self, forward: Forward, args: Any, kwargs: Any) -> Any:
-        if not self.job.plan.worlds:
-            return forward(*args, **kwargs)
-        return tree_map(self._twice, self._in_world(forward, args, kwargs, moved=False))
-
-    def _in_world(self, forward: Forward, args: Any, kwargs: Any, *, moved: bool) -> Any:
-        args, kwargs = tree_map(lambda x: self._half(x, moved=moved), (args, kwargs))
-        return forward(*args, **kwargs)
-
-    def _twice(self, leaf: Any) -> Any:
-        by_row = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self._rows
-        return torch.cat([leaf, leaf]) if by_row else leaf
-
-    def _mix(self, name: str, forward: Forward, args: Any, kwargs: Any) -> Any:
-        if name in self.job.plan.live:
-            still = self._in_world(forward, args, kwargs, moved=False)
+    def _mixed(self, layer: Layer, computed: _Computed) -> Tensor:
+        plan, layout = self.job.plan, layer.layout
+        moved = layout.rows(computed.output(moved=True)[layer.leaf])
+        if layer.name in plan.live:
+            still = layout.rows(computed.output(moved=False)[layer.leaf])
         else:
-            still = self._repeat(self.recording.outputs[name], self.job.blocks)
-        moved = main_tensor(self._in_world(forward, args, kwargs, moved=True))
-        unmoved = main_tensor(still)
-        if moved is None or unmoved is None:
-            raise ModelError(f"layer {name!r} returns no floating-point tensor")
-        layer = self.recording.layers[name]
-        mask = along_channels(self.job.masks[name], layer.channel_dim, moved.dim())
-        mixed = torch.where(mask, moved, unmoved)
-        return tree_map(self._twice, replace_main(still, mixed))
+            recorded = self.recording.calls[layer.call].leaves[layer.leaf]
+            still = self._repeated(recorded, layout, self.job.blocks)
+        mask = self.job.masks[layer.name]
+        if mask.dim() == moved.dim():  # it differs between samples
+            mask = mask[self.job.samples]
+            mask = mask.repeat(self.job.blocks, *[1] * (mask.dim() - 1))
+        mixed = torch.where(mask, moved, still)
+        return layout.tensor(torch.cat([mixed, mixed]))
+
+    # -- worlds ----------------------------------------------------------------------------------
+
+    def _world(self, tree: Any, layouts: tuple[Layout, ...], *, moved: bool) -> Any:
+        """Return the rows of one of two worlds; what has no row for each stays."""
+
+        def half(rows: Tensor) -> Tensor:
+            if len(rows) != 2 * self._rows:
+                return rows
+            return rows[self._rows :] if moved else rows[: self._rows]
+
+        return _on_rows(tree, layouts, half)
+
+    def _doubled(self, leaf: Any, layout: Layout) -> Any:
+        if not isinstance(leaf, Tensor) or layout.dim is None:
+            return leaf
+        rows = layout.rows(leaf)
+        return layout.tensor(torch.cat([rows, rows])) if len(rows) == self._rows else leaf
 
 
-def along_channels(values: Tensor, channel_dim: int, dims: int) -> Tensor:
-    """Shape one value a channel so that it broadcasts against a batched output."""
-    return values.view(-1, *[1] * (dims - channel_dim - 1))
+class _Computed:
+    """What a call computes from what arrives, each world at most once."""
+
+    def __init__(self, run: _Run, recorded: Call, forward: Forward, args: Any, kwargs: Any) -> None:
+        self.run, self.recorded, self.forward = run, recorded, forward
+        self.arguments = args, kwargs
+        self._known: dict[bool | None, Any] = {}
+
+    def _tree(self, moved: bool | None) -> Any:
+        """Output in one world, or (None) for all rows that arrive."""
+        if moved not in self._known:
+            args, kwargs = self.arguments
+            if moved is not None:
+                layouts = self.recorded.arriving or self.recorded.layouts
+                args, kwargs = self.run._world((args, kwargs), layouts, moved=moved)
+            self._known[moved] = self.forward(*args, **kwargs)
+        return self._known[moved]
+
+    def output(self, *, moved: bool | None = None) -> list[Any]:
+        """Leaves of the output in one world, or of all rows."""
+        return flatten(self._tree(moved))[0]
+
+    def whole(self, both: bool) -> Any:
+        """Return the output for every row; the unmoved world's twice, unless both differ."""
+        if both or not self.run.job.plan.worlds:
+            return self._tree(None)
+        return self.recorded.rebuild(self.leaves(both=both))
+
+    def leaves(self, *, both: bool) -> list[Any]:
+        """Return the leaves of `whole`."""
+        if both or not self.run.job.plan.worlds:
+            return self.output()
+        pairs = zip(self.output(moved=False), self.recorded.layouts, strict=True)
+        return [self.run._doubled(leaf, layout) for leaf, layout in pairs]
 
 
 def _joined(outcomes: list[Outcome]) -> Outcome:
     """Join the outcomes of blocks that ran one by one."""
-
-    def join(*leaves: Any) -> Any:
-        batched = isinstance(leaves[0], Tensor) and leaves[0].dim() > 0
-        return torch.cat(leaves) if batched else leaves[0]
-
-    output, probed = tree_map(join, *[(o.output, o.probed) for o in outcomes])
-    return Outcome(output, probed)
+    layouts = outcomes[0].layouts
+    probed = {n: torch.cat([o.probed[n] for o in outcomes]) for n in outcomes[0].probed}
+    if outcomes[0].output is None:
+        return Outcome(None, layouts, probed)
+    trees = [flatten(o.output)[0] for o in outcomes]
+    _, rebuild = flatten(outcomes[0].output)
+    leaves = []
+    for layout, *parts in zip(layouts, *trees, strict=True):
+        batched = isinstance(parts[0], Tensor) and layout.dim is not None
+        rows = [layout.rows(part) for part in parts] if batched else []
+        leaves.append(layout.tensor(torch.cat(rows)) if batched else parts[0])
+    return Outcome(rebuild(leaves), layouts, probed)
 
 
 def _close(a: Outcome, b: Outcome) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,16 @@ from neurograph.circuit import Circuit, Measure
 from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
 from neurograph.frontier import Found, find_edges, find_neurons, find_totals
-from neurograph.layers import Neuron
+from neurograph.layers import Neuron, channels_first
 from neurograph.paths import Path, PathQuery
+from neurograph.positions import Positions
 from neurograph.progress import Progress
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, Keep, as_keep
+from neurograph.sites import Choice
 from neurograph.study import Options, Study, model_hash, prepare
 from neurograph.target import TargetFunction
+from neurograph.units import Groups
 
 __all__ = ["attach", "search"]
 
@@ -36,6 +39,9 @@ def search(
     target: int | TargetFunction,
     *,
     profile: nx.DiGraph | None = None,
+    layers: Choice | None = None,
+    groups: Mapping[str, Groups] | None = None,
+    positions: Positions = "all",
     contrast: str | tuple[float, ...] | Contrast = "quantiles",
     background: Background = "data",
     reference: int | Any = 32,
@@ -46,6 +52,7 @@ def search(
     device: torch.device | str | None = None,
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
+    tokenizer: Any = None,
     progress: bool | None = None,
 ) -> Circuit:
     """Find the neurons and paths that push one output up or down, each measured by intervention.
@@ -64,6 +71,20 @@ def search(
         target 0 minus the output), or ``(output, batch) -> [batch]``.
     profile : networkx.DiGraph, optional
         From `profile`; made from the data if not given.
+    layers : str, type, predicate, or several of them, optional
+        Which modules are layers; all else is glue. A pattern is compared with the last names of
+        a module's path (``"o_proj"``, ``"layers.*.mlp"``), and means the module's input side
+        with ``:input`` behind; a predicate takes ``(path, module)``. By default every module
+        that owns parameters directly, but for normalisations.
+    groups : mapping of str to groups, optional
+        For layers that match a pattern, channels that move together as one neuron: ``"heads"``
+        (of attention; their size is found in the module or its config), a number of equal
+        groups, or lists of channels.
+    positions : "all", "last", "each" or int
+        Of layers with one axis of positions (tokens, time steps): whether a neuron is a channel
+        at all of them, at the last or at a certain one alone, or each position has neurons
+        ``(layer, channel, position)``. An attention mask among the inputs is honoured: what is
+        padding neither moves nor counts. Image maps always move whole.
     contrast : str, tuple or contrast
         Values a neuron moves between: ``"quantiles"`` (0.05 → 0.95 of its activations), a tuple
         of ascending quantiles, ``"sweep"`` (all seven), ``"mean"`` or ``"zero"`` (→ its actual
@@ -85,6 +106,8 @@ def search(
         Where to run; the model is moved there and back. By default it stays where it is.
     feature_names, class_names : sequence of str, optional
         Names of the input's features and of the targets; a DataFrame's columns name features.
+    tokenizer : optional
+        With ``decode([id])``, or a function from a token's id to its name: names positions.
     progress : bool, optional
         Show progress; by default where a person watches.
 
@@ -120,6 +143,9 @@ def search(
     up → 0[0] → output +2.7000 ± 0.0000
     """
     options = Options(
+        layers=layers,
+        groups=groups,
+        positions=positions,
         contrast=contrast,
         background=background,
         reference=reference,
@@ -130,6 +156,7 @@ def search(
         device=device,
         feature_names=feature_names,
         class_names=class_names,
+        tokenizer=tokenizer,
         progress=progress,
     )
     found, study = Found(), None
@@ -225,9 +252,9 @@ def _measurer(study: Study) -> Measure:
 
 def _check_path(study: Study, path: tuple[Neuron, ...]) -> None:
     for neuron in path:
-        layer = study.experiment.recording.layers.get(neuron.layer)
-        if layer is None or not 0 <= neuron.index < layer.neurons:
+        if neuron.layer not in study.profiled:
             raise OptionError(f"the model has no neuron {neuron}")
+        study.experiment.units(neuron.layer).unit(neuron)
     for writer, reader in itertools.pairwise(path):
         if not study.profiled.has_edge(writer.layer, reader.layer):
             raise OptionError(f"{reader.layer!r} does not read {writer.layer!r}: no such path")
@@ -238,12 +265,16 @@ def _check_path(study: Study, path: tuple[Neuron, ...]) -> None:
 def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
     """Assemble the graph of what was found."""
     graph = nx.DiGraph(target=study.target.name)
-    order = list(study.profiled)
-    for layer in order:
-        kept = {i for sign in SIGNS for i in found.indices(sign, layer)}
-        for index in sorted(kept):
-            neuron = Neuron(layer, index)
-            graph.add_node(neuron, **_attributes(study, found, neuron))
+    for layer in study.profiled:
+        kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
+        units = study.experiment.units(layer) if kept else None
+        if units is None:
+            continue
+        tokens, statistics = study.tokens(layer), _statistics(study, layer, kept)
+        for unit, numbers in zip(kept, statistics, strict=True):
+            neuron = units.neuron(unit)
+            effects = _effects(study, found, neuron, unit)
+            graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
     for (writer, reader), edge in found.edges.items():
         attributes = edge._asdict()
         if edge.effect:
@@ -257,15 +288,23 @@ def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
     return Circuit(graph, layers, study.target.name, (), found.scores, provenance, _measurer(study))
 
 
-def _attributes(study: Study, found: Found, neuron: Neuron) -> dict[str, Any]:
-    layer, index = neuron
-    by_sign = {s: found.kept[s][layer][index] for s in SIGNS if index in found.indices(s, layer)}
+def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[str, Any]:
+    """Attributes that say which neuron this is."""
+    named: dict[str, Any] = {"layer": neuron.layer, "index": neuron.index}
+    if neuron.position is not None:
+        named["position"] = neuron.position
+        if tokens:
+            named["token"] = tokens[neuron.position]
+    return {"name": _name(study, neuron, tokens), **named}
+
+
+def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str, Any]:
+    """Attributes that say what a neuron does."""
+    layer = neuron.layer
+    by_sign = {s: found.kept[s][layer][unit] for s in SIGNS if unit in found.indices(s, layer)}
     effect, stderr = max(by_sign.values(), key=lambda measured: abs(measured[0]))
     total, total_stderr = found.totals.get(neuron, (math.nan, math.nan))
     attributes: dict[str, Any] = {
-        "name": _name(study, neuron),
-        "layer": layer,
-        "index": index,
         "effect": effect,
         "stderr": stderr,
         "sign": "both" if len(by_sign) > 1 else next(iter(by_sign)),
@@ -278,29 +317,40 @@ def _attributes(study: Study, found: Found, neuron: Neuron) -> dict[str, Any]:
         attributes |= {"direct_effect": direct, "direct_stderr": direct_stderr}
     for sign, (e, se) in by_sign.items():
         attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
-    return attributes | _statistics(study.profiled.nodes[layer], index)
+    return attributes
 
 
-def _statistics(node: dict[str, Any], index: int) -> dict[str, Any]:
-    """Statistics of one neuron as plain numbers; means over positions where it has several."""
+def _statistics(study: Study, layer: str, units: Sequence[int]) -> list[dict[str, Any]]:
+    """Statistics of neurons as plain numbers; means over what moves together."""
+    node, recorded = study.profiled.nodes[layer], study.experiment.recording.layers[layer]
+    shape = channels_first(torch.empty(1, *recorded.shape, device="meta"), recorded.channel_dim)
+    members = study.experiment.units(layer).members[list(units)]
 
-    def number(values: Tensor) -> float:
-        return float(values[index].double().mean())
+    def means(values: Tensor) -> list[float]:
+        pooled = values.dim() == 1
+        values = values.view(-1, *[1] * (shape.dim() - 2)) if pooled else values
+        flat = values.expand(shape.shape[1:]).movedim(0, recorded.channel_dim - 1).flatten()
+        found: list[float] = flat[members].double().mean(dim=1).tolist()
+        return found
 
-    numbers: dict[str, Any] = {"count": int(node["count"])}
-    numbers |= {key: number(node[key]) for key in _STATISTICS}
+    columns = {key: means(node[key]) for key in _STATISTICS}
     for level, values in zip(node["levels"], node["quantiles"], strict=True):
-        numbers[f"q{100 * level:g}"] = number(values)
-    return numbers
+        columns[f"q{100 * level:g}"] = means(values)
+    count = int(node["count"])
+    return [
+        {"count": count, **{key: values[i] for key, values in columns.items()}}
+        for i in range(len(units))
+    ]
 
 
-def _name(study: Study, neuron: Neuron) -> str:
+def _name(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> str:
     layer = study.experiment.recording.layers[neuron.layer]
-    if layer.is_input and study.feature_names is not None:
+    units = study.experiment.units(neuron.layer)
+    if layer.is_input and study.feature_names is not None and units.plain:
         return study.feature_names[neuron.index]
-    if _is_target_column(study, neuron):
+    if units.plain and _is_target_column(study, neuron):
         return study.target.name
-    return str(neuron)
+    return units.name(neuron, tokens)
 
 
 def _is_target_column(study: Study, neuron: Neuron) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +14,6 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.capture import Recording, capture, placed
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -26,13 +25,19 @@ from neurograph.contrast import (
 )
 from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, OptionError
-from neurograph.layers import iter_tensors, refuse_unsupported
 from neurograph.memory import parse_memory
+from neurograph.nested import iter_tensors
+from neurograph.observe import input_tensors, placed
+from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.profile import QUANTILES, check_weights, profile
+from neurograph.recording import Recording, capture
 from neurograph.replay import Replay
 from neurograph.scoring.experiment import Experiment
 from neurograph.selection import Keep, as_keep
+from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
 from neurograph.target import Target, TargetFunction, resolve_target
+from neurograph.units import Groups, Units, find_groups, units_of
+from neurograph.wiring import Wiring
 
 __all__ = ["Options", "Study", "model_hash", "prepare"]
 
@@ -41,6 +46,9 @@ __all__ = ["Options", "Study", "model_hash", "prepare"]
 class Options:
     """The options of `search`, as it documents them."""
 
+    layers: Choice | None = None
+    groups: Mapping[str, Groups] | None = None
+    positions: Positions = "all"
     contrast: str | tuple[float, ...] | Contrast = "quantiles"
     background: Background = "data"
     reference: int | Any = 32
@@ -51,6 +59,7 @@ class Options:
     device: torch.device | str | None = None
     feature_names: Sequence[str] | None = None
     class_names: Sequence[str] | None = None
+    tokenizer: Any = None
     progress: bool | None = None
 
     def checked(self) -> Options:
@@ -58,6 +67,7 @@ class Options:
         as_contrast(self.contrast)
         as_keep(self.keep)
         parse_memory(self.memory)
+        check_positions(self.positions)
         if isinstance(self.reference, int) and self.reference < 1:
             raise OptionError(f"reference={self.reference}: at least one sample is background")
         if self.paths < 0:
@@ -76,6 +86,14 @@ class Study:
     target: Target
     feature_names: tuple[str, ...] | None
     provenance: dict[str, Any]
+
+    def tokens(self, layer: str) -> list[str] | None:
+        """What stands at each position of a layer; None without a tokenizer."""
+        if self.options.tokenizer is None:
+            return None
+        recording = self.experiment.recording
+        inputs = input_tensors(self.model, recording.batch)
+        return token_names(inputs, recording.layers[layer], self.options.tokenizer)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:
@@ -101,26 +119,46 @@ def prepare(
         made = profiled is None
         if profiled is None:
             profiled = _profile(model, data, contrast, options)
+        sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
-        actual = capture(model, batch)
+        actual = capture(model, batch, sites)
         _check_profile(profiled, actual)
         resolved = resolve_target(target, actual.output, options.class_names)
         corrupt = _corrupt(contrast, model, positions, actual)
         background = with_background(actual, options.background, profiled)
+        inputs = input_tensors(model, actual.batch)
+    searched = {name: actual.layers[name] for name in profiled}
+    groups = find_groups(options.groups or {}, searched, model)
+
+    def units(layer: str) -> Units:
+        kind, channels = groups.get(layer, ("channel", None))
+        each = options.positions == "each"
+        found = units_of(actual.layers[layer], channels, kind, each)
+        return replace(found, members=found.members.to(actual.main(layer).device))
 
     def levels(layer: str) -> Tensor:
         values = levels_of(contrast, actual.layers[layer], profiled.nodes[layer], actual, corrupt)
         return values.to(actual.main(layer))
 
-    replay = Replay(model, background)
-    memory = parse_memory(options.memory)
-    experiment = Experiment(replay, profiled, resolved, levels, memory)
+    def may_move(layer: str) -> Tensor | None:
+        mask = moving(inputs, actual.size, actual.layers[layer], options.positions)
+        return None if mask is None else mask.to(actual.main(layer).device)
+
+    experiment = Experiment(
+        Replay(model, background),
+        Wiring.of(profiled),
+        resolved,
+        units,
+        levels,
+        may_move,
+        parse_memory(options.memory),
+    )
     names = _feature_names(options.feature_names or source.feature_names, actual)
     provenance = {
         "model": {"class": type(model).__name__, "hash": model_hash(model)},
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
         "target": {"name": resolved.name, "index": None if callable(target) else target},
-        "options": _describe(options, contrast) | {"profile": "made" if made else "given"},
+        "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
         "scorer": "exact",
         "versions": _versions(),
     }
@@ -132,11 +170,24 @@ def _profile(model: nn.Module, data: Any, contrast: Contrast, options: Options) 
     return profile(
         model,
         data,
+        layers=options.layers,
         levels=sorted({*QUANTILES, *wanted}),
         memory=options.memory,
         seed=options.seed,
         progress=options.progress,
     )
+
+
+def _sites(model: nn.Module, options: Options, profiled: nx.DiGraph) -> Sites:
+    """Say which modules are layers: what the profile says, which `layers=` must not contradict."""
+    sites: Sites | None = profiled.graph.get("sites")
+    if sites is None:
+        raise OptionError(
+            "the profile says nothing of its layers: use profile(), not layer_graph()"
+        )
+    if options.layers is not None and find_sites(model, options.layers) != sites:
+        raise OptionError("layers= differs from those of the profile: leave one of the two out")
+    return sites
 
 
 def _reference(
@@ -164,8 +215,13 @@ def _reference(
 
 def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
     for name, layer in actual.layers.items():
-        if name not in profiled:
+        whole = Wiring.of(profiled).whole
+        if name not in whole and layer.leaf == min(n.leaf for n in actual.by_call[layer.call]):
             raise OptionError(f"the profile lacks layer {name!r}: profile this model, this way")
+    for name in profiled:
+        if name not in actual.layers:
+            raise OptionError(f"the model never called layer {name!r} of the profile on this data")
+        layer = actual.layers[name]
         if layer.neurons and "mean" not in profiled.nodes[name]:
             raise OptionError(
                 f"the profile has no statistics for {name!r}: use profile(), not layer_graph()"
@@ -228,10 +284,14 @@ def model_hash(model: nn.Module) -> str:
     return str(digest.hexdigest())
 
 
-def _describe(options: Options, contrast: Contrast) -> dict[str, Any]:
+def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, Any]:
     """Options as JSON can hold them; data among them is only named."""
     keep = as_keep(options.keep)
+    chosen = [*(sites.outputs - sites.left_out), *(n + INPUT_SIDE for n in sites.inputs)]
     told: dict[str, Any] = {
+        "layers": sorted(chosen) if sites.left_out or sites.asked else None,
+        "groups": json.loads(json.dumps(dict(options.groups or {}))),
+        "positions": options.positions,
         "contrast": {"type": type(contrast).__name__},
         "background": options.background,
         "reference": options.reference if isinstance(options.reference, int) else "given",

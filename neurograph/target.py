@@ -10,7 +10,8 @@ from torch import Tensor
 
 from neurograph.data import Batch
 from neurograph.errors import ModelError, OptionError
-from neurograph.layers import main_tensor
+from neurograph.layers import main_index
+from neurograph.nested import flatten
 
 __all__ = ["Target", "TargetFunction", "resolve_target"]
 
@@ -94,10 +95,14 @@ def resolve_target(
 
 def _logits(output: Any) -> Tensor:
     logits = getattr(output, "logits", None)
-    tensor = logits if isinstance(logits, Tensor) else main_tensor(output)
-    if tensor is None:
+    if isinstance(logits, Tensor):
+        return logits
+    leaves, _ = flatten(output)
+    index = main_index(leaves)
+    if index is None:
         raise ModelError(
             f"the model returned {type(output).__name__}, which holds no floating-point tensor: "
             "pass target=callable(output, batch) -> [batch]"
         )
+    tensor: Tensor = leaves[index]
     return tensor

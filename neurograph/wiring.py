@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.capture import Recording, capture
 from neurograph.data import Source
-from neurograph.layers import iter_tensors
+from neurograph.nested import iter_tensors
+from neurograph.recording import Recording, capture
 from neurograph.replay import Plan, Replay
+from neurograph.sites import Choice, find_sites
 
-__all__ = [
-    "direct_plan",
-    "layer_graph",
-    "output_plan",
-    "read_graph",
-    "suffix_plan",
-    "target_layers",
-    "worlds_plan",
-]
+__all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]
 
 _EXAMPLE_ROWS = 4
 
 
-def layer_graph(model: nn.Module, example: Any) -> nx.DiGraph:
+def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None) -> nx.DiGraph:
     """Graph of a model's layers, an edge wherever one reads another through glue alone.
 
     The edges are causal, not parsed: every layer is frozen to its recorded output, one is
@@ -40,6 +34,8 @@ def layer_graph(model: nn.Module, example: Any) -> nx.DiGraph:
         Any eager model; it is run in eval mode and left as it was.
     example : Tensor, pair, dict, Dataset or DataLoader
         Data as for `search`; the first few samples are used.
+    layers : str, type, predicate, or several of them, optional
+        Which modules are layers, as for `search`.
 
     Returns
     -------
@@ -67,16 +63,143 @@ def layer_graph(model: nn.Module, example: Any) -> nx.DiGraph:
     """
     batch = next(iter(Source(example, model)))
     few = batch.map(lambda leaf: leaf[:_EXAMPLE_ROWS])
-    with Replay(model, capture(model, few)) as replay:
-        return read_graph(replay)
+    with Replay(model, capture(model, few, find_sites(model, layers))) as replay:
+        return read_wiring(replay).layers
 
 
-def read_graph(replay: Replay) -> nx.DiGraph:
-    """Build the layer graph of an open replay; two glue-only runs a layer."""
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """The layer graph, whole and as it is searched.
+
+    Attributes
+    ----------
+    layers : networkx.DiGraph
+        Of the layers that are searched: an edge wherever one reads another through glue and
+        through layers left out.
+    whole : networkx.DiGraph
+        Of all recorded layers; the same graph where none was left out.
+    """
+
+    layers: nx.DiGraph
+    whole: nx.DiGraph
+
+    @staticmethod
+    def of(graph: nx.DiGraph) -> Wiring:
+        """Wiring of a profiled graph, which holds the whole one where layers were left out."""
+        return Wiring(graph, graph.graph.get("whole", graph))
+
+    @functools.cached_property
+    def left_out(self) -> frozenset[str]:
+        """Layers that are glue, as far as effects are concerned."""
+        return frozenset(self.whole) - frozenset(self.layers)
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def direct(self, writer: str, readers: Iterable[str]) -> Plan:
+        """Plan that moves a writer and probes readers: as if it alone had moved."""
+        probed = frozenset(readers)
+        plan = Plan(given=frozenset({writer}), probed=probed)
+        return self._completed(plan, [writer], ends=probed)
+
+    def suffix(self, given: Iterable[str]) -> Plan:
+        """Plan that supplies some layers and computes what descends from them, to the output."""
+        supplied = frozenset(given)
+        live = self._live(supplied)
+        return self._completed(Plan(given=supplied, live=live), [*supplied, *live])
+
+    def output(self, writer: str) -> Plan:
+        """Plan that shows a moved layer to the model's output through glue alone."""
+        return self._completed(Plan(given=frozenset({writer})), [writer])
+
+    def worlds(self, writer: str, readers: Iterable[str], *, output_moved: bool) -> Plan:
+        """Plan that shows a moved writer to masked outputs of several readers at once.
+
+        Needed where one reader descends from another, or where the target sees the writer
+        besides: what all others see must have the readers' changes but not the writer's own. A
+        reader that descends from another is live too: its outputs that may not see the writer
+        see that one.
+        """
+        mixed = frozenset(readers)
+        below = set().union(*(nx.descendants(self.layers, name) for name in mixed))
+        plan = Plan(
+            given=frozenset({writer}),
+            live=self._live(mixed) | (mixed & below),
+            mixed=mixed,
+            worlds=True,
+            output_moved=output_moved,
+        )
+        return self._completed(plan, [writer, *mixed, *plan.live])
+
+    def _live(self, changed: frozenset[str]) -> frozenset[str]:
+        """Searched descendants of the changed layers that matter to the model's output."""
+        below = set().union(*(nx.descendants(self.layers, name) for name in changed)) - changed
+        ends = target_layers(self.layers)
+        above = set(ends).union(*(nx.ancestors(self.layers, name) for name in ends))
+        return frozenset(below & above)
+
+    def _completed(
+        self, plan: Plan, changed: Iterable[str], ends: frozenset[str] | None = None
+    ) -> Plan:
+        """Open what was left out between the changed layers and the ends; freeze what joins them.
+
+        Parameters
+        ----------
+        plan : Plan
+        changed : iterable of str
+            Layers that pass on other rows than recorded.
+        ends : frozenset of str, optional
+            Where a run ends; the model's output by default.
+        """
+        if not self.left_out:
+            return self._frozen(plan, output=ends is None)
+        last = self.left_out.intersection(target_layers(self.whole)) if ends is None else ends
+        needed = self._reached([*last, *plan.live, *plan.mixed], forward=False) | last
+        opened = self._reached(changed, forward=True) & needed
+        return self._frozen(replace(plan, open=opened), output=ends is None)
+
+    def _reached(self, starts: Iterable[str], *, forward: bool) -> frozenset[str]:
+        """Layers left out that can be reached through such layers alone."""
+        left_out, found = self.left_out, set()
+        step = self.whole.succ if forward else self.whole.pred
+        front = list(starts)
+        while front:
+            for name in step[front.pop()]:
+                if name in left_out and name not in found:
+                    found.add(name)
+                    front.append(name)
+        return frozenset(found)
+
+    def _frozen(self, plan: Plan, *, output: bool) -> Plan:
+        """Freeze each layer that glue joins with rows of interventions; the rest stays idle."""
+        busy = set(plan.busy)
+        groups = [(name, list(self.whole.predecessors(name))) for name in self.whole]
+        if output:
+            groups.append(("", target_layers(self.whole)))
+        needy = plan.live | plan.open | plan.probed | plan.mixed | {""}
+        grown = True
+        while grown:
+            before = len(busy)
+            for name, writers in groups:
+                if name in needy or not busy.isdisjoint(writers):
+                    busy.update(writers)
+            grown = len(busy) > before
+        return replace(plan, frozen=frozenset(busy) - plan.busy)
+
+
+def target_layers(graph: nx.DiGraph) -> list[str]:
+    """Layers that reach the model's output through glue alone."""
+    return [name for name, is_output in graph.nodes(data="output") if is_output]
+
+
+# -- reading it off a model ------------------------------------------------------------------------
+
+
+def read_wiring(replay: Replay) -> Wiring:
+    """Find who reads whom in an open replay; two glue-only runs a layer."""
     recording = replay.recording
-    graph = nx.DiGraph()
+    whole = nx.DiGraph()
     for name, layer in recording.layers.items():
-        graph.add_node(
+        whole.add_node(
             name,
             type=layer.type,
             shape="×".join(map(str, layer.shape)),
@@ -94,13 +217,39 @@ def read_graph(replay: Replay) -> nx.DiGraph:
             arrivals = _Arrivals(baseline)
             arrivals.end(replay.run(plan, {writer: rows}, listen=arrivals.hear).output)
             moved.update(arrivals.moved)
-        graph.add_edges_from((writer, reader) for reader in recording.layers if reader in moved)
-        graph.nodes[writer]["output"] = "" in moved
+        for reader, layer in recording.layers.items():
+            if layer.call in moved:
+                whole.add_edge(writer, reader)
+        whole.nodes[writer]["output"] = "" in moved
+    _drop_unread(whole, recording)
+    return Wiring(_searched(whole, recording), whole)
+
+
+def _drop_unread(whole: nx.DiGraph, recording: Recording) -> None:
+    """Forget further tensors of a call that nothing reads: last states, attention weights."""
+    for layers in recording.by_call.values():
+        for layer in layers[1:]:
+            if not whole.out_degree(layer.name) and not whole.nodes[layer.name]["output"]:
+                whole.remove_node(layer.name)
+
+
+def _searched(whole: nx.DiGraph, recording: Recording) -> nx.DiGraph:
+    """Graph of the searched layers: those left out are seen through."""
+    left_out = [name for name in whole if not recording.is_searched(name)]
+    if not left_out:
+        return whole
+    graph = whole.copy()
+    graph.graph["whole"] = whole
+    for name in left_out:
+        for writer in list(graph.predecessors(name)):
+            graph.add_edges_from((writer, reader) for reader in graph.successors(name))
+            graph.nodes[writer]["output"] |= graph.nodes[name]["output"]
+        graph.remove_node(name)
     return graph
 
 
 class _Arrivals:
-    """What arrives at every layer (and, under the empty name, leaves the model) in one run."""
+    """What arrives at every call (and, under the empty name, leaves the model) in one run."""
 
     def __init__(self, baseline: _Arrivals | None = None) -> None:
         self.tensors: dict[str, list[Tensor]] = {}
@@ -127,13 +276,12 @@ def _differ(some: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def _perturbed(recording: Recording, name: str) -> tuple[Tensor, Tensor]:
-    """A layer's output, changed everywhere and by much, up where the other is down.
+    """A layer's rows, changed everywhere and by much, up where the other is down.
 
     What one change does not get through a ReLU, or any other glue that rises, the other does.
     """
     generator = torch.Generator().manual_seed(0)
-    value = recording.outputs[name]
-    tensor = value if isinstance(value, Tensor) else recording.main(name)
+    tensor = recording.main(name)
     if tensor.is_floating_point():
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         scale = tensor.abs().max() + 1 if tensor.numel() else 1.0
@@ -143,72 +291,3 @@ def _perturbed(recording: Recording, name: str) -> tuple[Tensor, Tensor]:
     order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
     shuffled = tensor.flatten()[order].view_as(tensor)
     return shuffled, tensor.roll(1, dims=-1)
-
-
-def target_layers(graph: nx.DiGraph) -> list[str]:
-    """Layers that reach the model's output through glue alone."""
-    return [name for name, is_output in graph.nodes(data="output") if is_output]
-
-
-def direct_plan(graph: nx.DiGraph, writer: str, readers: Iterable[str]) -> Plan:
-    """Plan that moves a writer and probes readers: their outputs as if it alone had moved."""
-    probed = frozenset(readers)
-    return _with_frozen(graph, Plan(given=frozenset({writer}), probed=probed), output=False)
-
-
-def suffix_plan(graph: nx.DiGraph, given: Iterable[str]) -> Plan:
-    """Plan that supplies some layers and computes what descends from them, to the output."""
-    supplied = frozenset(given)
-    return _with_frozen(graph, Plan(given=supplied, live=_live(graph, supplied)), output=True)
-
-
-def output_plan(graph: nx.DiGraph, writer: str) -> Plan:
-    """Plan that shows a moved layer to the model's output through glue alone."""
-    return _with_frozen(graph, Plan(given=frozenset({writer})), output=True)
-
-
-def worlds_plan(
-    graph: nx.DiGraph, writer: str, readers: Iterable[str], *, output_moved: bool
-) -> Plan:
-    """Plan that shows a moved writer to masked outputs of several readers at once.
-
-    Needed where one reader descends from another, or where the target sees the writer besides:
-    what all others see must have the readers' changes but not the writer's own. A reader that
-    descends from another is live too: its outputs that may not see the writer see that one.
-    """
-    mixed = frozenset(readers)
-    below = set().union(*(nx.descendants(graph, name) for name in mixed))
-    plan = Plan(
-        given=frozenset({writer}),
-        live=_live(graph, mixed) | (mixed & below),
-        mixed=mixed,
-        worlds=True,
-        output_moved=output_moved,
-    )
-    return _with_frozen(graph, plan, output=True)
-
-
-def _live(graph: nx.DiGraph, changed: frozenset[str]) -> frozenset[str]:
-    """Descendants of the changed layers that matter to the model's output."""
-    below = set().union(*(nx.descendants(graph, name) for name in changed)) - changed
-    ends = target_layers(graph)
-    above = set(ends).union(*(nx.ancestors(graph, name) for name in ends))
-    return frozenset(below & above)
-
-
-def _with_frozen(graph: nx.DiGraph, plan: Plan, *, output: bool) -> Plan:
-    """Freeze each layer that glue joins with rows of interventions; the rest stays idle."""
-    busy = set(plan.busy)
-    groups = [(name, list(graph.predecessors(name))) for name in graph]
-    if output:
-        groups.append(("", target_layers(graph)))
-    needy = plan.live | plan.probed | plan.mixed | {""}
-    grown = True
-    while grown:
-        before = len(busy)
-        for name, writers in groups:
-            if name in needy or not busy.isdisjoint(writers):
-                busy.update(writers)
-        grown = len(busy) > before
-    frozen = frozenset(busy) - plan.busy
-    return replace(plan, frozen=frozen)

@@ -1,200 +1,330 @@
 """The same effects the slow, obvious way: forward hooks only, one run a neuron and level.
 
-Nothing here comes from the library but plain names. Layers are given as a list of module paths
-(`cell#1` for the second call); every run registers `register_forward_hook`s on a plain model,
-which replace a layer's output, or only look at what it computed from what arrived.
+Nothing here comes from the library. Layers are the sites of a test network; every run registers
+hooks on a plain model, which replace a layer's output, or only look at what arrives at a layer
+and at what it computed from that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-Target = Callable[[Tensor], Tensor]
+from tests.zoo.network import Network, Site
+
 TARGET = ""
+Seen = Mapping[str, Sequence[int] | None]
+Unit = tuple[int | list[int], Tensor | None]
+"""Channels of one neuron, and where it may move: bools that fit a channel's values, or None."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What happened in one run: tensors by site, in the layout of the model."""
+
+    passed: dict[str, Tensor]
+    computed: dict[str, Tensor]
+    arrived: dict[str, list[Tensor]]
+    output: Any
 
 
 class Reference:
-    """Effects on one model, with the background and the levels as plain tensors.
+    """Effects on one network, with the background and the levels as plain tensors.
 
     Parameters
     ----------
-    model : Module
-        In eval mode.
-    x : Tensor
-        The reference samples: the input `input`.
-    layers : sequence of str
-        Every layer call, in order.
-    channels : mapping of str to int
-        The channel dimension of each layer's batched output, `input` included.
-    target : callable
-        From the model's output to one number a sample.
+    network : Network
+    arguments : mapping
+        The reference samples, as keyword arguments of the model.
+
+    Attributes
+    ----------
+    background : dict of str to Tensor
+        Each site's values where nothing moves: as they are, until a test sets others.
+    levels : dict of str to Tensor
+        What each site's channels move between, `[channels, levels, *all other dimensions]`.
+    units : dict of str to list of Unit
+        The neurons of a site, where they are not its channels one by one.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        layers: Sequence[str],
-        channels: Mapping[str, int],
-        target: Target,
-    ) -> None:
-        self.model, self.x, self.layers, self.channels = model, x, list(layers), channels
-        self.target = target
-        self.background: dict[str, Tensor] = {}
-        outputs, _, _ = self.run({})
-        self.background = {"input": x, **outputs}
+    def __init__(self, network: Network, arguments: Mapping[str, Any]) -> None:
+        self.network, self.model, self.sites = network, network.model, network.sites
+        self.arguments = dict(arguments)
+        self.inputs = network.input_names(self.arguments)
+        self.layers = [name for name in self.sites if name not in self.inputs]
+        self._calls: dict[str, dict[int, str]] = defaultdict(dict)
+        for name in self.layers:
+            site = self.sites[name]
+            self._calls[site.call][site.leaf] = name
+        self._rest: dict[str, list[Any]] = {}
+        self._readers: dict[str, set[str]] = {}
+        self._below: dict[str, set[str]] = {}
         self.levels: dict[str, Tensor] = {}
+        self.units: dict[str, list[Unit]] = {}
+        self.background = self.run({}).passed
+
+    def rows(self, values: Tensor, site: Site) -> int:
+        """How many samples a tensor of a site holds."""
+        return 1 if site.batch is None else values.shape[site.batch] // site.many
+
+    def neurons(self, name: str) -> int:
+        """How many neurons a site has; none where its values are no floating-point numbers."""
+        values, site = self.background[name], self.sites[name]
+        if name in self.units:
+            return len(self.units[name])
+        return values.shape[site.channel] if values.is_floating_point() and site.moves else 0
+
+    def target(self, output: Any) -> Tensor:
+        return self.network.target(output, None)
 
     # -- one run ---------------------------------------------------------------------------------
 
-    def run(
-        self, forced: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Run with some outputs forced: outputs passed on, outputs computed, model's output."""
-        passed: dict[str, Tensor] = {}
-        computed: dict[str, Tensor] = {}
-        calls: dict[str, int] = {}
+    def run(self, forced: Mapping[str, Tensor]) -> Run:
+        """Run with some sites forced."""
+        run = Run({}, {}, {}, None)
+        counts: Counter[str] = Counter()
 
-        def hook(path: str) -> Callable[..., object]:
-            def on_output(_module: nn.Module, _args: object, output: object) -> object:
-                call = calls[path] = calls.get(path, -1) + 1
-                name = path if call == 0 else f"{path}#{call}"
-                first, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
-                assert isinstance(first, Tensor)
-                computed[name] = first.clone()
-                passed[name] = forced.get(name, first).clone()
-                result = passed[name].clone()
-                return (result, *rest) if isinstance(output, tuple) else result
+        def before(path: str) -> Callable[..., None]:
+            def on_arrival(_module: nn.Module, args: Any, kwargs: Any) -> None:
+                counts[path] += 1
+                arrived = [t.clone() for t in tensors((args, kwargs))]
+                for name in self._calls.get(_call(path, counts), {}).values():
+                    run.arrived[name] = arrived
+
+            return on_arrival
+
+        def after(path: str) -> Callable[..., Any]:
+            def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+                return self._pass_on(_call(path, counts), output, forced, run)
 
             return on_output
 
         modules = dict(self.model.named_modules())
-        paths = dict.fromkeys(name.split("#")[0] for name in self.layers)
-        handles = [modules[path].register_forward_hook(hook(path)) for path in paths]
-        try:
-            with torch.no_grad():
-                output = self.model(forced.get("input", self.x).clone())
-        finally:
-            for handle in handles:
-                handle.remove()
-        return passed, computed, output
+        paths = dict.fromkeys(call.split("#")[0] for call in self._calls)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(without_fused_kernels())
+            stack.enter_context(torch.no_grad())
+            for path in paths:
+                hook = modules[path].register_forward_pre_hook(before(path), with_kwargs=True)
+                stack.callback(hook.remove)
+                stack.callback(modules[path].register_forward_hook(after(path)).remove)
+            run.output = self.model(**self._given(forced, run))
+        run.arrived[TARGET] = tensors(run.output)
+        return run
 
-    def frozen(self, but: Mapping[str, Tensor], at: Mapping[str, Tensor] | None = None) -> dict:
-        return {**(self.background if at is None else at), **but}
+    def _given(self, forced: Mapping[str, Tensor], run: Run) -> dict[str, Any]:
+        arguments = {**self.arguments}
+        for name, argument in self.inputs.items():
+            run.computed[name] = self.arguments[argument].clone()
+            run.passed[name] = forced.get(name, self.arguments[argument]).clone()
+            arguments[argument] = run.passed[name].clone()
+        return arguments
+
+    def _pass_on(self, call: str, output: Any, forced: Mapping[str, Tensor], run: Run) -> Any:
+        """Replace the forced tensors of a call's output, and with them those nothing reads."""
+        sites = self._calls[call]
+        leaves, spec = tree_flatten(output)
+        rest = self._rest.setdefault(call, [_copy(leaf) for leaf in leaves])
+        if not forced.keys().isdisjoint(sites.values()):
+            passed = [_copy(rest[i]) if i not in sites else leaf for i, leaf in enumerate(leaves)]
+        else:
+            passed = leaves
+        for leaf, name in sites.items():
+            run.computed[name] = leaves[leaf].clone()
+            run.passed[name] = forced.get(name, leaves[leaf]).clone()
+            passed[leaf] = run.passed[name].clone()
+        return tree_unflatten(passed, spec)
+
+    def frozen(self, but: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**self.background, **but}
 
     # -- who reads whom --------------------------------------------------------------------------
 
-    def arrivals(self, forced: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        """What arrives at each layer (and leaves the model, under "") in a run."""
-        seen: dict[str, list[Tensor]] = {}
-        calls: dict[str, int] = {}
-        modules = dict(self.model.named_modules())
+    def readers(self, writer: str) -> set[str]:
+        """Sites of the calls whose input moves when one writer does and all else is frozen."""
+        if writer not in self._readers:
+            still = self.run(self.frozen({})).arrived
+            found: set[str] = set()
+            for values in self._perturbed(writer):
+                moved = self.run(self.frozen({writer: values})).arrived
+                found |= {name for name in moved if _differ(moved[name], still[name])}
+            self._readers[writer] = found
+        return self._readers[writer]
 
-        def look(path: str) -> Callable[..., None]:
-            def before(_module: nn.Module, args: tuple[object, ...]) -> None:
-                call = calls[path] = calls.get(path, -1) + 1
-                name = path if call == 0 else f"{path}#{call}"
-                seen[name] = [a.clone() for a in args if isinstance(a, Tensor)]
-
-            return before
-
-        paths = dict.fromkeys(name.split("#")[0] for name in self.layers)
-        handles = [modules[path].register_forward_pre_hook(look(path)) for path in paths]
-        try:
-            seen[TARGET] = [self.run(forced)[2]]
-        finally:
-            for handle in handles:
-                handle.remove()
-        return seen
-
-    def readers(self, writer: str, seed: int = 0) -> set[str]:
-        """Layers whose input moves when one writer does and all others are frozen."""
-        still = self.arrivals(self.frozen({}))
-        generator = torch.Generator().manual_seed(seed)
-        value = self.background[writer]
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-        # Far enough that a ReLU passes one of the two.
-        noise = noise + 20 * noise.sign() * (1 + value.abs().max())
-        found = set()
-        for change in (noise, -noise):
-            moved = self.arrivals(self.frozen({writer: value + change}))
-            found |= {
-                name
-                for name in moved
-                if any(not torch.equal(a, b) for a, b in zip(moved[name], still[name], strict=True))
-            }
-        return found
+    def _perturbed(self, writer: str) -> Iterator[Tensor]:
+        """Values far away in both directions, element by element and all together."""
+        values = self.background[writer]
+        if not values.is_floating_point():
+            yield from (values.roll(1, dims) for dims in range(values.dim()))
+            return
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values)
+        # Far enough that a ReLU passes one of the two, and near enough for a sigmoid.
+        far = 20 * (1 + values.abs().max())
+        for change in (noise, noise + far * noise.sign(), noise + far):
+            yield values + change
+            yield values - change
 
     def descendants(self, layer: str) -> set[str]:
-        found: set[str] = set()
-        front = [layer]
-        while front:
-            for reader in self.readers(front.pop()) - {TARGET} - found:
-                found.add(reader)
-                front.append(reader)
-        return found
+        if layer not in self._below:
+            found: set[str] = set()
+            front = [layer]
+            while front:
+                for reader in self.readers(front.pop()) - {TARGET} - found:
+                    found.add(reader)
+                    front.append(reader)
+            self._below[layer] = found
+        return self._below[layer]
 
     # -- moves -----------------------------------------------------------------------------------
 
-    def moved(self, layer: str, index: int, value: Tensor, at: Tensor | None = None) -> Tensor:
-        """A layer's background output with one neuron set, `[samples or 1, *positions]`."""
-        rows = (self.background[layer] if at is None else at).clone()
-        rows.movedim(self.channels[layer], 0)[index] = value
-        return rows
+    def unit(self, name: str, index: int) -> Unit:
+        """Which channels a neuron is, and where it may move."""
+        return self.units[name][index] if name in self.units else (index, None)
 
-    def mixed(self, layer: str, seen: Sequence[int] | None, moved: Tensor, still: Tensor) -> Tensor:
-        if seen is None:
+    def values(self, name: str, index: int) -> Tensor:
+        """A neuron's levels, `[levels, …]`, those of all its channels if it has several."""
+        channels, _ = self.unit(name, index)
+        values = self.levels[name][channels]
+        return values if isinstance(channels, int) else values.movedim(1, 0)
+
+    def moved(self, name: str, index: int, value: Tensor) -> Tensor:
+        """A site's background values with one neuron set."""
+        return self._set(name, index, self.background[name].clone(), value)
+
+    def _set(self, name: str, index: int, into: Tensor, value: Tensor) -> Tensor:
+        channels, where = self.unit(name, index)
+        rows = into.movedim(self.sites[name].channel, 0)
+        rows[channels] = value if where is None else torch.where(where, value, rows[channels])
+        return into
+
+    def mixed(self, name: str, seen: Sequence[int] | None, moved: Tensor, still: Tensor) -> Tensor:
+        if seen is None and name not in self.units:
             return moved
-        rows = still.clone()
-        dim = self.channels[layer]
-        for index in seen:
-            rows.movedim(dim, 0)[index] = moved.movedim(dim, 0)[index]
-        return rows
+        values, dim = still.clone(), self.sites[name].channel
+        for index in range(self.neurons(name)) if seen is None else seen:
+            channels, _ = self.unit(name, index)
+            self._set(name, index, values, moved.movedim(dim, 0)[channels])
+        return values
 
     # -- effects ---------------------------------------------------------------------------------
 
-    def through(
-        self, layer: str, index: int, value: Tensor, through: Mapping[str, Sequence[int] | None]
-    ) -> Tensor:
+    def through(self, layer: str, index: int, value: Tensor, through: Seen) -> Tensor:
         """Target, `[samples]`, when only some outputs of some readers see the moved neuron."""
         moved = self.moved(layer, index, value)
         overrides: dict[str, Tensor] = {}
         world = self._world(overrides)
         for reader in [name for name in self.layers if name in through]:
-            _, computed, _ = self.run({**world[0], layer: moved})
-            still = world[0][reader]
-            overrides[reader] = self.mixed(reader, through[reader], computed[reader], still)
+            computed = self.run({**world.passed, layer: moved}).computed[reader]
+            still = world.passed[reader]
+            overrides[reader] = self.mixed(reader, through[reader], computed, still)
             world = self._world(overrides)
-        outputs, output = world
+        output = world.output
         if TARGET in through:
-            output = self.run({**outputs, layer: moved})[2]
+            output = self.run({**world.passed, layer: moved}).output
         return self.target(output)
 
-    def _world(self, overrides: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _world(self, overrides: Mapping[str, Tensor]) -> Run:
         """Run with the overrides; what descends from them is live, all else is background."""
         live = set().union(*(self.descendants(name) for name in overrides)) - set(overrides)
         frozen = {name: value for name, value in self.background.items() if name not in live}
-        passed, _, output = self.run({**frozen, **overrides})
-        return {"input": self.background["input"], **passed}, output
+        return self.run({**frozen, **overrides})
 
     def total(self, layer: str, index: int, value: Tensor) -> Tensor:
-        return self.target(self._world({layer: self.moved(layer, index, value)})[1])
+        return self.target(self._world({layer: self.moved(layer, index, value)}).output)
 
     def path(self, neurons: Sequence[tuple[str, int]], value: Tensor) -> Tensor:
         """Target when a move travels along the path's neurons only."""
         (layer, index), *rest = neurons
-        rows = self.moved(layer, index, value)
+        values = self.moved(layer, index, value)
         for reader, output in rest:
-            _, computed, _ = self.run(self.frozen({layer: rows}))
-            rows = self.mixed(reader, [output], computed[reader], self.background[reader])
+            computed = self.run(self.frozen({layer: values})).computed[reader]
+            values = self.mixed(reader, [output], computed, self.background[reader])
             layer = reader
-        return self.target(self.run(self.frozen({layer: rows}))[2])
+        return self.target(self.run(self.frozen({layer: values})).output)
 
     def effect(self, measure: Callable[[Tensor], Tensor], values: Tensor) -> tuple[float, float]:
         """Mean and standard error of measure(last value) − measure(first value)."""
         difference = (measure(values[-1]) - measure(values[0])).double()
         stderr = difference.std() / len(difference) ** 0.5 if len(difference) > 1 else float("nan")
         return float(difference.mean()), float(stderr)
+
+    # -- levels and backgrounds ------------------------------------------------------------------
+
+    def set_levels(self, values: Mapping[str, Tensor]) -> None:
+        """Take each site's levels as `[levels, *native layout]`."""
+        self.levels = {n: v.movedim(_after(self.sites[n].channel), 0) for n, v in values.items()}
+
+    def quantiles(self, name: str, every: Tensor, q: Sequence[float]) -> Tensor:
+        """Quantiles over the samples of all data, `[levels, *native layout]`."""
+        site = self.sites[name]
+        table = np.quantile(by_sample(every, site).numpy(), q, axis=0)
+        return torch.stack([self.spread(name, torch.from_numpy(level)) for level in table])
+
+    def mean(self, name: str, every: Tensor) -> Tensor:
+        """Mean over the samples of all data, in native layout."""
+        return self.spread(name, by_sample(every, self.sites[name]).mean(0))
+
+    def spread(self, name: str, sample: Tensor) -> Tensor:
+        """Give each reference sample the same values, in native layout."""
+        site, like = self.sites[name], self.background[name]
+        if site.batch is None:
+            return sample[0].to(like)
+        rows = sample.repeat(self.rows(like, site), *[1] * (sample.dim() - 1))
+        return rows.movedim(0, site.batch).to(like)
+
+
+def by_sample(values: Tensor, site: Site) -> Tensor:
+    """Values of a site as `[samples, rows of one, *all other dimensions]`."""
+    if site.batch is None:
+        return values[None, None]
+    return values.movedim(site.batch, 0).unflatten(0, (-1, site.many))
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Every tensor of a nested structure, those in plain dataclasses too."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+    return found
+
+
+@contextlib.contextmanager
+def without_fused_kernels() -> Iterator[None]:
+    """PyTorch's fused transformer kernels call no layers, so hooks would see nothing."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _call(path: str, counts: Counter[str]) -> str:
+    return path if counts[path] == 1 else f"{path}#{counts[path] - 1}"
+
+
+def _after(channel: int) -> int:
+    """Where a dimension is once another has been put in front."""
+    return channel if channel < 0 else channel + 1
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _differ(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) != len(others) or any(
+        not torch.equal(a, b) for a, b in zip(some, others, strict=True)
+    )

@@ -232,6 +232,9 @@ def test_explore_hands_its_options_to_the_search(here: Path) -> None:
     assert result.stderr == ""
     known = neurograph.load("x.circuit").provenance
     assert known["options"] == {
+        "layers": None,
+        "groups": {},
+        "positions": "all",
         "contrast": {"type": "Quantiles", "levels": [0.25, 0.75]},
         "background": "mean",
         "reference": "given",

@@ -28,8 +28,8 @@ def test_quantiles_are_per_position_where_shapes_are_fixed() -> None:
     with torch.no_grad():
         maps = sample.model.stem(X).numpy()
     wanted = np.quantile(maps, [0.25, 0.75], axis=0)
-    assert got.shape == (2, 1, 3, 5, 5)
-    np.testing.assert_allclose(got[:, 0].numpy(), wanted, rtol=1e-12)
+    assert got.shape == (2, 1, 3 * 5 * 5)
+    np.testing.assert_allclose(got[:, 0].numpy(), wanted.reshape(2, -1), rtol=1e-12)
 
 
 class AnyLength(nn.Module):
@@ -97,7 +97,8 @@ def test_contrasts_are_read_once(contrast: str | tuple[float, ...]) -> None:
 
 def test_equal_neighbouring_levels_are_one_block() -> None:
     table = torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 2.0], [1.0, 0.0]])  # [levels, neurons]
-    moves, block = Moves.between("layer", table[:, None], torch.tensor([0, 1]))
+    each = torch.tensor([[0], [1]])
+    moves, block = Moves.between("layer", table[:, None], torch.tensor([0, 1]), each)
     assert block.tolist() == [[0, 0, 1, 1], [2, 3, 3, 4]]
     assert moves.neurons.tolist() == [0, 0, 1, 1, 1]
     assert moves.values.flatten().tolist() == [0, 1, 1, 2, 0]
@@ -131,5 +132,6 @@ def test_pooled_statistics_spread_over_positions() -> None:
     node["quantiles"] = node["quantiles"].mean(-1)  # as if pooled: [levels, neurons]
     actual = study.experiment.recording
     got = levels_of(Quantiles(), layer, node, actual, None)
-    assert got.shape == (2, 1, 3, 4)
-    assert torch.equal(got[..., 0], got[..., 3])
+    by_channel = got.view(2, 1, *layer.shape).movedim(layer.channel_dim + 1, 2)
+    assert by_channel.shape == (2, 1, 3, 4)
+    assert torch.equal(by_channel[..., 0], by_channel[..., 3])

@@ -10,15 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neurograph.contrast import Contrast, Counterfactual
 from neurograph.layers import Neuron
 from neurograph.scoring.exact import edge_effects, node_effects, path_effects, total_effects
-from neurograph.scoring.experiment import Effects, Experiment
-from neurograph.study import Options, Study, prepare
+from neurograph.study import Options, prepare
 from tests import zoo
-from tests.reference import TARGET, Reference
+from tests.case import Case
+from tests.reference import TARGET
 
-SAMPLES, ROWS = 4, 23
 CONTRASTS = ["quantiles", (0.25, 0.75), "sweep", "mean", "zero", "counterfactual"]
 BACKGROUNDS = ["data", "mean", "zero"]
 slow = settings(max_examples=30, suppress_health_check=list(HealthCheck))
@@ -45,122 +43,22 @@ def samples(draw: st.DrawFn) -> zoo.Sample:
     return zoo.attention(4, outputs, seed, dtype)
 
 
-class Case:
-    """A study of the library and the reference of the same model, contrast and background."""
-
-    def __init__(
-        self, sample: zoo.Sample, contrast: str | tuple[float, float], background: str
-    ) -> None:
-        self.sample = sample
-        self.x = sample.data(ROWS, 1)
-        self.corrupt = sample.data(ROWS, 2)
-        chosen: str | tuple[float, float] | Contrast = contrast
-        if contrast == "counterfactual":
-            chosen = Counterfactual(self.corrupt)
-        options = Options(
-            contrast=chosen,
-            background=background,  # type: ignore[arg-type]
-            reference=SAMPLES,
-            memory=20_000,  # small, so that work is cut into many pieces
-            progress=False,
-        )
-        target = sample.outputs - 1
-        self.study: Study = prepare(
-            sample.model, self.x, 1 if sample.outputs == 1 else target, options, None
-        )
-        positions = self.study.provenance["data"]["reference"]
-        few = self.x[positions]
-        self.reference = Reference(
-            sample.model, few, sample.layers, sample.channels, lambda out: out[:, target]
-        )
-        self._levels(contrast, self.corrupt[positions])
-        self._background(background)
-
-    def _every(self, x: Tensor) -> dict[str, Tensor]:
-        other = Reference(
-            self.sample.model, x, self.sample.layers, self.sample.channels, lambda out: out[:, 0]
-        )
-        return other.background
-
-    def _levels(self, contrast: str | tuple[float, float], corrupt: Tensor) -> None:
-        """The values neurons move between, by NumPy over all data: `[levels, samples|1, …]`."""
-        every, twins = self._every(self.x), self._every(corrupt)
-        quantiles = {"quantiles": (0.05, 0.95), "sweep": (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)}
-        for name, actual in self.reference.background.items():
-            dim = self.sample.channels[name]
-            if contrast in quantiles or isinstance(contrast, tuple):
-                q = contrast if isinstance(contrast, tuple) else quantiles[contrast]
-                table = np.quantile(every[name].numpy(), q, axis=0)
-                values = torch.from_numpy(np.asarray(table)).to(actual)[:, None]
-            else:
-                low = {
-                    "mean": every[name].mean(0, keepdim=True).expand_as(actual),
-                    "zero": torch.zeros_like(actual),
-                    "counterfactual": twins[name],
-                }[str(contrast)]
-                values = torch.stack([low, actual])
-            self.reference.levels[name] = values.movedim(dim + 1, 0)
-
-    def _background(self, background: str) -> None:
-        every = self._every(self.x)
-        for name, actual in list(self.reference.background.items()):
-            if background == "mean":
-                mean = every[name].mean(0, keepdim=True)
-                self.reference.background[name] = mean.expand_as(actual)
-            elif background == "zero":
-                self.reference.background[name] = torch.zeros_like(actual)
-
-    def values(self, layer: str, index: int) -> Tensor:
-        return self.reference.levels[layer][index]
-
-    def neurons(self, layer: str) -> range:
-        return range(self.study.experiment.recording.layers[layer].neurons)
-
-    def check(self, effects: Effects, wanted: list[tuple[float, float]]) -> None:
-        exact = self.reference.x.dtype == torch.float64
-        scale = max([1e-3, *(abs(e) for e, _ in wanted)])
-        # float32 rounds each target to about 1e-7 of its size, which bounds what a small
-        # difference of two of them can say.
-        size = max(float(effects.response.abs().max()) + scale, 0.1)
-        kind = {"rtol": 1e-9, "atol": 1e-9} if exact else {"rtol": 1e-4, "atol": 3e-6 * size}
-        got = np.stack([effects.effect.numpy(), effects.stderr.numpy()], axis=1)
-        np.testing.assert_allclose(got, np.array(wanted), **kind)
-
-
-def check_nodes(case: Case, experiment: Experiment, layer: str, through: dict) -> None:
-    neurons = case.neurons(layer)
-    wanted = [
-        case.reference.effect(
-            lambda value, i=i: case.reference.through(layer, i, value, through),
-            case.values(layer, i),
-        )
-        for i in neurons
-    ]
-    case.check(node_effects(experiment, layer, neurons, through), wanted)
-
-
-def subsets(case: Case, layers: list[str], seed: int) -> dict[str, list[int]]:
-    """Some outputs of each layer, at least one."""
-    generator = np.random.default_rng(seed)
-    return {
-        name: sorted(
-            generator.choice(
-                list(case.neurons(name)),
-                size=generator.integers(1, len(case.neurons(name)) + 1),
-                replace=False,
-            ).tolist()
-        )
-        for name in layers
-    }
+def case_of(
+    sample: zoo.Sample, contrast: str | tuple[float, float] = "quantiles", background: str = "data"
+) -> Case:
+    """The library gets an output's index, and the reference the network's callable."""
+    target = sample.outputs - 1
+    index = 1 if sample.outputs == 1 else target
+    return Case(sample.network(target), contrast, background, index)
 
 
 @slow
-@given(samples(), seeds)
-def test_layer_graph_is_the_causal_truth(sample: zoo.Sample, seed: int) -> None:
-    case = Case(sample, "quantiles", "data")
+@given(samples())
+def test_layer_graph_is_the_causal_truth(sample: zoo.Sample) -> None:
+    case = case_of(sample)
     graph = case.study.profiled
     for writer in ["input", *sample.layers]:
-        truth = case.reference.readers(writer, seed)
+        truth = case.reference.readers(writer)
         assert set(graph.successors(writer)) == truth - {TARGET}
         assert graph.nodes[writer]["output"] == (TARGET in truth)
 
@@ -170,11 +68,11 @@ def test_layer_graph_is_the_causal_truth(sample: zoo.Sample, seed: int) -> None:
 def test_node_effects_through_one_reader(
     sample: zoo.Sample, seed: int, contrast: str, background: str
 ) -> None:
-    case = Case(sample, contrast, background)
+    case = case_of(sample, contrast, background)
     edges = list(case.study.profiled.edges)
     writer, reader = edges[seed % len(edges)]
     with case.study.open() as experiment:
-        check_nodes(case, experiment, writer, subsets(case, [reader], seed))
+        case.check_nodes(experiment, writer, case.subsets([reader], seed), case.neurons(writer))
 
 
 @slow
@@ -182,15 +80,15 @@ def test_node_effects_through_one_reader(
 def test_node_effects_through_all_readers_and_the_target(
     sample: zoo.Sample, seed: int, contrast: str, background: str
 ) -> None:
-    case = Case(sample, contrast, background)
+    case = case_of(sample, contrast, background)
     graph = case.study.profiled
     writer = sorted(graph)[seed % len(graph)]
-    through: dict = subsets(case, list(graph.successors(writer)), seed)
+    through: dict = case.subsets(list(graph.successors(writer)), seed)
     if graph.nodes[writer]["output"]:
         through[TARGET] = None
     if through:
         with case.study.open() as experiment:
-            check_nodes(case, experiment, writer, through)
+            case.check_nodes(experiment, writer, through, case.neurons(writer))
 
 
 BRANCHED = {
@@ -204,14 +102,16 @@ BRANCHED = {
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("kind", BRANCHED)
 def test_node_effects_where_one_reader_descends_from_another(kind: str, background: str) -> None:
-    case = Case(BRANCHED[kind](3), "quantiles", background)
+    case = case_of(BRANCHED[kind](3), background=background)
     graph = case.study.profiled
     tried = 0
     with case.study.open() as experiment:
         for writer in graph:
             readers = list(graph.successors(writer))
             if any(nx.has_path(graph, a, b) for a in readers for b in readers if a != b):
-                check_nodes(case, experiment, writer, subsets(case, readers, tried))
+                case.check_nodes(
+                    experiment, writer, case.subsets(readers, tried), case.neurons(writer)
+                )
                 tried += 1
     assert tried
 
@@ -219,7 +119,7 @@ def test_node_effects_where_one_reader_descends_from_another(kind: str, backgrou
 @slow
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_edge_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
-    case = Case(sample, contrast, background)
+    case = case_of(sample, contrast, background)
     edges = list(case.study.profiled.edges)
     writer, reader = edges[seed % len(edges)]
     sources, outputs = case.neurons(writer), list(case.neurons(reader))[:3]
@@ -228,11 +128,12 @@ def test_edge_effects(sample: zoo.Sample, seed: int, contrast: str, background: 
     for output, effects in zip(outputs, found, strict=True):
         seen = {reader: [output]}
         wanted = [
-            case.reference.effect(
-                lambda value, i=i, seen=seen: case.reference.through(writer, i, value, seen),
-                case.values(writer, i),
+            case.effect(
+                lambda i, value, seen=seen: case.reference.through(writer, i, value, seen),
+                writer,
+                index,
             )
-            for i in sources
+            for index in sources
         ]
         case.check(effects, wanted)
 
@@ -240,15 +141,13 @@ def test_edge_effects(sample: zoo.Sample, seed: int, contrast: str, background: 
 @slow
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_total_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
-    case = Case(sample, contrast, background)
+    case = case_of(sample, contrast, background)
     layer = ["input", *sample.layers][seed % (1 + len(sample.layers))]
     with case.study.open() as experiment:
         found = total_effects(experiment, layer, case.neurons(layer))
     wanted = [
-        case.reference.effect(
-            lambda value, i=i: case.reference.total(layer, i, value), case.values(layer, i)
-        )
-        for i in case.neurons(layer)
+        case.effect(lambda i, value: case.reference.total(layer, i, value), layer, index)
+        for index in case.neurons(layer)
     ]
     case.check(found, wanted)
 
@@ -256,7 +155,7 @@ def test_total_effects(sample: zoo.Sample, seed: int, contrast: str, background:
 @slow
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_path_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
-    case = Case(sample, contrast, background)
+    case = case_of(sample, contrast, background)
     graph = case.study.profiled
     generator = np.random.default_rng(seed)
     ends = [n for n in graph if graph.nodes[n]["output"]]
@@ -270,9 +169,7 @@ def test_path_effects(sample: zoo.Sample, seed: int, contrast: str, background: 
     with case.study.open() as experiment:
         found = path_effects(experiment, paths)
     wanted = [
-        case.reference.effect(
-            lambda value, path=path: case.reference.path(path, value), case.values(*path[0])
-        )
+        case.effect(lambda _, value, path=path: case.reference.path(path, value), *path[0])
         for path in paths
     ]
     case.check(found, wanted)
@@ -307,7 +204,7 @@ def test_effects_through_readers_sum_to_the_total_where_the_model_is_linear() ->
 @pytest.mark.parametrize("seed", range(3))
 def test_narrow_and_direct_routes_agree(seed: int) -> None:
     """The shortcut for Linear readers behind pointwise glue is the same as running the model."""
-    case = Case(zoo.mlp((3, 6, 5, 2), "gelu", False, seed, torch.float64), "sweep", "data")
+    case = case_of(zoo.mlp((3, 6, 5, 2), "gelu", False, seed, torch.float64), "sweep")
     with case.study.open() as experiment:
         assert {str(c).rstrip("_") for c in experiment.chains.values()} == {"identity", "gelu"}
         narrow = node_effects(experiment, "layers.0", range(6), {"layers.1": [0, 3]})

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurograph.capture import capture
 from neurograph.data import Batch
 from neurograph.elementwise import find_chains
+from neurograph.recording import capture
 from neurograph.replay import Replay
 
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {

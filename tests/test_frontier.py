@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 
@@ -60,17 +59,14 @@ def slow_search(reference: Reference) -> Kept:
     return kept
 
 
-def reference_for(sample: zoo.Sample, X: torch.Tensor, few: torch.Tensor) -> Reference:
+def reference_for(sample: zoo.Sample, X: torch.Tensor, positions: list[int]) -> Reference:
     """The reference on a few samples, with quantile levels from all the data."""
-
-    def on(x: torch.Tensor) -> Reference:
-        return Reference(sample.model, x, sample.layers, sample.channels, lambda out: out[:, 0])
-
-    reference, every = on(few), on(X)
-    for name, values in every.background.items():
-        table = np.quantile(values.numpy(), [0.05, 0.95], axis=0)
-        levels = torch.from_numpy(table)[:, None]
-        reference.levels[name] = levels.movedim(sample.channels[name] + 1, 0)
+    network = sample.network()
+    reference = Reference(network, {"x": X[positions]})
+    every = Reference(network, {"x": X}).background
+    reference.set_levels(
+        {name: reference.quantiles(name, every[name], (0.05, 0.95)) for name in every}
+    )
     return reference
 
 
@@ -80,8 +76,7 @@ def test_search_equals_the_slow_search(kind: str, seed: int) -> None:
     sample = NETWORKS[kind](seed)
     X = sample.data(25, seed)
     circuit = ng.search(sample.model, X, 1, keep=f"top:{KEEP}", reference=5, progress=False)
-    few = X[circuit.provenance["data"]["reference"]]
-    reference = reference_for(sample, X, few)
+    reference = reference_for(sample, X, circuit.provenance["data"]["reference"])
     kept = slow_search(reference)
     for sign in SIGNS:
         wanted = {

@@ -22,7 +22,7 @@ def test_statistics_equal_numpy_over_all_outputs(dtype: torch.dtype) -> None:
     sample = zoo.branched_cnn(3, 2, 0, dtype)
     X = sample.data(600, 0)
     graph = ng.profile(sample.model, X)
-    every = Reference(sample.model, X, sample.layers, sample.channels, lambda out: out[:, 0])
+    every = Reference(sample.network(), {"x": X})
     for name, values in every.background.items():
         node, wanted = graph.nodes[name], values.double().numpy()
         assert node["count"] == 600

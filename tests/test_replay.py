@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import neurograph as ng
-from neurograph.capture import capture
 from neurograph.data import Batch
 from neurograph.errors import ModelError
+from neurograph.recording import capture
 from neurograph.replay import Plan, Replay
 from neurograph.scoring.exact import node_effects
 from neurograph.study import Options, prepare
-from neurograph.wiring import direct_plan, read_graph, suffix_plan, target_layers
+from neurograph.wiring import read_wiring, target_layers
 from tests import zoo
 from tests.reference import Reference
 
@@ -47,10 +47,10 @@ def test_suffix_computes_descendants_only_and_equals_the_whole_model() -> None:
     recording = capture(sample.model, batch(x))
     counts = counted(sample.model)
     with Replay(sample.model, recording) as replay:
-        graph = read_graph(replay)
+        wiring = read_wiring(replay)
         counts.clear()
         rows = recording.main("conv").repeat(5, 1, 1, 1)
-        outcome = replay.run(suffix_plan(graph, ["conv"]), {"conv": rows}, blocks=5)
+        outcome = replay.run(wiring.suffix(["conv"]), {"conv": rows}, blocks=5)
     torch.testing.assert_close(outcome.output, recording.output.repeat(5, 1), rtol=1e-12, atol=0)
     assert set(counts) == {"branch", "head"}
 
@@ -65,11 +65,11 @@ def test_suffix_agrees_at_other_batch_sizes(blocks: int) -> None:
     ):
         recording = capture(sample.model, batch(sample.data(3, 0)))
         with Replay(sample.model, recording) as replay:
-            graph = read_graph(replay)
+            wiring = read_wiring(replay)
             for name in recording.layers:
                 value = recording.main(name)
                 rows = value.repeat(blocks, *[1] * (value.dim() - 1))
-                out = replay.run(suffix_plan(graph, [name]), {name: rows}, blocks=blocks).output
+                out = replay.run(wiring.suffix([name]), {name: rows}, blocks=blocks).output
                 wanted = recording.output.repeat(blocks, 1)
                 torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
 
@@ -96,7 +96,7 @@ def test_in_place_glue_does_not_reach_the_recording() -> None:
     before = {name: recording.main(name).clone() for name in recording.layers}
     assert torch.equal(x, kept)
     with Replay(model, recording) as replay:
-        read_graph(replay)
+        read_wiring(replay)
         replay.run(Plan(frozen=frozenset(recording.layers)))
     for name, value in before.items():
         assert torch.equal(recording.main(name), value)
@@ -106,18 +106,18 @@ def test_in_place_glue_does_not_reach_the_recording() -> None:
 def test_plans_are_data_that_say_what_runs() -> None:
     sample = zoo.mlp((3, 4, 5, 6, 1), "tanh", False, 0, torch.float64)
     with Replay(sample.model, capture(sample.model, batch(sample.data(2, 0)))) as replay:
-        graph = read_graph(replay)
-    assert target_layers(graph) == ["layers.3"]
-    assert suffix_plan(graph, ["layers.1"]) == Plan(
+        wiring = read_wiring(replay)
+    assert target_layers(wiring.layers) == ["layers.3"]
+    assert wiring.suffix(["layers.1"]) == Plan(
         given=frozenset({"layers.1"}), live=frozenset({"layers.2", "layers.3"})
     )
-    assert direct_plan(graph, "layers.0", ["layers.1"]) == Plan(
+    assert wiring.direct("layers.0", ["layers.1"]) == Plan(
         given=frozenset({"layers.0"}), probed=frozenset({"layers.1"})
     )
     residual = zoo.residual_mlp(4, 2, 0, torch.float64)
     with Replay(residual.model, capture(residual.model, batch(residual.data(2, 0)))) as replay:
-        graph = read_graph(replay)
-    plan = suffix_plan(graph, ["down"])
+        wiring = read_wiring(replay)
+    plan = wiring.suffix(["down"])
     # `enter` skips over `down` into the head, and the head adds to the skip: both must be there
     # for every intervention. Only `up` feeds nothing that still runs.
     assert plan.live == {"head"}
@@ -142,7 +142,7 @@ def test_glue_that_takes_the_batch_size_from_an_idle_layer_still_works() -> None
     x = torch.rand(3, 4, dtype=torch.float64)
     recording = capture(model, batch(x))
     with Replay(model, recording) as replay:
-        plan = suffix_plan(read_graph(replay), ["two"])
+        plan = read_wiring(replay).suffix(["two"])
         assert "one" not in plan.busy
         rows = recording.main("two").repeat(4, 1)
         out = replay.run(plan, {"two": rows}, blocks=4).output
@@ -175,8 +175,9 @@ def test_glue_that_mixes_a_batch_gets_one_intervention_at_a_time(kind: type[nn.M
     x = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     study = prepare(model, x, 1, Options(reference=6, progress=False), None)
     few = study.experiment.recording.batch.args[0]
-    channels = {"input": 1, "one": 1, "two": 1}
-    reference = Reference(model, few, ["one", "two"], channels, lambda out: out[:, 0])
+    sites = {name: zoo.Site(name) for name in ("input", "one", "two")}
+    network = zoo.Network("two", model, lambda *_: {"x": x}, lambda out, _: out[:, 0], sites)
+    reference = Reference(network, {"x": few})
     with study.open() as experiment:
         for layer, neurons in (("input", range(3)), ("one", range(4))):
             reader = {"input": "one", "one": "two"}[layer]
@@ -204,7 +205,7 @@ def test_everything_is_restored_after_success_and_after_an_exception() -> None:
     with contextlib.suppress(ZeroDivisionError), replay:
         assert "forward" in model.stem.__dict__
         torch.rand(3)
-        read_graph(replay)
+        read_wiring(replay)
         raise ZeroDivisionError
     assert [dict(m.__dict__) for m in model.modules()] == before
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))

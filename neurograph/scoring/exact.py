@@ -13,7 +13,6 @@ from neurograph.errors import ModelError
 from neurograph.layers import Neuron
 from neurograph.scoring.experiment import Effects, Experiment, Moves, summarise
 from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
-from neurograph.wiring import direct_plan, output_plan
 
 __all__ = ["edge_effects", "node_effects", "path_effects", "total_effects", "transfers"]
 
@@ -59,12 +58,14 @@ def transfers(
     pairs = torch.cartesian_prod(
         torch.tensor(list(neurons), device=device), torch.tensor(list(outputs), device=device)
     )
-    ends = experiment.levels(writer)[[0, -1]][:, :, pairs[:, 0]].movedim(2, 0).flatten(0, 1)
+    members = experiment.units(writer).members[pairs[:, 0]]
+    ends = experiment.levels(writer)[[0, -1]][:, :, members].movedim(2, 0).flatten(0, 1)
     sides = pairs.repeat_interleave(2, dim=0)
     moves = Moves(writer, sides[:, 0], ends)
-    own = experiment.levels(reader)
+    own = experiment.levels(reader)[[0, -1]]
+    outputs_of = experiment.units(reader).members
     shares = torch.zeros(len(pairs), dtype=torch.float64, device=device)
-    plan = direct_plan(experiment.graph, writer, [reader])
+    plan = experiment.wiring.direct(writer, [reader])
     size = experiment.recording.size
     # Both sides of a pair must be in one piece.
     for blocks, samples in experiment.chunks(len(pairs), [plan], together=2):
@@ -72,8 +73,8 @@ def transfers(
         seen = probe_one(experiment, moves.cut(both, samples), reader, sides[both, 1], samples)
         change = (seen.values[1::2] - seen.values[::2]).double()
         far = own[:, samples] if own.shape[1] > 1 else own
-        span = (far[-1] - far[0]).movedim(1, 0)[pairs[blocks, 1]].double().expand_as(change)
-        change, span = (t.reshape(*t.shape[:2], -1) for t in (change, span))
+        span = (far[1] - far[0])[:, outputs_of[pairs[blocks, 1]]].movedim(1, 0)
+        span = span.double().expand_as(change)
         part = (change * span).sum(2) / span.square().sum(2).clamp_min(1e-300)
         shares[blocks] += part.sum(dim=1) / size
     return shares.view(len(neurons), len(outputs))
@@ -91,7 +92,10 @@ def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> E
     device = experiment.levels(paths[0][0].layer).device
     parts, order = [], []
     for layers, positions in routes.items():
-        steps = torch.tensor([[n.index for n in paths[i]] for i in positions], device=device)
+        steps = torch.tensor(
+            [[experiment.units(n.layer).unit(n) for n in paths[i]] for i in positions],
+            device=device,
+        )
         parts.append(_path_targets(experiment, layers, steps))
         order += positions
     block = torch.arange(2 * len(paths), device=device).view(-1, 2)
@@ -104,11 +108,11 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     """Targets of paths along the same layers, two blocks a path; steps ``[paths, layers]``."""
     start = layers[0]
     ends = experiment.levels(start)[[0, -1]]
-    first = ends[:, :, steps[:, 0]].movedim(2, 0).flatten(0, 1)
+    first = ends[:, :, experiment.units(start).members[steps[:, 0]]].movedim(2, 0).flatten(0, 1)
     indices = steps.repeat_interleave(2, dim=0)
     moves = Moves(start, indices[:, 0], first)
-    plan = output_plan(experiment.graph, layers[-1])
-    hops = [direct_plan(experiment.graph, a, [b]) for a, b in pairwise(layers)]
+    plan = experiment.wiring.output(layers[-1])
+    hops = [experiment.wiring.direct(a, [b]) for a, b in pairwise(layers)]
     targets = first.new_empty(len(moves), experiment.recording.size)
     for blocks, samples in experiment.chunks(len(moves), [plan, *hops]):
         some = moves.cut(blocks, samples)

@@ -7,17 +7,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from neurograph.capture import Recording
 from neurograph.data import Batch
 from neurograph.elementwise import Chain, find_chains
-from neurograph.layers import channels_first, iter_tensors
+from neurograph.recording import Recording
 from neurograph.replay import Outcome, Plan, Replay
 from neurograph.target import Target
+from neurograph.units import Units
+from neurograph.wiring import Wiring
 
 __all__ = ["Effects", "Experiment", "Moves", "summarise"]
 
@@ -78,7 +78,7 @@ class Moves:
     layer : str
     neurons : Tensor of int64, [blocks]
         Which neuron each block moves.
-    values : Tensor, [blocks, samples or 1, *positions]
+    values : Tensor, [blocks, samples or 1, elements of a neuron]
         Where to.
     """
 
@@ -96,14 +96,17 @@ class Moves:
         return Moves(self.layer, self.neurons[blocks], values)
 
     @staticmethod
-    def between(layer: str, levels: Tensor, neurons: Tensor) -> tuple[Moves, Tensor]:
+    def between(
+        layer: str, levels: Tensor, neurons: Tensor, members: Tensor
+    ) -> tuple[Moves, Tensor]:
         """Moves of neurons to each of their levels, equal neighbouring levels only once.
 
         Parameters
         ----------
         layer : str
-        levels : Tensor, [levels, samples or 1, all neurons, *positions]
+        levels : Tensor, [levels, samples or 1, elements of a row]
         neurons : Tensor of int64
+        members : Tensor of int64, [neurons, elements of a neuron]
 
         Returns
         -------
@@ -111,12 +114,11 @@ class Moves:
         block : Tensor of int64, [neurons, levels]
             Which block holds each neuron at each level.
         """
-        values = levels[:, :, neurons].movedim(2, 0)
-        flat = values.flatten(2)
-        new = torch.ones(flat.shape[:2], dtype=torch.bool, device=flat.device)
-        new[:, 1:] = (flat[:, 1:] != flat[:, :-1]).any(dim=2)
+        values = levels[:, :, members].movedim(2, 0)
+        new = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        new[:, 1:] = (values[:, 1:] != values[:, :-1]).flatten(2).any(dim=2)
         block = new.flatten().cumsum(0).view_as(new) - 1
-        owner = torch.arange(len(neurons), device=flat.device)[:, None].expand_as(new)
+        owner = torch.arange(len(neurons), device=values.device)[:, None].expand_as(new)
         return Moves(layer, neurons[owner[new]], values[new]), block
 
 
@@ -129,12 +131,17 @@ class Experiment:
     ----------
     replay : Replay
         Of the background's recording.
-    graph : networkx.DiGraph
-        The layer graph.
+    wiring : Wiring
+        Who reads whom.
     target : Target
+    units : callable
+        From a layer's name to its neurons.
     levels : callable
-        From a layer's name to the values its neurons move between,
-        ``[levels, samples or 1, neurons, *positions]``.
+        From a layer's name to the values its elements move between,
+        ``[levels, samples or 1, elements]``.
+    moving : callable
+        From a layer's name to which elements of each row may move, ``[samples, elements]``, or
+        None where all may.
     memory : int
         Bytes that the rows of one replay may take.
     """
@@ -142,22 +149,38 @@ class Experiment:
     def __init__(
         self,
         replay: Replay,
-        graph: nx.DiGraph,
+        wiring: Wiring,
         target: Target,
+        units: Callable[[str], Units],
         levels: Callable[[str], Tensor],
+        moving: Callable[[str], Tensor | None],
         memory: int,
     ) -> None:
         self.replay = replay
         self.recording: Recording = replay.recording
-        self.graph = graph
+        self.wiring = wiring
+        self.graph = wiring.layers
         self.target = target
         self.memory = memory
         self.chains: Mapping[tuple[str, str], Chain] = {}
-        self._levels_of = levels
-        self._levels: dict[str, Tensor] = {}
+        self.units = functools.cache(units)
+        self.moving = functools.cache(moving)
+        self.levels = functools.cache(self._restricted(levels))
         self._moves: dict[str, tuple[list[int], Moves, Tensor]] = {}
         self._arriving: dict[tuple[str, str], Tensor] = {}
         self._computed: dict[tuple[str, str], Tensor] = {}
+
+    def _restricted(self, levels: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+        """What may not move has its background value at every level."""
+
+        def restricted(layer: str) -> Tensor:
+            values, moving = levels(layer), self.moving(layer)
+            if moving is None:
+                return values
+            still = self.recording.main(layer).flatten(1)
+            return torch.where(moving, values, still)
+
+        return restricted
 
     def __enter__(self) -> Experiment:
         self.replay.__enter__()
@@ -170,12 +193,6 @@ class Experiment:
 
     def __exit__(self, *exception: object) -> None:
         self.replay.__exit__(*exception)
-
-    def levels(self, layer: str) -> Tensor:
-        """Values the neurons of a layer move between."""
-        if layer not in self._levels:
-            self._levels[layer] = self._levels_of(layer)
-        return self._levels[layer]
 
     def linear(self, layer: str) -> nn.Linear:
         """Return the module of a layer that chains lead to."""
@@ -208,19 +225,33 @@ class Experiment:
         if known is None or known[0] != wanted:
             levels = self.levels(layer)
             index = torch.tensor(wanted, device=levels.device)
-            known = self._moves[layer] = (wanted, *Moves.between(layer, levels, index))
+            members = self.units(layer).members[index]
+            known = self._moves[layer] = (wanted, *Moves.between(layer, levels, index, members))
         return known[1:]
+
+    def mask(self, layer: str, neurons: Sequence[int] | None) -> Tensor:
+        """Mark which elements of a row are of some neurons (None: of all), and may move.
+
+        Returns
+        -------
+        Tensor of bool, [*shape], or [samples, *shape] where that differs between samples
+        """
+        shape, members = self.recording.layers[layer].shape, self.units(layer).members
+        mask = torch.full((math.prod(shape),), neurons is None, device=members.device)
+        if neurons is not None:
+            mask[members[list(neurons)].flatten()] = True
+        moving = self.moving(layer)
+        return mask.view(shape) if moving is None else (mask & moving).view(-1, *shape)
 
     def rows(self, moves: Moves, samples: slice) -> Tensor:
         """Rows of a layer's main tensor with each block's neuron moved, all else background."""
-        layer = self.recording.layers[moves.layer]
-        still = channels_first(self.recording.main(moves.layer)[samples], layer.channel_dim)
-        rows = still[None].repeat(len(moves), *[1] * still.dim())
-        block = torch.arange(len(moves), device=rows.device)
-        rows[block, :, moves.neurons] = moves.values.to(rows).expand(
-            len(moves), len(still), *moves.values.shape[2:]
-        )
-        return rows.flatten(0, 1).movedim(1, layer.channel_dim)
+        main = self.recording.main(moves.layer)[samples]
+        still = main.flatten(1)
+        rows = still[None].repeat(len(moves), 1, 1)
+        members = self.units(moves.layer).members[moves.neurons]
+        values = moves.values.to(rows).expand(-1, len(still), -1)
+        rows.scatter_(2, members[:, None].expand(-1, len(still), -1), values)
+        return rows.view(-1, *main.shape[1:])
 
     def targets(self, outcome: Outcome, blocks: int, samples: slice) -> Tensor:
         """Read the target off a replay, ``[blocks, samples]``."""
@@ -240,8 +271,12 @@ class Experiment:
         larger ones would only wait for memory. `together` blocks are run for each one counted.
         """
         sizes = [self._widths(plan) for plan in plans]
-        row_bytes = together * (2 * max(map(sum, sizes)) + extra_bytes)
+        worlds = 2 if any(plan.worlds for plan in plans) else 1
+        busy = min(worlds * self.recording.row_bytes, max(map(sum, sizes)))
+        row_bytes = together * (2 * busy + extra_bytes)
         samples_at_once = min(self.recording.size, max(1, self.memory // row_bytes))
+        if self.replay.one_by_one:
+            samples_at_once = self.recording.size  # what a sample does depends on the others
         if self.on_cpu:
             widest = together * (2 * max(map(max, sizes)) + extra_bytes)
             rows = min(self.memory // row_bytes, _CACHED_BYTES // widest)
@@ -264,11 +299,11 @@ class Experiment:
     def _row_bytes(self) -> dict[str, int]:
         """Bytes of one sample's output, for each layer."""
         return {
-            name: sum(t.nbytes for t in iter_tensors(output)) // self.recording.size + 1
-            for name, output in self.recording.outputs.items()
+            name: self.recording.main(name).nbytes // self.recording.size + 1
+            for name in self.recording.layers
         }
 
     @functools.cached_property
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
-        return all(t.device.type == "cpu" for t in iter_tensors(dict(self.recording.outputs)))
+        return self.recording.main(next(iter(self.recording.layers))).device.type == "cpu"

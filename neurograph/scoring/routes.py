@@ -13,10 +13,9 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.layers import channels_first
-from neurograph.replay import Plan, along_channels
+from neurograph.replay import Plan
 from neurograph.scoring.experiment import Experiment, Moves
-from neurograph.wiring import direct_plan, output_plan, suffix_plan, target_layers, worlds_plan
+from neurograph.wiring import target_layers
 
 __all__ = ["TARGET", "Route", "Through", "choose", "total_route"]
 
@@ -56,17 +55,17 @@ def choose(experiment: Experiment, writer: str, through: Through) -> Route:
     graph = experiment.graph
     readers = [name for name in through if name != TARGET]
     if not readers:
-        return _Whole(experiment, output_plan(graph, writer))
+        return _Whole(experiment, experiment.wiring.output(writer))
     if TARGET in through or not _independent(graph, readers):
         return _Worlds(experiment, writer, through)
-    if len(readers) == 1 and _Narrow.fits(experiment, writer, readers[0]):
+    if len(readers) == 1 and fits_narrow(experiment, writer, readers[0]):
         return _Narrow(experiment, writer, readers[0], through[readers[0]])
     return _Direct(experiment, writer, through)
 
 
 def total_route(experiment: Experiment, writer: str) -> Route:
     """Route on which everything sees the move: an ordinary ablation."""
-    return _Whole(experiment, suffix_plan(experiment.graph, [writer]))
+    return _Whole(experiment, experiment.wiring.suffix([writer]))
 
 
 def _independent(graph: nx.DiGraph, readers: Sequence[str]) -> bool:
@@ -75,13 +74,15 @@ def _independent(graph: nx.DiGraph, readers: Sequence[str]) -> bool:
     return below.isdisjoint(readers)
 
 
-def _mask(experiment: Experiment, reader: str, outputs: Sequence[int] | None) -> Tensor:
-    device = experiment.recording.main(reader).device
-    neurons = experiment.recording.layers[reader].neurons
-    mask = torch.full((neurons,), outputs is None, device=device)
-    if outputs is not None:
-        mask[torch.as_tensor(outputs, device=device)] = True
-    return mask
+def fits_narrow(experiment: Experiment, writer: str, reader: str) -> bool:
+    """Whether the narrow route is exact for a writer and its only seeing reader."""
+    return (
+        (writer, reader) in experiment.chains
+        and _channels_last(experiment, writer)
+        and experiment.units(writer).plain
+        and experiment.units(reader).plain
+        and experiment.moving(reader) is None
+    )
 
 
 class _Whole:
@@ -103,9 +104,9 @@ class _Worlds(_Whole):
 
     def __init__(self, experiment: Experiment, writer: str, through: Through) -> None:
         readers = [name for name in through if name != TARGET]
-        plan = worlds_plan(experiment.graph, writer, readers, output_moved=TARGET in through)
+        plan = experiment.wiring.worlds(writer, readers, output_moved=TARGET in through)
         super().__init__(experiment, plan)
-        self.masks = {name: _mask(experiment, name, through[name]) for name in readers}
+        self.masks = {name: experiment.mask(name, through[name]) for name in readers}
 
 
 class _Direct:
@@ -116,10 +117,9 @@ class _Direct:
 
     def __init__(self, experiment: Experiment, writer: str, through: Through) -> None:
         self.experiment = experiment
-        graph = experiment.graph
-        first, last = direct_plan(graph, writer, through), suffix_plan(graph, through)
-        self.plans: Sequence[Plan] = [first, last]
-        self.seen = {name: _mask(experiment, name, outputs) for name, outputs in through.items()}
+        wiring = experiment.wiring
+        self.plans: Sequence[Plan] = [wiring.direct(writer, through), wiring.suffix(through)]
+        self.seen = {name: experiment.mask(name, outputs) for name, outputs in through.items()}
 
     def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
         recording = self.experiment.recording
@@ -130,8 +130,8 @@ class _Direct:
         for name, moved in probed.items():
             still = recording.main(name)[samples]
             blocks = moved.reshape(len(moves), *still.shape)
-            dim = recording.layers[name].channel_dim
-            mask = along_channels(self.seen[name], dim, still.dim())
+            mask = self.seen[name]
+            mask = mask[samples] if mask.dim() == still.dim() else mask
             masked[name] = torch.where(mask, blocks, still).flatten(0, 1)
         return masked
 
@@ -159,22 +159,18 @@ class _Narrow:
             name: experiment.linear(name).weight[:, self.outputs].T.contiguous()
             for name in _readers_behind(experiment, reader)
         }
-        self.plans: Sequence[Plan] = [suffix_plan(experiment.graph, self.next or [reader])]
+        self.plans: Sequence[Plan] = [experiment.wiring.suffix(self.next or [reader])]
         given = [experiment.recording.main(name) for name in self.next or [reader]]
         seen = given[0][:1].nbytes // given[0].shape[-1] * len(self.outputs)
         self.extra_bytes = seen + sum(t[:1].nbytes for t in given)
         self._prepared: tuple[slice, _Prepared] | None = None
 
-    @staticmethod
-    def fits(experiment: Experiment, writer: str, reader: str) -> bool:
-        """Whether this route is exact for a writer and its only seeing reader."""
-        return (writer, reader) in experiment.chains and _channels_last(experiment, writer)
-
     def given(self, moves: Moves, samples: slice) -> dict[str, Tensor]:
         known = self._prepare(samples)
         shape = self.experiment.recording.main(self.reader)[samples].shape[:-1]
         chain = self.experiment.chains[self.writer, self.reader]
-        after = chain(moves.values.to(self.weight).clone())
+        values = moves.values.view(*moves.values.shape[:2], *shape[1:])
+        after = chain(values.to(self.weight).clone())
         places = known.inputs.shape[1]
         widths = {name: weight.shape[1] for name, weight in self.next.items()}
         if not widths:
@@ -274,20 +270,23 @@ def probe_one(
     Moves
         Of `reader`: block b moves its neuron ``outputs[b]``.
     """
-    recording = experiment.recording
-    layer = recording.layers[reader]
-    if _Narrow.fits(experiment, moves.layer, reader):
+    members = experiment.units(reader).members[outputs]
+    still = experiment.recording.main(reader)[samples].flatten(1)
+    if fits_narrow(experiment, moves.layer, reader):
         edge = moves.layer, reader
-        before = experiment.arriving(*edge)[samples].movedim(-1, 0)[moves.neurons]
-        still = experiment.computed(*edge)[samples].movedim(-1, 0)[outputs]
+        sources = experiment.units(moves.layer).members[moves.neurons]
+        before = experiment.arriving(*edge)[samples].flatten(1)[:, sources].movedim(1, 0)
+        computed = experiment.computed(*edge)[samples].flatten(1)[:, members].movedim(1, 0)
         change = experiment.chains[edge](moves.values.to(before).clone()) - before
         weight = experiment.linear(reader).weight[outputs, moves.neurons]
-        return Moves(reader, outputs, still + change * along_channels(weight, 0, before.dim()))
-    plan = direct_plan(experiment.graph, moves.layer, [reader])
+        return Moves(reader, outputs, computed + change * weight[:, None, None])
+    plan = experiment.wiring.direct(moves.layer, [reader])
     rows = {moves.layer: experiment.rows(moves, samples)}
     outcome = experiment.replay.run(plan, rows, blocks=len(moves), samples=samples)
-    probed = outcome.probed[reader]
-    by_channel = channels_first(probed, layer.channel_dim)
-    blocks = by_channel.view(len(moves), -1, *by_channel.shape[1:])
-    block = torch.arange(len(moves), device=probed.device)
-    return Moves(reader, outputs, blocks[block, :, outputs])
+    seen = outcome.probed[reader].reshape(len(moves), len(still), -1)
+    values = seen.gather(2, members[:, None].expand(-1, len(still), -1))
+    moving = experiment.moving(reader)
+    if moving is not None:
+        may = moving[samples][:, members].movedim(1, 0)
+        values = torch.where(may, values, still[:, members].movedim(1, 0))
+    return Moves(reader, outputs, values)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.zoo.network import Network, Site, column
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
@@ -35,8 +37,19 @@ class Sample:
         x = torch.randn(rows, *self.shape, generator=generator, dtype=torch.float64)
         return x.to(next(self.model.parameters()).dtype)
 
+    def network(self, output: int = 0) -> Network:
+        """The same with its sites, one output for a target."""
+        sites = {name: Site(name, channel=dim) for name, dim in self.channels.items()}
+        return Network(
+            type(self.model).__name__,
+            self.model,
+            lambda rows, seed: {"x": self.data(rows, seed)},
+            column(output),
+            sites,
+        )
 
-def settle(model: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
+
+def settle(model: nn.Module, seed: int, dtype: torch.dtype = torch.float64) -> nn.Module:
     """Give a model random weights and running statistics that depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     model.to(torch.float64)
@@ -50,7 +63,9 @@ def settle(model: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
             elif tensor.dim() > 1:
                 tensor.copy_(1.5 * noise / tensor[0].numel() ** 0.5)
             else:
-                tensor.copy_(0.3 * noise + (1.0 if "norm" in name and "weight" in name else 0.0))
+                tensor.copy_(
+                    0.3 * noise + (1.0 if "norm" in name.lower() and "weight" in name else 0.0)
+                )
     return model.to(dtype).eval()
 
 

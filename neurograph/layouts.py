@@ -1,0 +1,300 @@
+"""Where the samples of a batch lie in each tensor, found by running on two numbers of samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from neurograph.data import Batch
+from neurograph.errors import ModelError
+from neurograph.layers import Layout
+from neurograph.memory import PeakMeter
+from neurograph.nested import Rebuild, flatten, iter_tensors, leaf_names, tree_map
+from neurograph.observe import (
+    Forward,
+    Observed,
+    call_model,
+    call_name,
+    observe,
+    replaced_forwards,
+)
+from neurograph.sites import Sites, find_owners
+
+__all__ = ["Layouts", "Run", "Seen", "find_layouts", "watch"]
+
+_FEW = 2
+_SAME = {False: Layout(None), True: Layout(None, many=0)}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call in one run of `size` samples; of its arguments only the shapes."""
+
+    path: str
+    leaves: list[Any]
+    rebuild: Rebuild
+    names: list[str]
+    arriving: list[tuple[int, ...] | None]
+    size: int
+
+    def layouts(self, twin: Seen | None) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
+        """Layouts of what it returned and of its arguments, by the same call in another run."""
+        few = None if twin is None else twin.leaves
+        size = self.size if twin is None else twin.size
+        out = tuple(_layouts(self.leaves, few, self.size, size))
+        shapes = [None] * len(self.arriving) if twin is None else twin.arriving
+        if len(shapes) != len(self.arriving):
+            shapes = [None] * len(self.arriving)
+        like = {layout.many: layout for layout in out}
+        arriving = []
+        for a, b in zip(self.arriving, shapes, strict=True):
+            layout = _find_layout(a, b, self.size, size)
+            minor = not like.get(layout.many, layout).adjacent
+            arriving.append(replace(layout, adjacent=False) if minor else layout)
+        return out, tuple(arriving)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `size` samples: every call, and what the model returned."""
+
+    size: int
+    calls: dict[str, Seen]
+    output: Any
+    containers: frozenset[str]
+
+
+def watch(
+    model: nn.Module, batch: Batch, sites: Sites, inside: Callable[[Observed], Any] | None = None
+) -> Run:
+    """Run the model on a batch and copy what every call returned; `inside` as for `observe`."""
+    calls: dict[str, Seen] = {}
+    size = batch.size
+
+    def visit(call: str, path: str, arguments: Any, output: Any) -> None:
+        copied = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, output)
+        leaves, rebuild = flatten(copied)
+        arriving = [
+            tuple(x.shape) if isinstance(x, Tensor) else None for x in flatten(arguments)[0]
+        ]
+        calls[call] = Seen(path, leaves, rebuild, leaf_names(output), arriving, size)
+
+    seen = observe(model, batch.map(torch.clone), sites, visit, inside)
+    output = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, seen.output)
+    return Run(size, calls, output, frozenset(seen.containers))
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """What two runs tell.
+
+    Attributes
+    ----------
+    calls : dict of str to pair of tuples of Layout
+        Of each call: of the leaves it returned, and of those of its arguments.
+    output : tuple of Layout
+        Of the leaves of the model's output.
+    row_bytes : int
+        Memory that one sample takes in a run, at most.
+    """
+
+    calls: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]
+    output: tuple[Layout, ...]
+    row_bytes: int
+
+
+def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layouts:
+    """Run the model once more, on few samples, and compare with the run of all.
+
+    Raises
+    ------
+    ModelError
+        Glue uses the parameters of a module that is never called.
+    """
+    twin, row_bytes = _twin(model, batch, sites, run)
+    calls = {call: seen.layouts(twin.calls.get(call)) for call, seen in run.calls.items()}
+    _spread(model, batch, run, calls)
+    few = None if twin.output is None else flatten(twin.output)[0]
+    output = tuple(_layouts(flatten(run.output)[0], few, run.size, twin.size))
+    return Layouts(calls, output, row_bytes)
+
+
+def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, int]:
+    """Run on another number of samples, watching memory and hidden parameters.
+
+    On the first few; on everything twice where few take another way through the model.
+    """
+    doubled = batch.map(lambda leaf: torch.cat([leaf, leaf]))
+    few = batch.map(lambda leaf: leaf[:_FEW]) if batch.size > _FEW else doubled
+    for other in (few, doubled):
+        meter, uses = PeakMeter(), _Uses(model, sites)
+        try:
+            with meter:
+                twin = watch(model, other, sites, uses.start)
+        except ModelError:
+            continue  # a model made for one batch size
+        if twin.calls.keys() == run.calls.keys() and _comparable(run, twin):
+            uses.check(run)
+            return twin, meter.peak // twin.size + 1
+    nothing = Run(run.size, {}, None, frozenset())
+    total = sum(t.nbytes for seen in run.calls.values() for t in iter_tensors(seen.leaves))
+    return nothing, 2 * total // run.size + 1
+
+
+def _comparable(run: Run, twin: Run) -> bool:
+    """Whether every tensor of the two runs differs in the batch dimension at most."""
+    return all(
+        a.dim() == b.dim() and sum(m != n for m, n in zip(a.shape, b.shape, strict=True)) <= 1
+        for call, seen in run.calls.items()
+        for a, b in zip(
+            iter_tensors(seen.leaves), iter_tensors(twin.calls[call].leaves), strict=False
+        )
+    )
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watch who uses the parameters of which module: itself, a layer around it, or glue."""
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._owner = {
+            parameter.untyped_storage().data_ptr(): path
+            for path, module in find_owners(model).items()
+            if path in sites.outputs
+            for parameter in module.parameters(recurse=False)
+        }
+        self._seen: Observed | None = None
+        self._uses: set[tuple[str, str | None]] = set()
+        self._explicit = bool(sites.asked) or bool(sites.left_out)
+
+    def start(self, seen: Observed) -> _Uses:
+        self._seen = seen
+        return self
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        running = self._seen.running if self._seen else []
+        for tensor in iter_tensors((args, kwargs or {})):
+            owner = self._owner.get(tensor.untyped_storage().data_ptr())
+            if owner is not None and owner not in running:
+                self._uses.add((owner, running[-1] if running else None))
+        return func(*args, **(kwargs or {}))
+
+    def check(self, run: Run) -> None:
+        """Raise ModelError for a module whose parameters glue uses though it is never called."""
+        if self._explicit:
+            return
+        called = {seen.path for seen in run.calls.values()} | run.containers
+        for owner, user in sorted(self._uses, key=str):
+            if owner not in called and (user is None or user in run.containers):
+                raise ModelError(
+                    f"module {owner!r} owns parameters that the model uses without calling it, so "
+                    f"nothing can see or hold what it computes: call it in forward, or choose the "
+                    "layers without it by layers="
+                )
+
+
+# -- where samples lie ---------------------------------------------------------------------------
+
+
+def _layouts(
+    leaves: list[Any], few: list[Any] | None, size: int, few_size: int
+) -> Iterator[Layout]:
+    if few is None or len(few) != len(leaves):
+        few = [None] * len(leaves)
+    for a, b in zip(leaves, few, strict=True):
+        if not isinstance(a, Tensor):
+            yield Layout(None)
+            continue
+        shape = tuple(b.shape) if isinstance(b, Tensor) else None
+        layout = _find_layout(tuple(a.shape), shape, size, few_size)
+        if layout.many > 1 and isinstance(b, Tensor):
+            other = replace(layout, adjacent=False)
+            n = min(size, few_size)
+            if not _same(layout, a, b, n) and _same(other, a, b, n):
+                layout = other
+        yield layout
+
+
+def _find_layout(
+    shape: tuple[int, ...] | None, few: tuple[int, ...] | None, size: int, few_size: int
+) -> Layout:
+    """Find the dimension that follows the number of samples."""
+    if shape is None:
+        return Layout(None)
+    if few is not None and len(few) == len(shape):
+        differing = [i for i, (a, b) in enumerate(zip(shape, few, strict=True)) if a != b]
+        if not differing:
+            return _SAME[len(shape) > 1 and shape[0] == 1]
+        for dim in differing:
+            if shape[dim] % size == 0 and shape[dim] * few_size == few[dim] * size:
+                return Layout(dim, shape[dim] // size)
+    by_row = bool(shape) and shape[0] % size == 0 and shape[0] > 0
+    return Layout(0, shape[0] // size) if by_row else Layout(None)
+
+
+def _same(layout: Layout, a: Tensor, b: Tensor, samples: int) -> bool:
+    x, y = layout.rows(a)[:samples], layout.rows(b)[:samples]
+    return torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _spread(
+    model: nn.Module,
+    batch: Batch,
+    run: Run,
+    layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
+) -> None:
+    """Find which tensors that are the same for all samples may have a row for each instead.
+
+    Mostly they may: a model that adds positions to its tokens does not mind how many rows of
+    them there are. They are tried together, then one by one.
+    """
+    fixed = {
+        call
+        for call, (out, _) in layouts.items()
+        for leaf, layout in zip(run.calls[call].leaves, out, strict=True)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and layout.dim is None
+    }
+    fixed = {call for call in fixed if run.calls[call].path not in run.containers}
+    for calls in [fixed, *({call} for call in sorted(fixed))]:
+        if calls and _takes_rows(model, batch, run, calls):
+            for call in calls:
+                out, arriving = layouts[call]
+                layouts[call] = tuple(replace(x, spread=x.dim is None) for x in out), arriving
+            if calls == fixed:
+                return
+
+
+def _takes_rows(model: nn.Module, batch: Batch, run: Run, spread: set[str]) -> bool:
+    """Whether a model gives the same output if some calls return a row for each sample."""
+    counts: Counter[str] = Counter()
+
+    def rows(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        one = leaf if leaf.dim() > 1 and leaf.shape[0] == 1 else leaf[None]
+        return one.repeat(run.size, *[1] * (one.dim() - 1))
+
+    def stand_in(path: str, forward: Forward) -> Forward:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            return tree_map(rows, output) if call_name(path, counts) in spread else output
+
+        return called
+
+    modules = dict(model.named_modules())
+    paths = {run.calls[call].path for call in spread}
+    try:
+        with replaced_forwards({path: modules[path] for path in paths}, stand_in):
+            output = call_model(model, batch.map(torch.clone))
+    except ModelError:
+        return False
+    pairs = zip(iter_tensors(output), iter_tensors(run.output), strict=False)
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)

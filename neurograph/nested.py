@@ -1,0 +1,109 @@
+"""Nested structures of tensors: what models take and return, flattened and put together again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+# torch has no public pytree module yet; this one is stable and knows Hugging Face's outputs.
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, tree_unflatten
+
+__all__ = ["flatten", "iter_tensors", "leaf_names", "tree_map"]
+
+Rebuild = Callable[[Sequence[Any]], Any]
+
+
+def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
+    """Leaves of a nested structure, and what puts other leaves in their place.
+
+    Tuples, named tuples, lists, dicts, Hugging Face's outputs and dataclasses are structure;
+    everything else is a leaf.
+
+    Examples
+    --------
+    >>> leaves, rebuild = flatten({"a": 1, "b": (2, 3)})
+    >>> leaves, rebuild([x * 10 for x in leaves])
+    ([1, 2, 3], {'a': 10, 'b': (20, 30)})
+    """
+    tops, spec = tree_flatten(tree)
+    if not any(map(_is_record, tops)):
+        return tops, spec.unflatten
+    parts = [_flatten_record(top) if _is_record(top) else ([top], _only) for top in tops]
+    return [leaf for leaves, _ in parts for leaf in leaves], _Joined(spec, parts)
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _only(leaves: Sequence[Any]) -> Any:
+    return leaves[0]
+
+
+def _flatten_record(record: Any) -> tuple[list[Any], Rebuild]:
+    leaves, rebuild = flatten({f.name: getattr(record, f.name) for f in dataclasses.fields(record)})
+
+    def put_together(new: Sequence[Any]) -> Any:
+        # Not by its constructor, which may compute or refuse.
+        twin = copy.copy(record)
+        for name, value in rebuild(new).items():
+            object.__setattr__(twin, name, value)
+        return twin
+
+    return leaves, put_together
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """Puts a structure together whose leaves were themselves structures."""
+
+    spec: TreeSpec
+    parts: Sequence[tuple[list[Any], Rebuild]]
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        tops, start = [], 0
+        for old, rebuild in self.parts:
+            tops.append(rebuild(leaves[start : start + len(old)]))
+            start += len(old)
+        return tree_unflatten(tops, self.spec)
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Name each leaf by its keys, joined by dots; the only leaf of a bare tensor is empty.
+
+    Examples
+    --------
+    >>> leaf_names((1, (2, {"c": 3})))
+    ['0', '1.0', '1.1.c']
+    """
+    names = []
+    for path, top in tree_flatten_with_path(tree)[0]:
+        name = ".".join(str(_key(entry)) for entry in path)
+        if _is_record(top):
+            fields = {f.name: getattr(top, f.name) for f in dataclasses.fields(top)}
+            names += [f"{name}.{inner}".lstrip(".") for inner in leaf_names(fields)]
+        else:
+            names.append(name)
+    return names
+
+
+def _key(entry: Any) -> Any:
+    return next(getattr(entry, a) for a in ("idx", "key", "name") if hasattr(entry, a))
+
+
+def tree_map(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Apply a function to every leaf, and to the leaves of others of the same structure."""
+    leaves, rebuild = flatten(tree)
+    more = [flatten(other)[0] for other in others]
+    return rebuild([change(*group) for group in zip(leaves, *more, strict=True)])
+
+
+def iter_tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of a nested structure, in order."""
+    for leaf in flatten(tree)[0]:
+        if isinstance(leaf, Tensor):
+            yield leaf

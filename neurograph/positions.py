@@ -1,0 +1,135 @@
+"""Positions of sequences: which hold real tokens, which may move, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from neurograph.errors import OptionError
+from neurograph.layers import Layer
+
+__all__ = ["Positions", "attended", "check_positions", "moving", "token_names"]
+
+Positions = Literal["all", "last", "each"] | int
+"""Where the neurons of a sequence are: a channel at every position at once, at the last one, at
+one by number, or each position with neurons of its own."""
+
+_MASK = "attention_mask"
+_NAMES_SHOWN = 3
+
+
+def check_positions(positions: Positions) -> None:
+    """Raise OptionError for what names no positions."""
+    if positions not in ("all", "last", "each") and type(positions) is not int:
+        raise OptionError(f"positions={positions!r} is none of 'all', 'last', 'each' or a number")
+
+
+def attended(inputs: Mapping[str, Tensor], layer: Layer) -> Tensor | None:
+    """Find which positions of a layer hold real tokens, by the attention mask among the inputs.
+
+    Parameters
+    ----------
+    inputs : mapping of str to Tensor
+        The model's inputs by name. Masks end in ``attention_mask``, ``[rows, positions]``, not
+        zero where a token is; ``decoder_attention_mask`` is for layers of the decoder.
+    layer : Layer
+
+    Returns
+    -------
+    Tensor of bool, [rows, positions], or None
+        None where every position counts.
+    """
+    if not layer.is_sequence:
+        return None
+    length = layer.shape[2 - layer.channel_dim]
+    fitting = {
+        name.split(".")[-1].removesuffix(_MASK).rstrip("_"): mask
+        for name, mask in inputs.items()
+        if name.endswith(_MASK) and mask.dim() == 2 and mask.shape[1] == length
+    }
+    own = [prefix for prefix in fitting if prefix and prefix in layer.module.split(".")]
+    prefix = own[0] if own else ""
+    if prefix not in fitting:
+        return None
+    mask = fitting[prefix] != 0
+    return None if bool(mask.all()) else mask
+
+
+def moving(
+    inputs: Mapping[str, Tensor], size: int, layer: Layer, positions: Positions
+) -> Tensor | None:
+    """Find which elements of each row may move.
+
+    Returns
+    -------
+    Tensor of bool, [size, elements], or None
+        None where all may.
+
+    Raises
+    ------
+    OptionError
+        There is no such position.
+    """
+    if not layer.is_sequence:
+        return None
+    length = layer.shape[2 - layer.channel_dim]
+    mask = attended(inputs, layer)
+    if positions == "last":
+        mask = _last(torch.ones(size, length, dtype=torch.bool) if mask is None else mask)
+    elif isinstance(positions, int):
+        if not -length <= positions < length:
+            raise OptionError(
+                f"positions={positions} is outside the {length} positions of layer {layer.name!r}"
+            )
+        mask = torch.zeros(size, length, dtype=torch.bool)
+        mask[:, positions] = True
+    if mask is None:
+        return None
+    return mask.unsqueeze(layer.channel_dim).expand(-1, *layer.shape).flatten(1)
+
+
+def _last(mask: Tensor) -> Tensor:
+    """The last attended position of each row alone."""
+    behind = mask.flip(1).cumsum(1).flip(1)
+    return mask & (behind == 1)
+
+
+def token_names(inputs: Mapping[str, Tensor], layer: Layer, tokenizer: Any) -> list[str] | None:
+    """What stands at each position of a layer in the reference samples.
+
+    The token where all samples agree, the first few that differ joined by ``|`` elsewhere; None
+    where no input of token ids is as long.
+    """
+    if not layer.is_sequence:
+        return None
+    length = layer.shape[2 - layer.channel_dim]
+    fitting = {
+        name.split(".")[-1].removesuffix("input_ids").rstrip("_"): ids
+        for name, ids in inputs.items()
+        if not ids.is_floating_point() and ids.dim() == 2 and ids.shape[1] == length
+        if not name.endswith(_MASK)
+    }
+    if not fitting:
+        return None
+    own = [prefix for prefix in fitting if prefix and prefix in layer.module.split(".")]
+    ids = fitting[own[0]] if own else next(iter(fitting.values()))
+    names = []
+    for column in ids.T.tolist():
+        tokens = dict.fromkeys(_token(tokenizer, token) for token in column)
+        shown = list(tokens)[:_NAMES_SHOWN]
+        names.append("|".join(shown) + ("|…" if len(tokens) > _NAMES_SHOWN else ""))
+    return names
+
+
+def _token(tokenizer: Any, token: int) -> str:
+    if hasattr(tokenizer, "decode"):
+        return str(tokenizer.decode([token]))
+    if callable(tokenizer):
+        return str(tokenizer(token))
+    raise OptionError(
+        f"tokenizer is {type(tokenizer).__name__}: pass an object with decode([id]), or a function "
+        "from a token id to its name"
+    )

@@ -1,0 +1,212 @@
+"""One real run of a model, kept: what every layer returned, and how samples lie in it."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from neurograph.data import Batch
+from neurograph.errors import ModelError, OptionError
+from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
+from neurograph.layouts import Seen, find_layouts, watch
+from neurograph.nested import Rebuild
+from neurograph.observe import input_tensors, undisturbed
+from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
+
+__all__ = ["Call", "Recording", "capture"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of a module (or one input of the model) gave.
+
+    Attributes
+    ----------
+    leaves : list
+        The leaves of what it returned, its tensors as the model laid them out.
+    rebuild : callable
+        Makes that nested output of such leaves.
+    layouts : tuple of Layout
+        Of each leaf.
+    arriving : tuple of Layout
+        Of each leaf of its arguments.
+    """
+
+    leaves: list[Any]
+    rebuild: Rebuild
+    layouts: tuple[Layout, ...]
+    arriving: tuple[Layout, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One real run of the model for `size` samples.
+
+    Attributes
+    ----------
+    layers : dict of str to Layer
+        In the order they were called, the inputs first.
+    calls : dict of str to Call
+        What each call returned (for an input: the input).
+    batch : Batch
+        The inputs and labels that were run.
+    output : nested tensors
+        What the model returned.
+    layouts : tuple of Layout
+        Of each leaf of the model's output.
+    size : int
+        How many samples.
+    sites : Sites
+        Which modules were recorded.
+    row_bytes : int
+        Memory that one sample takes in a run, at most.
+    """
+
+    layers: Mapping[str, Layer]
+    calls: Mapping[str, Call]
+    batch: Batch
+    output: Any
+    layouts: tuple[Layout, ...]
+    size: int
+    sites: Sites
+    row_bytes: int
+
+    def main(self, name: str) -> Tensor:
+        """Return the rows of a layer, ``[size, …]``; one row if all must have the same."""
+        layer = self.layers[name]
+        tensor = self.calls[layer.call].leaves[layer.leaf]
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"layer {name!r} returns no tensor")
+        rows = layer.layout.rows(tensor)
+        return rows.expand(self.size, *rows.shape[1:]) if layer.layout.spread else rows
+
+    @functools.cached_property
+    def by_call(self) -> Mapping[str, tuple[Layer, ...]]:
+        """The layers of each call."""
+        found: dict[str, list[Layer]] = defaultdict(list)
+        for layer in self.layers.values():
+            found[layer.call].append(layer)
+        return {call: tuple(layers) for call, layers in found.items()}
+
+    @functools.cached_property
+    def modules(self) -> frozenset[str]:
+        """Paths of the modules whose outputs are layers."""
+        outputs = (n for n in self.layers.values() if not n.call.endswith(INPUT_SIDE))
+        return frozenset(layer.module for layer in outputs if not layer.is_input)
+
+    def is_searched(self, name: str) -> bool:
+        """Whether a layer was not left out."""
+        layer = self.layers[name]
+        return layer.call.endswith(INPUT_SIDE) or layer.module not in self.sites.left_out
+
+    def with_rows(self, rows: Mapping[str, Tensor]) -> Recording:
+        """Return the recording with other rows for some layers."""
+        calls = dict(self.calls)
+        for name, values in rows.items():
+            layer = self.layers[name]
+            leaves = list(calls[layer.call].leaves)
+            values = values[:1] if layer.layout.dim is None else values
+            leaves[layer.leaf] = layer.layout.tensor(values)
+            calls[layer.call] = replace(calls[layer.call], leaves=leaves)
+        return replace(self, calls=calls)
+
+
+def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recording:
+    """Run the model on a batch and record what every layer returned.
+
+    It is run once more on a few of the samples: what changes in shape tells where in each tensor
+    the samples lie.
+
+    Raises
+    ------
+    ModelError
+        The model is of a kind that cannot be replayed, raised, has no layers, or uses the
+        parameters of a module without calling it.
+    """
+    refuse_unsupported(model)
+    sites = find_sites(model) if sites is None else sites
+    with undisturbed(model):
+        run = watch(model, batch, sites)
+        layouts = find_layouts(model, batch, sites, run)
+    given = input_tensors(model, batch)
+    calls = {name: _input_call(tensor.clone(), run.size) for name, tensor in given.items()}
+    modules = dict(model.named_modules())
+    convolved = {
+        shape[1:]
+        for seen in run.calls.values()
+        if is_convolution(modules[seen.path])
+        for shape in seen.arriving
+        if shape is not None
+    }
+    layers = {name: _describe_input(name, call, convolved) for name, call in calls.items()}
+    for call, seen in run.calls.items():
+        if seen.path in run.containers and not call.endswith(INPUT_SIDE):
+            continue
+        out, arriving = layouts.calls[call]
+        calls[call] = Call(seen.leaves, seen.rebuild, out, arriving)
+        for layer in _describe(call, seen, modules[seen.path], out):
+            layers[layer.name] = layer
+    _check_found(sites, layers)
+    return Recording(
+        layers, calls, batch, run.output, layouts.output, run.size, sites, layouts.row_bytes
+    )
+
+
+def _describe(
+    call: str, seen: Seen, module: nn.Module, layouts: Sequence[Layout]
+) -> Iterator[Layer]:
+    """Layers of a call: one for each floating-point tensor that it returns."""
+    leaves = seen.leaves
+    parameters = sum(p.numel() for p in module.parameters(recurse=False))
+    main = main_index(leaves)
+    kind = type(module).__name__
+    if main is None:
+        yield Layer(call, seen.path, call, kind, (), 0, 0, parameters)
+        return
+    for leaf, (tensor, layout) in enumerate(zip(leaves, layouts, strict=True)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        name = call if leaf == main else f"{call}:{seen.names[leaf]}"
+        rows = layout.rows(tensor)
+        by_map = is_convolution(module)
+        dim = 1 + (layout.many > 1) if by_map else max(rows.dim() - 1, 0)
+        neurons = int(rows.shape[dim]) if rows.dim() > 1 and layout.varies else 0
+        shape = tuple(rows.shape[1:])
+        yield Layer(name, seen.path, call, kind, shape, dim, neurons, parameters, leaf, layout)
+
+
+def _input_call(tensor: Tensor, size: int) -> Call:
+    layout = Layout(0 if tensor.shape[0] == size else None)
+    return Call([tensor], lambda leaves: leaves[0], (layout,))
+
+
+def _describe_input(name: str, call: Call, convolved: set[tuple[int, ...]]) -> Layer:
+    """Neurons of an input: channels where a convolution takes it as it is, else features."""
+    (layout,), (tensor,) = call.layouts, call.leaves
+    shape = tuple(layout.rows(tensor).shape[1:])
+    dim = 1 if shape in convolved else len(shape)
+    moves = dim > 0 and tensor.is_floating_point() and layout.varies
+    neurons = shape[dim - 1] if moves else 0
+    return Layer(name, "", name, INPUT_TYPE, shape, dim, neurons, 0, 0, layout)
+
+
+def _check_found(sites: Sites, layers: Mapping[str, Layer]) -> None:
+    found = {
+        layer.module + (INPUT_SIDE if layer.call.endswith(INPUT_SIDE) else "")
+        for layer in layers.values()
+        if not layer.is_input
+    }
+    if not found:
+        raise ModelError("the model called no module that owns parameters: nothing to search")
+    for pattern, wanted in sites.asked.items():
+        if wanted.isdisjoint(found):
+            raise OptionError(
+                f"layers={pattern!r} matches {min(wanted)!r}, which the model never calls as a "
+                "layer on this data: its kernel may be fused into the module around it, or layers "
+                "inside it were chosen too"
+            )

@@ -1,0 +1,194 @@
+"""What moves together: the neurons of a layer as sets of elements of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurograph.errors import OptionError
+from neurograph.layers import Layer, Neuron
+from neurograph.sites import INPUT_SIDE, matches
+
+__all__ = ["Groups", "Units", "find_groups", "units_of"]
+
+Groups = str | int | Sequence[Sequence[int]]
+"""How channels are taken together: attention heads, a number of equal groups, or lists of them."""
+
+_HEAD_SIZES = "head_dim attention_head_size key_value_proj_dim d_kv".split()
+_HEAD_COUNTS = "num_heads num_attention_heads n_heads n_head nhead".split()
+_WIDTHS = "embed_dim hidden_size d_model n_embd dim".split()
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The neurons of one layer.
+
+    Attributes
+    ----------
+    layer : str
+    members : Tensor of int64, [neurons, elements each]
+        Which elements of a flattened row each neuron is; one may stand twice.
+    kind : str
+        ``channel``, ``group`` or ``head``.
+    positions : int or None
+        How many positions have neurons of their own; None where a neuron spans all.
+    """
+
+    layer: str
+    members: Tensor
+    kind: str = "channel"
+    positions: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether each neuron is one channel at all positions."""
+        return self.kind == "channel" and self.positions is None
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def neuron(self, unit: int) -> Neuron:
+        """Name the neuron with a number."""
+        if self.positions is None:
+            return Neuron(self.layer, unit)
+        return Neuron(self.layer, *divmod(unit, self.positions))
+
+    def unit(self, neuron: Neuron) -> int:
+        """Number a neuron; OptionError if the layer has none such."""
+        position, positions = neuron.position, self.positions
+        if (position is None) == (positions is None):
+            unit = neuron.index * (positions or 1) + (position or 0)
+            if 0 <= unit < len(self) and (position or 0) < (positions or 1):
+                return unit
+        raise OptionError(f"the model has no neuron {neuron}")
+
+    def name(self, neuron: Neuron, tokens: Sequence[str] | None) -> str:
+        """How a neuron is called: heads and tokens by name."""
+        if self.kind == "channel" and neuron.position is None:
+            return str(neuron)
+        which = f"[{neuron.index}]" if self.kind == "channel" else f" {self.kind} {neuron.index}"
+        if neuron.position is None:
+            return f"{self.layer}{which}"
+        token = f" {tokens[neuron.position]!r}" if tokens else ""
+        return f"{self.layer}{which} @{neuron.position}{token}"
+
+
+def units_of(layer: Layer, groups: Sequence[Sequence[int]] | None, kind: str, each: bool) -> Units:
+    """Neurons of a layer: its channels or groups of them, at all positions or at each.
+
+    Parameters
+    ----------
+    layer : Layer
+    groups : sequence of sequence of int, optional
+        Channels of each group.
+    kind : str
+        What the groups are.
+    each : bool
+        Whether every position of a sequence has neurons of its own.
+
+    Examples
+    --------
+    >>> layer = Layer("l", "l", "l", "Linear", (2, 3), 2, 3, 0)  # 2 positions of 3 channels
+    >>> units_of(layer, None, "channel", False).members.tolist()
+    [[0, 3], [1, 4], [2, 5]]
+    >>> units_of(layer, [[0, 1], [2]], "group", True).members.tolist()
+    [[0, 1], [3, 4], [2, 2], [5, 5]]
+    """
+    size = 1
+    for length in layer.shape:
+        size *= length
+    elements = torch.arange(size).view(layer.shape).movedim(layer.channel_dim - 1, 0)
+    by_channel = elements.reshape(layer.neurons, -1)
+    if groups is None:
+        chosen = by_channel[:, None]
+    else:
+        most = max(map(len, groups))
+        padded = [[*group, *[group[-1]] * (most - len(group))] for group in groups]
+        chosen = by_channel[torch.tensor(padded)]
+    if each and layer.is_sequence:
+        members = chosen.movedim(2, 1).flatten(0, 1)
+        return Units(layer.name, members, kind, by_channel.shape[1])
+    return Units(layer.name, chosen.flatten(1), kind)
+
+
+def find_groups(
+    asked: Mapping[str, Groups], layers: Mapping[str, Layer], model: nn.Module
+) -> dict[str, tuple[str, list[list[int]]]]:
+    """Read `groups=`: what the groups of each matching layer are, and the channels of each.
+
+    Raises
+    ------
+    OptionError
+        A pattern matches no layer, channels do not divide, or nothing says how large heads are.
+    """
+    sites = {
+        name: layer.module + (INPUT_SIDE if layer.call.endswith(INPUT_SIDE) else "")
+        for name, layer in layers.items()
+        if layer.neurons and not layer.is_input
+    }
+    found: dict[str, tuple[str, list[list[int]]]] = {}
+    for pattern, groups in asked.items():
+        wanted = set(matches(pattern, set(sites.values())))
+        if not wanted:
+            raise OptionError(f"groups={pattern!r} matches no layer; there are {', '.join(sites)}")
+        for name, site in sites.items():
+            if site in wanted:
+                found[name] = _read(groups, layers[name], model)
+    return found
+
+
+def _read(groups: Groups, layer: Layer, model: nn.Module) -> tuple[str, list[list[int]]]:
+    channels = layer.neurons
+    if groups == "heads":
+        size = _head_size(layer, model)
+        return "head", _equal(layer, channels // size if channels % size == 0 else 0, size)
+    if isinstance(groups, int):
+        count = groups if groups > 0 and channels % groups == 0 else 0
+        return "group", _equal(layer, count, channels // count if count else 0)
+    named = isinstance(groups, str)
+    lists = [] if named else [list(map(int, group)) for group in groups]
+    if not lists or not all(lists) or any(not 0 <= c < channels for g in lists for c in g):
+        raise OptionError(
+            f"groups={groups!r} for layer {layer.name!r}: pass 'heads', a number of groups, or "
+            f"lists of its channels 0…{channels - 1}"
+        )
+    return "group", lists
+
+
+def _equal(layer: Layer, count: int, size: int) -> list[list[int]]:
+    if not count:
+        raise OptionError(
+            f"the {layer.neurons} channels of layer {layer.name!r} cannot be divided so: pass "
+            "lists of channels in groups="
+        )
+    return [list(range(start, start + size)) for start in range(0, count * size, size)]
+
+
+def _head_size(layer: Layer, model: nn.Module) -> int:
+    """Channels of one attention head, from the modules around the layer or their config."""
+    parts = layer.module.split(".")
+    for depth in range(len(parts), -1, -1):
+        module = model.get_submodule(".".join(parts[:depth]))
+        for source in (module, getattr(module, "config", None)):
+            size = _size_in(source)
+            if size:
+                return size
+    raise OptionError(
+        f"nothing around layer {layer.name!r} says how large its heads are: pass the number of "
+        "groups, or lists of channels, in groups="
+    )
+
+
+def _size_in(source: Any) -> int | None:
+    def number(names: Sequence[str]) -> int | None:
+        values = (getattr(source, name, None) for name in names)
+        return next((v for v in values if type(v) is int and v > 0), None)
+
+    size, count, width = number(_HEAD_SIZES), number(_HEAD_COUNTS), number(_WIDTHS)
+    if size:
+        return size
+    return width // count if count and width else None
