@@ -46,7 +46,7 @@ def main() -> None:
             layers=[nn.Conv2d, "fc_layers.0"],
             contrast=ng.Counterfactual(nines[:PAIRS]),
             reference=PAIRS,
-            keep="top:5",
+            keep="top:8",
             paths=50,
         )
     publish(circuit, "digits_4_vs_9", source="conv_layers.6")

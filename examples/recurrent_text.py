@@ -61,6 +61,7 @@ def main() -> None:
             square,
             which_bracket,
             layers=["embedding", "rnn_1", "rnn_2"],
+            groups={"embedding": 1},  # one neuron: which characters are read
             contrast=ng.Counterfactual(round_),
             reference=len(TITLES),
             keep="top:8",
