@@ -7,6 +7,7 @@ from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
 from neurograph.profile import profile
 from neurograph.search import search
+from neurograph.target import logit_difference
 from neurograph.wiring import layer_graph
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Path",
     "layer_graph",
     "load",
+    "logit_difference",
     "profile",
     "search",
 ]

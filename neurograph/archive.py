@@ -21,7 +21,7 @@ from neurograph.layers import Neuron
 __all__ = ["FORMAT_VERSION", "load", "save"]
 
 FORMAT = "neurograph circuit"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MEMBERS = ("circuit.json", "scores.safetensors")
 
 
@@ -36,8 +36,8 @@ def save(circuit: Circuit, path: str | FilePath) -> None:
             [list(item) for item in circuit.layers.nodes(data=True)],
             [list(edge) for edge in circuit.layers.edges],
         ],
-        "neurons": [[*n, data] for n, data in circuit.graph.nodes(data=True)],
-        "edges": [[*u, *v, data] for u, v, data in circuit.graph.edges(data=True)],
+        "neurons": [[list(n), data] for n, data in circuit.graph.nodes(data=True)],
+        "edges": [[list(u), list(v), data] for u, v, data in circuit.graph.edges(data=True)],
         "paths": [
             [[list(n) for n in p.neurons], p.effect, p.stderr, p.measured]
             for p in circuit.strongest
@@ -84,7 +84,7 @@ def load(path: str | FilePath) -> Circuit:
         document = json.loads(text)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}")
-        if document["version"] <= FORMAT_VERSION:
+        if int(document["version"]) == FORMAT_VERSION:
             return _read(document, safetensors.numpy.load(scores))
     except Exception as error:
         # Damage shows as any error of zipfile, zlib, struct, json, safetensors or of our own.
@@ -94,16 +94,16 @@ def load(path: str | FilePath) -> Circuit:
         ) from error
     raise CircuitFileError(
         f"{str(path)!r} has format version {document['version']}, and this neurograph reads "
-        f"up to {FORMAT_VERSION}: upgrade neurograph-torch"
+        f"{FORMAT_VERSION}: read it with the neurograph that wrote it, or search again"
     )
 
 
 def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
     graph = nx.DiGraph(target=document["target"])
-    for layer, index, data in document["neurons"]:
-        graph.add_node(Neuron(layer, index), **_none_to_nan(data))
-    for a, i, b, j, data in document["edges"]:
-        graph.add_edge(Neuron(a, i), Neuron(b, j), **_none_to_nan(data))
+    for neuron, data in document["neurons"]:
+        graph.add_node(Neuron(*neuron), **_none_to_nan(data))
+    for writer, reader, data in document["edges"]:
+        graph.add_edge(Neuron(*writer), Neuron(*reader), **_none_to_nan(data))
     layers = nx.DiGraph()
     nodes, edges = document["layers"]
     layers.add_nodes_from((name, data) for name, data in nodes)

@@ -26,6 +26,7 @@ __all__ = ["Circuit", "Path", "format_effect"]
 Measure = Callable[[Sequence[tuple[Neuron, ...]]], list[tuple[float, float]]]
 """From paths to their measured (effect, standard error)."""
 
+_PLACE = ("layer", "index", "position")
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
 
 
@@ -38,8 +39,10 @@ class Circuit:
     Attributes
     ----------
     graph : networkx.DiGraph
-        Nodes are `Neuron(layer, index)`, which equal plain tuples: ``graph.nodes["linear1", 37]``.
-        Node attributes, all plain scalars: ``name``, ``layer``, ``index``; ``effect``, ``stderr``
+        Nodes are `Neuron(layer, index)`, or `Neuron(layer, index, position)` where each position
+        has neurons of its own, which equal plain tuples: ``graph.nodes["linear1", 37]``.
+        Node attributes, all plain scalars: ``name``, ``layer``, ``index``, with positions
+        ``position`` and, with a tokenizer, ``token``; ``effect``, ``stderr``
         and ``sign`` (``positive``, ``negative`` or ``both``) through the part of the circuit
         behind the neuron; ``positive_effect``, ``negative_effect`` and their ``_stderr`` where
         the search of that sign kept it; ``total_effect``, ``total_stderr`` through everything;
@@ -56,7 +59,9 @@ class Circuit:
         Measured paths, the strongest of each sign.
     scores : mapping of str to mapping of str to ndarray
         For each layer, the effects of *all* its neurons, kept or not: arrays ``positive``,
-        ``positive_stderr``, ``negative``, ``negative_stderr``, float64, ``[neurons]``.
+        ``positive_stderr``, ``negative``, ``negative_stderr``, float64, ``[neurons]`` or
+        ``[neurons, positions]``. With `screen`, ``positive_measured`` and ``negative_measured``
+        say which were measured; the others are estimates.
     provenance : mapping
         Model hash, data fingerprint, options, versions, seed: how it was found. JSON-able.
     """
@@ -153,7 +158,8 @@ class Circuit:
         Returns
         -------
         DataFrame
-            Columns ``layer, index, name, effect, stderr, sign``.
+            Columns ``layer, index, name, effect, stderr, sign``, and ``position`` behind ``index``
+            where positions have neurons of their own.
         """
         check_sign(sign)
         signs = (*SIGNS, "both") if sign is None else (sign, "both")
@@ -163,9 +169,9 @@ class Circuit:
                 continue
             key = f"{sign}_" if sign else ""
             effect, stderr = data[f"{key}effect"], data[f"{key}stderr"]
-            rows.append((*neuron, data["name"], effect, stderr, sign or data["sign"]))
-        columns = ["layer", "index", "name", "effect", "stderr", "sign"]
-        return _by_strength(pd.DataFrame(rows, columns=columns))
+            rows.append((*_place(neuron), data["name"], effect, stderr, sign or data["sign"]))
+        columns = [*_PLACE, "name", "effect", "stderr", "sign"]
+        return _by_strength(_without_empty(pd.DataFrame(rows, columns=columns)))
 
     def edges(self, *, sign: Sign | None = None) -> pd.DataFrame:
         """Table of the edges, strongest first; `sign` is that of an edge's own effect.
@@ -174,18 +180,19 @@ class Circuit:
         -------
         DataFrame
             Columns ``source_layer, source_index, target_layer, target_index, effect, stderr,
-            sign``.
+            sign``, and ``source_position``, ``target_position`` where there are any.
         """
         check_sign(sign)
         rows = [
-            (*u, *v, data["effect"], data["stderr"], data["sign"])
+            (*_place(u), *_place(v), data["effect"], data["stderr"], data["sign"])
             for u, v, data in self.graph.edges(data=True)
             if sign in (None, data["sign"])
         ]
-        columns = ["source_layer", "source_index", "target_layer", "target_index"]
-        return _by_strength(pd.DataFrame(rows, columns=[*columns, "effect", "stderr", "sign"]))
+        columns = [f"{end}_{key}" for end in ("source", "target") for key in _PLACE]
+        table = pd.DataFrame(rows, columns=[*columns, "effect", "stderr", "sign"])
+        return _by_strength(_without_empty(table))
 
-    def subgraph(self, neurons: Iterable[Neuron | tuple[str, int]]) -> Circuit:
+    def subgraph(self, neurons: Iterable[Neuron | tuple[Any, ...]]) -> Circuit:
         """Circuit of some of the neurons, with the edges and measured paths among them."""
         chosen = {Neuron(*n) for n in neurons}
         for neuron in chosen:
@@ -193,7 +200,7 @@ class Circuit:
         inside = tuple(p for p in self.strongest if chosen.issuperset(p.neurons))
         return replace(self, graph=self.graph.subgraph(chosen).copy(), strongest=inside)
 
-    def explain(self, neuron: Neuron | tuple[str, int], k: int = 3) -> str:
+    def explain(self, neuron: Neuron | tuple[Any, ...], k: int = 3) -> str:
         """Describe one neuron in words: its statistics, effects, edges and strongest paths."""
         neuron = Neuron(*neuron)
         self._check_neuron(neuron)
@@ -222,7 +229,7 @@ class Circuit:
         lines += [f"  path: {path}" for path in self.paths(k, through=neuron)]
         return "\n".join(lines)
 
-    def name(self, neuron: Neuron | tuple[str, int]) -> str:
+    def name(self, neuron: Neuron | tuple[Any, ...]) -> str:
         """What a neuron is called: a feature, a class, or ``layer[index]``."""
         return name_of(self.graph, Neuron(*neuron))
 
@@ -306,6 +313,16 @@ class Circuit:
             raise OptionError(
                 f"the circuit did not keep {neuron}; circuit.neurons() lists what it kept"
             )
+
+
+def _place(neuron: Neuron) -> tuple[str, int, int | None]:
+    return neuron.layer, neuron.index, neuron.position
+
+
+def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the columns of positions where no neuron has one."""
+    empty = [c for c in table if c.endswith("position") and table[c].isna().all()]
+    return table.drop(columns=empty)
 
 
 def _by_strength(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ one line, 2 wrong usage, 130 interrupted. What takes long to import is imported 
 from __future__ import annotations
 
 import io
+import re
 import sys
 from enum import StrEnum
 from importlib import metadata
@@ -317,8 +318,11 @@ def _names(words: str | None) -> list[str] | None:
 def _place(words: str) -> str | Neuron:
     from neurograph.layers import Neuron
 
-    layer, _, index = words.rpartition(":")
-    return Neuron(layer, int(index)) if layer and index.isdecimal() else words
+    found = re.fullmatch(r"(.+)\[(\d+)\](?:@(\d+))?", words) or re.fullmatch(r"(.+):(\d+)", words)
+    if found is None:
+        return words
+    layer, *numbers = found.groups()
+    return Neuron(layer, *(int(number) for number in numbers if number is not None))
 
 
 def _through(words: Sequence[str] | None) -> str | list[Neuron] | None:

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from neurograph.layers import Neuron
-from neurograph.scoring.exact import edge_effects, node_effects, total_effects, transfers
+from neurograph.scoring.edges import edges_from
+from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.gradient import Gradients
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.selection import SIGNS, Keep, Sign, select
 from neurograph.wiring import target_layers
@@ -59,30 +62,66 @@ class Found:
         return list(self.kept[sign].get(layer, ()))
 
 
-def find_neurons(experiment: Experiment, keep: Keep, found: Found) -> Iterator[str]:
+def find_neurons(
+    experiment: Experiment, keep: Keep, found: Found, screen: int | None = None
+) -> Iterator[str]:
     """Score every layer's neurons through the frontiers of its readers; yields finished layers.
 
     Readers come in reverse topological order. A writer with several readers is seen by the kept
     outputs of all of them at once. A layer that nothing but the target reads starts both signs:
     its neurons of either sign belong to both frontiers. From there on the signs never meet.
+
+    With `screen`, so many neurons of each layer and sign are measured, those that gradients
+    promise most; of the others the estimates are kept as scores.
     """
     ends = set(target_layers(experiment.graph))
+    gradients = Gradients(experiment)
     for layer in reversed(list(experiment.graph)):
         if not experiment.recording.layers[layer].neurons:
             continue
         through = {sign: _through(experiment, found, sign, layer, layer in ends) for sign in SIGNS}
-        known: list[tuple[Through, Effects]] = []
+        known: list[tuple[Through, Scores]] = []
         if layer in ends and all(set(t) == {TARGET} for t in through.values()):
             found.starts.add(layer)
         for sign in SIGNS:
             if through[sign]:
-                effects = next((e for t, e in known if t == through[sign]), None)
-                if effects is None:
-                    neurons = range(len(experiment.units(layer)))
-                    effects = node_effects(experiment, layer, neurons, through[sign])
-                    known.append((through[sign], effects))
-                _keep(found, sign, layer, effects, keep)
+                scores = next((s for t, s in known if t == through[sign]), None)
+                if scores is None:
+                    wanted = SIGNS if through["positive"] == through["negative"] else (sign,)
+                    scores = _score(experiment, gradients, layer, through[sign], wanted, screen)
+                    known.append((through[sign], scores))
+                _keep(found, sign, layer, scores, keep)
         yield layer
+
+
+class Scores(NamedTuple):
+    """Effects of all neurons of a layer, and which of them were measured (None: all)."""
+
+    effects: Effects
+    measured: Tensor | None
+
+
+def _score(
+    experiment: Experiment,
+    gradients: Gradients,
+    layer: str,
+    through: Through,
+    signs: Sequence[Sign],
+    screen: int | None,
+) -> Scores:
+    neurons = range(len(experiment.units(layer)))
+    if screen is None or len(neurons) <= screen * len(signs):
+        return Scores(node_effects(experiment, layer, neurons, through), None)
+    estimated = gradients.node_effects(layer, through)
+    senses = [1 if sign == "positive" else -1 for sign in signs]
+    promising = torch.cat([(s * estimated.effect).topk(screen).indices for s in senses])
+    chosen = torch.tensor(sorted(set(promising.tolist())), device=promising.device)
+    exact = node_effects(experiment, layer, chosen.tolist(), through)
+    measured = torch.zeros(len(neurons), dtype=torch.bool, device=chosen.device)
+    measured[chosen] = True
+    effect = estimated.effect.index_copy(0, chosen, exact.effect)
+    stderr = estimated.stderr.index_copy(0, chosen, exact.stderr)
+    return Scores(Effects(effect, stderr, estimated.response), measured)
 
 
 def _through(
@@ -95,15 +134,19 @@ def _through(
     return through | ({TARGET: None} if is_end else {})
 
 
-def _keep(found: Found, sign: Sign, layer: str, effects: Effects, keep: Keep) -> None:
-    scores = found.scores.setdefault(layer, {})
-    scores[sign] = effects.effect.cpu().numpy()
-    scores[f"{sign}_stderr"] = effects.stderr.cpu().numpy()
+def _keep(found: Found, sign: Sign, layer: str, scores: Scores, keep: Keep) -> None:
+    effects, measured = scores
+    told = found.scores.setdefault(layer, {})
+    told[sign] = effects.effect.cpu().numpy()
+    told[f"{sign}_stderr"] = effects.stderr.cpu().numpy()
+    if measured is not None:
+        told[f"{sign}_measured"] = measured.cpu().numpy()
     signs = SIGNS if layer in found.starts else (sign,)
     chosen = [i for s in signs for i in select(effects.effect, effects.stderr, s, keep)]
     values = _pairs(effects)
-    if chosen:
-        found.kept[sign][layer] = {i: values[i] for i in chosen}
+    kept = {i: values[i] for i in chosen if measured is None or measured[i]}
+    if kept:
+        found.kept[sign][layer] = kept
 
 
 def _pairs(effects: Effects) -> list[Measured]:
@@ -129,33 +172,27 @@ def find_totals(experiment: Experiment, found: Found) -> Iterator[str]:
 
 
 def find_edges(experiment: Experiment, found: Found) -> Iterator[str]:
-    """Measure the edges among the kept neurons of each sign; yields finished readers.
-
-    An edge is there if the writer's neuron moves the reader's at all: its effect may still be
-    zero, where what it does is cancelled further down.
-    """
-    for reader in experiment.graph:
-        for writer in experiment.graph.predecessors(reader):
-            for sign in SIGNS:
-                _find_edges_between(experiment, found, sign, writer, reader)
-        yield reader
-
-
-def _find_edges_between(
-    experiment: Experiment, found: Found, sign: Sign, writer: str, reader: str
-) -> None:
-    sources, outputs = found.indices(sign, writer), found.indices(sign, reader)
-    if not sources or not outputs:
-        return
-    shares = transfers(experiment, writer, sources, reader, outputs)
-    eps = torch.finfo(experiment.recording.main(reader).dtype).eps
-    for j, output in enumerate(outputs):
-        moving = [i for i in range(len(sources)) if abs(float(shares[i, j])) > 4 * eps]
-        if not moving:
-            continue
-        chosen = [sources[i] for i in moving]
-        measured = edge_effects(experiment, writer, chosen, reader, output)
-        for i, (effect, stderr) in zip(moving, _pairs(measured), strict=True):
-            start, end = experiment.units(writer), experiment.units(reader)
-            edge = start.neuron(sources[i]), end.neuron(output)
-            found.edges[edge] = Edge(effect, stderr, float(shares[i, j]), sign)
+    """Measure the edges among the kept neurons of each sign; yields finished writers."""
+    for writer in experiment.graph:
+        for sign in SIGNS:
+            sources = found.indices(sign, writer)
+            readers = {
+                reader: outputs
+                for reader in experiment.graph.successors(writer)
+                if (outputs := found.indices(sign, reader))
+            }
+            if not sources or not readers:
+                continue
+            start = experiment.units(writer)
+            for edges in edges_from(experiment, writer, sources, readers):
+                end, outputs = experiment.units(edges.reader), readers[edges.reader]
+                table = zip(
+                    edges.pairs.tolist(),
+                    _pairs(edges.effects),
+                    edges.transfer.tolist(),
+                    strict=True,
+                )
+                for (i, j), (effect, stderr), transfer in table:
+                    edge = start.neuron(sources[i]), end.neuron(outputs[j])
+                    found.edges[edge] = Edge(effect, stderr, transfer, sign)
+        yield writer

@@ -34,6 +34,7 @@ __all__ = [
     "placed",
     "replaced_forwards",
     "undisturbed",
+    "without_parameter_gradients",
 ]
 
 Forward = Callable[..., Any]
@@ -82,6 +83,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def _config_of(module: nn.Module) -> Any:
     return module.__dict__.get("config")
+
+
+@contextlib.contextmanager
+def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
+    """Keep autograd from remembering what the gradients of weights would need."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        # cuDNN's recurrent kernels have no backward pass in eval mode.
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ def _listed(
     if isinstance(chosen, str):
         return frozenset(), frozenset({chosen})
     items: tuple[Any, ...] = tuple(chosen)
-    if len(items) == 2 and isinstance(items[0], str):
+    if len(items) in (2, 3) and isinstance(items[0], str):
         return frozenset({Neuron(*items)}), frozenset()
     return frozenset(Neuron(*n) for n in items), frozenset()
 

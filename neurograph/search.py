@@ -46,6 +46,7 @@ def search(
     background: Background = "data",
     reference: int | Any = 32,
     keep: str | Keep = "quantile:0.95",
+    screen: int | None = None,
     paths: int = 100,
     memory: int | str = "512MB",
     seed: int = 0,
@@ -95,7 +96,10 @@ def search(
         How many samples are the background (drawn by `seed`), or the samples themselves.
     keep : str or rule
         Of each layer and sign: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
-        or ``"share:0.8"`` (of their sum).
+        ``"share:0.8"`` (of their sum), or ``"above:0.1"`` (in units of the target).
+    screen : int, optional
+        Measure only so many neurons of each layer and sign, those that gradients promise most
+        (edge attribution patching); only measured ones are kept. For large models.
     paths : int
         How many paths of each sign are measured and stored.
     memory : int or str
@@ -150,6 +154,7 @@ def search(
         background=background,
         reference=reference,
         keep=keep,
+        screen=screen,
         paths=paths,
         memory=memory,
         seed=seed,
@@ -213,7 +218,7 @@ def _fill(study: Study, found: Found) -> None:
         Progress("searching", study.options.progress, total=3 * layers, unit="steps") as bar,
     ):
         for step, layer in itertools.chain(
-            _named("neurons of", find_neurons(experiment, keep, found)),
+            _named("neurons of", find_neurons(experiment, keep, found, study.options.screen)),
             _named("totals of", find_totals(experiment, found)),
             _named("edges into", find_edges(experiment, found)),
         ):
@@ -284,8 +289,29 @@ def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
     layers.add_edges_from(study.profiled.edges)
-    provenance = {**study.provenance, "complete": complete}
-    return Circuit(graph, layers, study.target.name, (), found.scores, provenance, _measurer(study))
+    provenance = {**study.provenance, "complete": complete, "scored": _scored(found)}
+    scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
+    return Circuit(graph, layers, study.target.name, (), scores, provenance, _measurer(study))
+
+
+def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:
+    """Scores as ``[neurons, positions]`` where each position has neurons of its own."""
+    positions = study.experiment.units(layer).positions
+    if positions is None:
+        return table
+    return {key: values.reshape(-1, positions) for key, values in table.items()}
+
+
+def _scored(found: Found) -> dict[str, int]:
+    """How many neurons were scored, and how many of those by intervention."""
+    neurons = measured = 0
+    for table in found.scores.values():
+        for sign in SIGNS:
+            if sign in table:
+                neurons += len(table[sign])
+                told = table.get(f"{sign}_measured")
+                measured += len(table[sign]) if told is None else int(told.sum())
+    return {"neurons": neurons, "measured": measured}
 
 
 def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neurograph.errors import OptionError
 
-__all__ = ["SIGNS", "Keep", "Share", "Sign", "TopK", "TopQuantile", "as_keep", "select"]
+__all__ = ["SIGNS", "Above", "Keep", "Share", "Sign", "TopK", "TopQuantile", "as_keep", "select"]
 
 Sign = Literal["positive", "negative"]
 SIGNS: tuple[Sign, Sign] = ("positive", "negative")
@@ -50,7 +50,21 @@ class Share:
             raise OptionError(f"keep: share {self.share} is outside (0, 1]")
 
 
-Keep = TopQuantile | TopK | Share
+@dataclass(frozen=True)
+class Above:
+    """Keep effects of at least this size, in units of the target.
+
+    The threshold of automatic circuit discovery (Conmy et al. 2023, arXiv:2304.14997).
+    """
+
+    size: float
+
+    def __post_init__(self) -> None:
+        if not self.size > 0:
+            raise OptionError(f"keep: above {self.size} is not above 0")
+
+
+Keep = TopQuantile | TopK | Share | Above
 
 
 def as_keep(keep: str | Keep) -> Keep:
@@ -65,19 +79,23 @@ def as_keep(keep: str | Keep) -> Keep:
     """
     if isinstance(keep, Keep):
         return keep
-    match = re.fullmatch(r"(quantile|top|share):([\d.]+)", str(keep).strip())
+    match = re.fullmatch(r"(quantile|top|share|above):([\d.e-]+)", str(keep).strip())
     try:
         if match and match.group(1) == "quantile":
             return TopQuantile(float(match.group(2)))
         if match and match.group(1) == "share":
             return Share(float(match.group(2)))
+        if match and match.group(1) == "above":
+            return Above(float(match.group(2)))
         if match:
             return TopK(int(match.group(2)))
     except OptionError:
         raise
     except ValueError:
         pass
-    raise OptionError(f"keep={keep!r} is no rule: write 'quantile:0.95', 'top:20' or 'share:0.8'")
+    raise OptionError(
+        f"keep={keep!r} is no rule: write 'quantile:0.95', 'top:20', 'share:0.8' or 'above:0.1'"
+    )
 
 
 def select(effect: Tensor, stderr: Tensor, sign: Sign, keep: Keep) -> list[int]:
@@ -107,6 +125,8 @@ def select(effect: Tensor, stderr: Tensor, sign: Sign, keep: Keep) -> list[int]:
     order = order[certain[order]]
     if isinstance(keep, TopK):
         order = order[: keep.count]
+    elif isinstance(keep, Above):
+        order = order[strength[order] >= keep.size]
     elif isinstance(keep, TopQuantile):
         # Linear interpolation, as np.quantile has it; `signed` is sorted already.
         place = (1 - keep.level) * (len(signed) - 1)

@@ -53,6 +53,7 @@ class Options:
     background: Background = "data"
     reference: int | Any = 32
     keep: str | Keep = "quantile:0.95"
+    screen: int | None = None
     paths: int = 100
     memory: int | str = "512MB"
     seed: int = 0
@@ -70,6 +71,8 @@ class Options:
         check_positions(self.positions)
         if isinstance(self.reference, int) and self.reference < 1:
             raise OptionError(f"reference={self.reference}: at least one sample is background")
+        if self.screen is not None and self.screen < 1:
+            raise OptionError(f"screen={self.screen}: at least one neuron is measured")
         if self.paths < 0:
             raise OptionError(f"paths={self.paths} must not be negative")
         return self
@@ -296,6 +299,7 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
         "background": options.background,
         "reference": options.reference if isinstance(options.reference, int) else "given",
         "keep": {"type": type(keep).__name__, **asdict(keep)},
+        "screen": options.screen,
         "paths": options.paths,
         "memory": options.memory,
         "seed": options.seed,

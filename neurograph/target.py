@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neurograph.data import Batch
@@ -13,9 +14,107 @@ from neurograph.errors import ModelError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten
 
-__all__ = ["Target", "TargetFunction", "resolve_target"]
+__all__ = ["LogitDifference", "Target", "TargetFunction", "logit_difference", "resolve_target"]
 
 TargetFunction = Callable[[Any, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """The logit of one token less that of another; made by `logit_difference`.
+
+    Attributes
+    ----------
+    correct, wrong : int or None
+        Token ids; None where each sample brings its own pair as its labels.
+    position : "last" or int
+    name : str
+    """
+
+    correct: int | None
+    wrong: int | None
+    position: str | int
+    name: str
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        """Return one difference a row."""
+        logits = _logits(output)
+        if logits.dim() == 3:
+            logits = logits[
+                torch.arange(len(logits), device=logits.device), self._at(logits, batch)
+            ]
+        pairs = batch.labels if self.correct is None else [[self.correct, self.wrong]]
+        pairs = torch.as_tensor(pairs, device=logits.device)
+        if pairs.dim() != 2 or pairs.shape[1] != 2 or len(pairs) not in (1, len(logits)):
+            raise OptionError(
+                f"logit_difference needs labels of shape [samples, 2], the ids of the correct and "
+                f"the wrong token, not {tuple(pairs.shape)}: or name the two tokens"
+            )
+        found = logits.gather(1, pairs.expand(len(logits), 2))
+        return found[:, 0] - found[:, 1]
+
+    def _at(self, logits: Tensor, batch: Batch) -> Tensor | int:
+        if self.position != "last":
+            return int(self.position)
+        mask = batch.kwargs.get("attention_mask")
+        length = logits.shape[1]
+        if mask is None or mask.dim() != 2 or mask.shape[1] != length:
+            return length - 1
+        places = torch.arange(length, device=mask.device)
+        return torch.where(mask != 0, places, -1).amax(dim=1)
+
+
+def logit_difference(
+    correct: int | str | None = None,
+    wrong: int | str | None = None,
+    *,
+    tokenizer: Any = None,
+    position: str | int = "last",
+) -> LogitDifference:
+    """Target for language models: one token's logit less another's.
+
+    Parameters
+    ----------
+    correct, wrong : int or str, optional
+        Token ids, or words of one token with their leading space. Without them every sample
+        brings its own pair: labels ``[samples, 2]`` of ids.
+    tokenizer : optional
+        With ``encode(text, add_special_tokens=False)``, to read words.
+    position : "last" or int
+        Where the logits are read; the last position is the last attended one of each sample.
+
+    Raises
+    ------
+    OptionError
+        One token without the other, a word without a tokenizer or of several tokens.
+
+    Examples
+    --------
+    >>> target = logit_difference(3, 1)
+    >>> target.name
+    'logit(3) − logit(1)'
+    >>> target(torch.tensor([[0.0, 1.0, 2.0, 5.0]]), Batch((torch.zeros(1, 1),), {}))
+    tensor([4.])
+    """
+    if (correct is None) != (wrong is None):
+        raise OptionError("logit_difference takes both tokens, or none and labels in the data")
+    if position != "last" and type(position) is not int:
+        raise OptionError(f"position={position!r} is neither 'last' nor a number")
+    right, other = (None if w is None else _token_id(w, tokenizer) for w in (correct, wrong))
+    told = [f"logit({word})" for word in (correct, wrong)]
+    name = "logit difference" if correct is None else " − ".join(told)
+    return LogitDifference(right, other, position, name)
+
+
+def _token_id(word: int | str, tokenizer: Any) -> int:
+    if isinstance(word, int):
+        return word
+    if tokenizer is None:
+        raise OptionError(f"the token {word!r} is a word: pass tokenizer=, or its id")
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    if len(ids) != 1:
+        raise OptionError(f"{word!r} is {len(ids)} tokens, not one: choose another, or pass an id")
+    return int(ids[0])
 
 
 @dataclass(frozen=True)
@@ -70,7 +169,9 @@ def resolve_target(
         An index out of range, a name list of the wrong length, or an unusable output.
     """
     if callable(target):
-        return Target(getattr(target, "__name__", type(target).__name__), function=target)
+        names = (getattr(target, key, None) for key in ("name", "__name__"))
+        name = next((n for n in names if isinstance(n, str)), type(target).__name__)
+        return Target(name, function=target)
     if type(target) is not int:  # a bool would pass for an index
         raise OptionError(f"target is {target!r}: pass an output index or a callable")
     logits = _logits(output)

@@ -51,6 +51,15 @@ class Units:
     def __len__(self) -> int:
         return len(self.members)
 
+    @property
+    def once(self) -> Tensor:
+        """For each member, 1 but for the elements that stand twice: 0 from the second time on."""
+        order = self.members.argsort(dim=1, stable=True)
+        ordered = self.members.gather(1, order)
+        again = torch.zeros_like(ordered)
+        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+        return 1 - torch.zeros_like(ordered).scatter(1, order, again)
+
     def neuron(self, unit: int) -> Neuron:
         """Name the neuron with a number."""
         if self.positions is None:

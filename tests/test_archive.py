@@ -195,9 +195,9 @@ def test_a_torch_file_and_other_zips_are_refused(tmp_path: Path) -> None:
         neurograph.load(refused_folder)
 
 
-def test_a_newer_file_is_refused_with_what_to_do(file: Path) -> None:
+def test_a_file_of_another_version_is_refused_with_what_to_do(file: Path) -> None:
     rewrite(file, lambda d: {**d, "version": FORMAT_VERSION + 1})
-    refused(file, rf"format version {FORMAT_VERSION + 1}.*upgrade neurograph-torch")
+    refused(file, rf"format version {FORMAT_VERSION + 1}.*search again")
 
 
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {

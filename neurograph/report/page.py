@@ -27,12 +27,12 @@ _SWEEPS = 6  # passes over the columns; crossings hardly fall after the fourth
 _LANE = 26.0  # distance between two lanes of one crowded column
 _SINGLE_LANE = 36  # neurons that still fit below each other in one lane
 _SIGN_ORDER = {"positive": 0, "both": 1, "negative": 2}
-_STATISTICS = (
-    "target effect stderr total_effect total_stderr mean std min max count "
+_SHOWN = (
+    "position token target effect stderr total_effect total_stderr mean std min max count "
     "q0 q5 q25 q50 q75 q95 q100"
 ).split()
 
-Neuron = tuple[str, int]
+Neuron = tuple[Any, ...]
 Columns = dict[str, list[Neuron]]
 Places = dict[Neuron, tuple[float, float]]
 
@@ -116,12 +116,12 @@ def _network(graph: Any, ids: dict[Neuron, str], places: Places, radius: float) 
     # Appending skips pyvis's per-item scans, which grow with the square of the graph.
     for neuron, node_id in ids.items():
         attributes = graph.nodes[neuron]
-        (layer, index), (x, y) = neuron, places[neuron]
+        (layer, index), (x, y) = neuron[:2], places[neuron]
         share = math.sqrt(min(1.0, _size(attributes) / largest))
         node: dict[str, Any] = {"id": node_id, "layer": layer, "index": index, "x": x, "y": y}
         node |= {"label": str(attributes.get("name", f"{layer}[{index}]")), "shape": "custom"}
         node |= {"size": 3.5 + (radius - 3.5) * share, "sign": _sign(attributes)}
-        node |= {key: attributes[key] for key in _STATISTICS if key in attributes}
+        node |= {key: attributes[key] for key in _SHOWN if key in attributes}
         net.nodes.append(node)
         for reader in sorted(graph.succ[neuron], key=lambda n: int(ids[n])):
             edge = graph.edges[neuron, reader]
@@ -152,7 +152,7 @@ def _reduce_crossings(graph: Any, columns: Columns) -> None:
         return _SIGN_ORDER[_sign(graph.nodes[neuron])]
 
     for neurons in columns.values():
-        neurons.sort(key=lambda n: (rank(n), -_size(graph.nodes[n]), n[1]))
+        neurons.sort(key=lambda n: (rank(n), -_size(graph.nodes[n]), n[1:]))
         settle(neurons)
     for sweep in range(_SWEEPS):
         beside = graph.pred if sweep % 2 == 0 else graph.succ
@@ -162,7 +162,7 @@ def _reduce_crossings(graph: Any, columns: Columns) -> None:
                 weights = {m: _size(e) + 1e-12 for m, e in beside[n].items()}
                 pull = sum(weights[m] * height[m] for m in weights)
                 means[n] = pull / sum(weights.values()) if weights else height[n]
-            neurons.sort(key=lambda n: (rank(n), means[n], n[1]))
+            neurons.sort(key=lambda n: (rank(n), means[n], n[1:]))
             settle(neurons)
 
 

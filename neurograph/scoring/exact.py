@@ -14,7 +14,7 @@ from neurograph.layers import Neuron
 from neurograph.scoring.experiment import Effects, Experiment, Moves, summarise
 from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
 
-__all__ = ["edge_effects", "node_effects", "path_effects", "total_effects", "transfers"]
+__all__ = ["edge_effects", "node_effects", "path_effects", "reader_effects", "total_effects"]
 
 
 def node_effects(
@@ -40,44 +40,19 @@ def edge_effects(
     return node_effects(experiment, writer, neurons, {reader: [output]})
 
 
-def transfers(
-    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, outputs: Sequence[int]
-) -> Tensor:
-    """How far each neuron moves each output of a reader, as a share of that one's own range.
-
-    The writer's neuron moves between its first and last level and only the reader is computed;
-    the change of its output is projected on that output's own range (over positions, if it has
-    several) and averaged over the reference samples. Shares multiply along a path, and so say
-    where a path may lead even where it is cancelled by another further down.
-
-    Returns
-    -------
-    Tensor of float64, [neurons, outputs]
-    """
-    device = experiment.levels(writer).device
-    pairs = torch.cartesian_prod(
-        torch.tensor(list(neurons), device=device), torch.tensor(list(outputs), device=device)
-    )
-    members = experiment.units(writer).members[pairs[:, 0]]
-    ends = experiment.levels(writer)[[0, -1]][:, :, members].movedim(2, 0).flatten(0, 1)
-    sides = pairs.repeat_interleave(2, dim=0)
-    moves = Moves(writer, sides[:, 0], ends)
-    own = experiment.levels(reader)[[0, -1]]
-    outputs_of = experiment.units(reader).members
-    shares = torch.zeros(len(pairs), dtype=torch.float64, device=device)
-    plan = experiment.wiring.direct(writer, [reader])
-    size = experiment.recording.size
-    # Both sides of a pair must be in one piece.
-    for blocks, samples in experiment.chunks(len(pairs), [plan], together=2):
-        both = slice(2 * blocks.start, 2 * blocks.stop)
-        seen = probe_one(experiment, moves.cut(both, samples), reader, sides[both, 1], samples)
-        change = (seen.values[1::2] - seen.values[::2]).double()
-        far = own[:, samples] if own.shape[1] > 1 else own
-        span = (far[1] - far[0])[:, outputs_of[pairs[blocks, 1]]].movedim(1, 0)
-        span = span.double().expand_as(change)
-        part = (change * span).sum(2) / span.square().sum(2).clamp_min(1e-300)
-        shares[blocks] += part.sum(dim=1) / size
-    return shares.view(len(neurons), len(outputs))
+def reader_effects(experiment: Experiment, moves: Moves) -> Effects:
+    """Effects of what already moves a layer's own outputs, two blocks for each effect."""
+    plan = experiment.wiring.suffix([moves.layer])
+    targets = moves.values.new_empty(len(moves), experiment.recording.size)
+    for blocks, samples in experiment.chunks(len(moves), [plan]):
+        some = moves.cut(blocks, samples)
+        rows = {some.layer: experiment.rows(some, samples)}
+        outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
+        targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
+    block = torch.arange(len(moves), device=targets.device).view(-1, 2)
+    effects = summarise(targets, block)
+    _check_finite(effects, moves.layer)
+    return effects
 
 
 def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> Effects:

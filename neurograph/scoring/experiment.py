@@ -290,6 +290,14 @@ class Experiment:
                     slice(start, min(start + samples_at_once, self.recording.size)),
                 )
 
+    def sample_pieces(self) -> Iterator[slice]:
+        """Cut the samples into pieces that can be run forwards and backwards."""
+        size = self.recording.size
+        kept = sum(self._row_bytes.values())  # a backward pass needs about all that was computed
+        step = size if self.replay.one_by_one else max(1, self.memory // (4 * kept))
+        for start in range(0, size, step):
+            yield slice(start, min(start + step, size))
+
     def _widths(self, plan: Plan) -> list[int]:
         """Bytes of one row of each layer that passes rows on."""
         worlds = 2 if plan.worlds else 1

@@ -78,15 +78,17 @@
   const place = new Map();
   const between = new Map();
   const outputs = nodes.filter((node) => node.target).length;
+  const keyOf = (layer, index, position) => JSON.stringify([layer, index, position ?? null]);
   nodes.forEach((node, i) => {
     node.i = i;
     node.ins = [];
     node.outs = [];
     const unnamed = node.label === `${node.layer}[${node.index}]`; // its column names the layer
-    node.short = unnamed ? String(node.index) : node.label;
+    const within = node.label.startsWith(node.layer) ? node.label.slice(node.layer.length) : "";
+    node.short = unnamed ? String(node.index) : within.trim() || node.label;
     if (node.target && unnamed && outputs === 1) node.short = target;
     node.hay = `${node.label}\n${node.layer}\n${node.layer}[${node.index}]`.toLowerCase();
-    place.set(JSON.stringify([node.layer, node.index]), i);
+    place.set(keyOf(node.layer, node.index, node.position), i);
     (column.get(node.layer).nodes ??= []).push(node);
   });
   for (const band of columns) {
@@ -721,7 +723,9 @@
 
   function where(node) {
     const { type } = column.get(node.layer);
+    const token = node.token === undefined ? "" : ` “${node.token}”`;
     return `${node.layer} · neuron ${node.index}`
+      + (node.position === undefined ? "" : ` · position ${node.position}${token}`)
       + (type && type !== node.layer ? ` · ${type}` : "")
       + (node.target ? ` · read by ${target}` : "");
   }
@@ -1187,8 +1191,8 @@
 
   window.neurograph = {
     get ready() { return ready; },
-    select(layer, index) {
-      const i = place.get(JSON.stringify([layer, index]));
+    select(layer, index, position) {
+      const i = place.get(keyOf(layer, index, position));
       if (i === undefined) return false;
       goTo(nodes[i]);
       return true;
@@ -1203,8 +1207,8 @@
     },
     visible: () => ({ nodes: state.shownNodes, edges: state.shownEdges }),
     setThreshold,
-    position(layer, index) { // in pixels of the window, where a pointer would have to be
-      const node = nodes[place.get(JSON.stringify([layer, index]))];
+    position(layer, index, position) { // in pixels, where a pointer would have to be
+      const node = nodes[place.get(keyOf(layer, index, position))];
       const at = network.canvasToDOM({ x: node.x, y: node.y });
       const box = stage.getBoundingClientRect();
       return { x: at.x + box.left, y: at.y + box.top };
