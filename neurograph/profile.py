@@ -27,7 +27,7 @@ from neurograph.wiring import read_wiring
 __all__ = ["QUANTILES", "check_weights", "profile"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-_EXAMPLE_ROWS = 4
+_EXAMPLE_ROWS = 2
 _FEWEST_ROWS = 64
 _MOST_ROWS = 2048
 

@@ -34,6 +34,8 @@ from neurograph.sites import INPUT_SIDE
 
 __all__ = ["Outcome", "Plan", "Replay"]
 
+_CHECKED = 2  # samples on which it is checked that interventions can share a batch
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -219,16 +221,16 @@ class Replay:
     def _check(self, job: _Job) -> Plan | None:
         """Find out once how interventions can share a batch: by the plan, frozen, or not at all.
 
-        One intervention alone, with every layer frozen that the plan leaves idle, is the truth.
-        Glue may take the batch size from an idle layer's output, or mix the samples of a batch;
+        One intervention alone, on a few samples, with every layer frozen that the plan leaves
+        idle, is the truth. Glue may take the batch size from an idle layer's output, or mix the samples of a batch;
         either shows when the first intervention runs beside the last.
         """
-        rows = self._rows(job)
+        job, rows = job.few(self._rows(job)), min(_CHECKED, self._rows(job))
         full = self._full(job.plan)
-        truth = self._execute(replace(job.block(0, rows), plan=full))
         beside = _Job.beside(job.block(0, rows), job.block(job.blocks - 1, rows))
         for plan in (job.plan, full):
             try:
+                truth = self._execute(replace(job.block(0, rows), plan=full))
                 outcome = self._execute(replace(beside, plan=plan))
                 if _close(truth, outcome.first(rows)):
                     return plan
@@ -270,6 +272,17 @@ class _Job:
         some = slice(number * rows, (number + 1) * rows)
         # Copies: glue may write to what it gets, and these rows are needed again.
         return replace(self, given={n: t[some].clone() for n, t in self.given.items()}, blocks=1)
+
+    def few(self, rows: int) -> _Job:
+        """Return the job for its first few samples, given how many it has."""
+        if rows <= _CHECKED:
+            return self
+        start = self.samples.start or 0
+        given = {
+            name: t.view(-1, rows, *t.shape[1:])[:, :_CHECKED].flatten(0, 1)
+            for name, t in self.given.items()
+        }
+        return replace(self, given=given, samples=slice(start, start + _CHECKED))
 
     @staticmethod
     def beside(one: _Job, other: _Job) -> _Job:
@@ -367,10 +380,12 @@ class _Run:
         if not names.isdisjoint(plan.live | plan.open):
             leaves = list(computed.leaves(both=not names.isdisjoint(plan.open)))
         else:
-            busy = not names.isdisjoint(plan.busy)
+            busy, own = not names.isdisjoint(plan.busy), {layer.leaf for layer in layers}
             leaves = [
-                self._recorded(leaf, layout, busy=busy)
-                for leaf, layout in zip(recorded.leaves, recorded.layouts, strict=True)
+                None if i in own else self._recorded(leaf, layout, busy=busy)
+                for i, (leaf, layout) in enumerate(
+                    zip(recorded.leaves, recorded.layouts, strict=True)
+                )
             ]
         for layer in layers:
             if layer.name in plan.mixed:

@@ -289,7 +289,9 @@ def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
     layers.add_edges_from(study.profiled.edges)
-    provenance = {**study.provenance, "complete": complete, "scored": _scored(found)}
+    provenance = {**study.provenance, "complete": complete}
+    if study.options.screen is not None:
+        provenance["screening"] = _screening(found)
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
     return Circuit(graph, layers, study.target.name, (), scores, provenance, _measurer(study))
 
@@ -302,7 +304,7 @@ def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, A
     return {key: values.reshape(-1, positions) for key, values in table.items()}
 
 
-def _scored(found: Found) -> dict[str, int]:
+def _screening(found: Found) -> dict[str, int]:
     """How many neurons were scored, and how many of those by intervention."""
     neurons = measured = 0
     for table in found.scores.values():

@@ -127,7 +127,7 @@ def prepare(
         actual = capture(model, batch, sites)
         _check_profile(profiled, actual)
         resolved = resolve_target(target, actual.output, options.class_names)
-        corrupt = _corrupt(contrast, model, positions, actual)
+        corrupt = _corrupt(contrast, model, positions, actual, sites)
         background = with_background(actual, options.background, profiled)
         inputs = input_tensors(model, actual.batch)
     searched = {name: actual.layers[name] for name in profiled}
@@ -241,6 +241,7 @@ def _corrupt(
     model: nn.Module,
     positions: tuple[int, ...],
     actual: Recording,
+    sites: Sites,
 ) -> Recording | None:
     """Record the counterfactual twins of the reference samples."""
     if not isinstance(contrast, Counterfactual):
@@ -258,7 +259,7 @@ def _corrupt(
                 f"a clean input has shape {tuple(clean.shape)} but its counterfactual "
                 f"{tuple(twin.shape)}: pairs must have the same shape"
             )
-    return capture(model, batch)
+    return capture(model, batch, sites)
 
 
 def _inputs(batch: Batch) -> list[Tensor]:

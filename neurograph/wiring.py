@@ -19,7 +19,7 @@ from neurograph.sites import Choice, find_sites
 
 __all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]
 
-_EXAMPLE_ROWS = 4
+_EXAMPLE_ROWS = 2
 
 
 def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None) -> nx.DiGraph:
@@ -195,7 +195,7 @@ def target_layers(graph: nx.DiGraph) -> list[str]:
 
 
 def read_wiring(replay: Replay) -> Wiring:
-    """Find who reads whom in an open replay; two glue-only runs a layer."""
+    """Find who reads whom in an open replay; a glue-only run for each layer."""
     recording = replay.recording
     whole = nx.DiGraph()
     for name, layer in recording.layers.items():
@@ -208,15 +208,22 @@ def read_wiring(replay: Replay) -> Wiring:
             output=False,
         )
     everyone = frozenset(recording.layers)
-    baseline = _Arrivals()
-    baseline.end(replay.run(Plan(frozen=everyone), listen=baseline.hear).output)
-    for writer in recording.layers:
+
+    def arrivals(plan: Plan, changes: list[Tensor], baseline: _Arrivals | None) -> _Arrivals:
+        heard, given = _Arrivals(baseline), {name: torch.cat(changes) for name in plan.given}
+        run = replay.run(plan, given, blocks=len(changes), listen=heard.hear)
+        heard.end(run.output)
+        return heard
+
+    still = Plan(frozen=everyone)
+    baselines = {blocks: arrivals(still, [torch.empty(0)] * blocks, None) for blocks in (1, 2)}
+    for writer, written in recording.layers.items():
         plan = Plan(given=frozenset({writer}), frozen=everyone - {writer})
+        both = _perturbed(recording, writer)
+        together = [both] if written.layout.varies else [[change] for change in both]
         moved: set[str] = set()
-        for rows in _perturbed(recording, writer):
-            arrivals = _Arrivals(baseline)
-            arrivals.end(replay.run(plan, {writer: rows}, listen=arrivals.hear).output)
-            moved.update(arrivals.moved)
+        for changes in together:
+            moved |= arrivals(plan, changes, baselines[len(changes)]).moved
         for reader, layer in recording.layers.items():
             if layer.call in moved:
                 whole.add_edge(writer, reader)
@@ -253,7 +260,7 @@ class _Arrivals:
 
     def __init__(self, baseline: _Arrivals | None = None) -> None:
         self.tensors: dict[str, list[Tensor]] = {}
-        self.moved: list[str] = []
+        self.moved: set[str] = set()
         self._baseline = baseline
 
     def hear(self, event: str, name: str, value: Any) -> None:
@@ -263,7 +270,7 @@ class _Arrivals:
         if self._baseline is None:
             self.tensors[name] = [t.clone() for t in tensors]
         elif _differ(tensors, self._baseline.tensors.get(name, [])):
-            self.moved.append(name)
+            self.moved.add(name)
 
     def end(self, output: Any) -> None:
         self.hear("arrived", "", output)
@@ -275,7 +282,7 @@ def _differ(some: list[Tensor], others: list[Tensor]) -> bool:
     )
 
 
-def _perturbed(recording: Recording, name: str) -> tuple[Tensor, Tensor]:
+def _perturbed(recording: Recording, name: str) -> list[Tensor]:
     """A layer's rows, changed everywhere and by much, up where the other is down.
 
     What one change does not get through a ReLU, or any other glue that rises, the other does.
@@ -286,8 +293,8 @@ def _perturbed(recording: Recording, name: str) -> tuple[Tensor, Tensor]:
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         scale = tensor.abs().max() + 1 if tensor.numel() else 1.0
         change = scale * noise.to(tensor)
-        return tensor + change, tensor - change
+        return [tensor + change, tensor - change]
     # Ids and masks must stay among the values that occur.
     order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
     shuffled = tensor.flatten()[order].view_as(tensor)
-    return shuffled, tensor.roll(1, dims=-1)
+    return [shuffled, tensor.roll(1, dims=-1)]

@@ -96,12 +96,22 @@ def test_contrasts_are_read_once(contrast: str | tuple[float, ...]) -> None:
 
 
 def test_equal_neighbouring_levels_are_one_block() -> None:
-    table = torch.tensor([[0.0, 1.0], [0.0, 2.0], [1.0, 2.0], [1.0, 0.0]])  # [levels, neurons]
-    each = torch.tensor([[0], [1]])
-    moves, block = Moves.between("layer", table[:, None], torch.tensor([0, 1]), each)
+    table = torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 2.0, 2.0, 0.0]])  # [neurons, levels]
+    still = torch.full((2, 3, 1), 9.0)
+    moves, block = Moves.between("layer", table[..., None, None], torch.tensor([0, 1]), still)
     assert block.tolist() == [[0, 0, 1, 1], [2, 3, 3, 4]]
     assert moves.neurons.tolist() == [0, 0, 1, 1, 1]
     assert moves.values.flatten().tolist() == [0, 1, 1, 2, 0]
+
+
+def test_moves_to_the_background_are_one_block() -> None:
+    still = torch.tensor([[[3.0], [4.0]], [[5.0], [6.0]]])  # [neurons, samples, elements]
+    values = torch.stack([torch.zeros(2, 2, 1), still, still], dim=1)
+    moves, block = Moves.between("layer", values, torch.tensor([7, 8]), still)
+    assert block.tolist() == [[1, 0, 0], [2, 0, 0]]
+    assert moves.neurons.tolist() == [7, 7, 8]
+    assert torch.equal(moves.values[0], still[0])
+    assert not moves.values[1:].any()
 
 
 def test_effects_are_means_with_standard_errors() -> None:

@@ -379,7 +379,7 @@ def test_bad_options_are_told_by_name(options: dict, message: str) -> None:
 
 def test_sizes_that_do_not_fit_are_told() -> None:
     sample = zoo.mlp((3, 4, 1), "tanh", False, 0, torch.float32)
-    with pytest.raises(ModelError, match=r"inputs of shape \(4, 5\)"):
+    with pytest.raises(ModelError, match=r"inputs of shape \(2, 5\)"):
         ng.search(sample.model, torch.rand(10, 5), 1, progress=False)
     pair = ng.Counterfactual(torch.rand(5, 3))
     with pytest.raises(DataError, match="5 samples, fewer than the data"):

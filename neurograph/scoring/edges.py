@@ -47,51 +47,52 @@ def edges_from(
     so say where a path may lead even where it is cancelled further down.
     """
     near = {name: seen for name, seen in readers.items() if fits_narrow(experiment, writer, name)}
-    for reader, outputs in near.items():
-        yield from _narrow(experiment, writer, neurons, reader, outputs)
+    for reader in near:
+        yield from _narrow(experiment, writer, neurons, reader, near[reader])
     far = {name: seen for name, seen in readers.items() if name not in near}
-    for group in _groups(experiment, len(neurons), far):
-        for reader, ends in _probed(experiment, writer, neurons, group).items():
-            share = _shares(experiment, reader, group[reader], ends)
+    moves, block = experiment.ends(writer, neurons)
+    for group in _groups(experiment, len(moves), far):
+        for reader, moved in _probed(experiment, moves, group).items():
+            share = _shares(experiment, reader, group[reader], moved, block)
             pairs = _moving(experiment, reader, share)
             if len(pairs):
                 i, j = pairs.T
-                sides = torch.as_tensor(group[reader], device=ends.device)[j].repeat_interleave(2)
-                moves = Moves(reader, sides, ends[i, j].flatten(0, 1))
-                yield Measured(reader, pairs, share[i, j], reader_effects(experiment, moves))
+                # Ends that several neurons share move an output only once.
+                places = block[i] * len(group[reader]) + j[:, None]
+                keys, index = torch.unique(places, return_inverse=True)
+                outputs = torch.as_tensor(list(group[reader]), device=keys.device)
+                arrived = Moves(reader, outputs[keys % len(outputs)], moved.flatten(0, 1)[keys])
+                effects = reader_effects(experiment, arrived, index)
+                yield Measured(reader, pairs, share[i, j], effects)
 
 
 def _narrow(
     experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, outputs: Sequence[int]
 ) -> Iterator[Measured]:
     """Edges to a Linear reader behind pointwise glue: each pair is computed by itself."""
-    device = experiment.recording.main(writer).device
-    sources, seen = (torch.as_tensor(list(x), device=device) for x in (neurons, outputs))
-    pairs = torch.cartesian_prod(sources, seen).repeat_interleave(2, dim=0)
-    members = experiment.units(writer).members[pairs[::2, 0]]
-    ends = experiment.levels(writer)[[0, -1]][:, :, members].movedim(2, 0).flatten(0, 1)
-    moves = Moves(writer, pairs[:, 0], ends)
+    moves, block = experiment.ends(writer, neurons)
+    seen = torch.as_tensor(list(outputs), device=block.device)
+    pairs = torch.cartesian_prod(torch.arange(len(moves), device=block.device), seen)
     size, width = experiment.recording.size, experiment.units(reader).members.shape[1]
-    moved = ends.new_empty(len(pairs), size, width)
-    for blocks, samples in experiment.chunks(
-        len(pairs), [experiment.wiring.direct(writer, [reader])]
-    ):
-        some = moves.cut(blocks, samples)
-        hop = probe_one(experiment, some, reader, pairs[blocks, 1], samples)
-        moved[blocks, samples] = hop.values
-    moved = moved.view(len(sources), len(seen), 2, size, width)
-    share = _shares(experiment, reader, outputs, moved)
+    moved = moves.values.new_empty(len(pairs), size, width)
+    plan = experiment.wiring.direct(writer, [reader])
+    for some, samples in experiment.chunks(len(pairs), [plan]):
+        which = pairs[some, 0]
+        part = Moves(writer, moves.neurons[which], moves.values[which]).cut(slice(None), samples)
+        hop = probe_one(experiment, part, reader, pairs[some, 1], samples)
+        moved[some, samples] = hop.values
+    share = _shares(experiment, reader, outputs, moved.view(len(moves), -1, size, width), block)
     moving = _moving(experiment, reader, share)
     for j in range(len(outputs)):
         mine = moving[moving[:, 1] == j]
         if len(mine):
-            chosen = sources[mine[:, 0]].tolist()
+            chosen = [neurons[i] for i in mine[:, 0].tolist()]
             effects = edge_effects(experiment, writer, chosen, reader, outputs[j])
             yield Measured(reader, mine, share[mine[:, 0], j], effects)
 
 
 def _groups(
-    experiment: Experiment, neurons: int, readers: Mapping[str, Sequence[int]]
+    experiment: Experiment, blocks: int, readers: Mapping[str, Sequence[int]]
 ) -> Iterator[dict[str, Sequence[int]]]:
     """Readers whose moved outputs fit into memory together."""
     room = experiment.memory // _SHARE
@@ -100,7 +101,7 @@ def _groups(
     for name, outputs in readers.items():
         rows = experiment.recording.main(name)
         each = rows.element_size() * experiment.units(name).members.shape[1] * len(rows)
-        size = 2 * neurons * len(outputs) * each
+        size = blocks * len(outputs) * each
         if group and used + size > room:
             yield group
             group, used = {}, 0
@@ -111,23 +112,15 @@ def _groups(
 
 
 def _probed(
-    experiment: Experiment,
-    writer: str,
-    neurons: Sequence[int],
-    readers: Mapping[str, Sequence[int]],
+    experiment: Experiment, moves: Moves, readers: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
-    """What each reader's outputs become as each neuron alone moves to either end.
+    """What each reader's outputs become as each of the moves happens alone.
 
     Returns
     -------
-    dict of str to Tensor, [neurons, outputs, 2, samples, elements of an output]
+    dict of str to Tensor, [moves, outputs, samples, elements of an output]
     """
-    recording = experiment.recording
-    device = recording.main(writer).device
-    sources = torch.as_tensor(list(neurons), device=device)
-    members = experiment.units(writer).members[sources]
-    ends = experiment.levels(writer)[[0, -1]][:, :, members].movedim(2, 0).flatten(0, 1)
-    moves = Moves(writer, sources.repeat_interleave(2), ends)
+    recording, writer = experiment.recording, moves.layer
     seen = {name: experiment.units(name).members[list(o)] for name, o in readers.items()}
     found = {
         name: recording.main(name).new_empty(len(moves), len(m), recording.size, m.shape[1])
@@ -147,12 +140,14 @@ def _probed(
             still = recording.main(name).flatten(1)[:, seen[name]].movedim(1, 0)
             may = moving[:, seen[name]].movedim(1, 0)
             found[name] = torch.where(may, moved, still)
-    return {n: t.view(-1, 2, *t.shape[1:]).transpose(1, 2) for n, t in found.items()}
+    return found
 
 
-def _shares(experiment: Experiment, reader: str, outputs: Sequence[int], ends: Tensor) -> Tensor:
+def _shares(
+    experiment: Experiment, reader: str, outputs: Sequence[int], moved: Tensor, block: Tensor
+) -> Tensor:
     """Transfers ``[neurons, outputs]`` of what `_probed` returns."""
-    change = (ends[:, :, 1] - ends[:, :, 0]).double()
+    change = (moved[block[:, 1]] - moved[block[:, 0]]).double()
     members = experiment.units(reader).members[list(outputs)]
     own = experiment.levels(reader)[[0, -1]]
     span = (own[1] - own[0])[:, members].movedim(1, 0).double()

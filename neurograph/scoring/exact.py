@@ -40,8 +40,8 @@ def edge_effects(
     return node_effects(experiment, writer, neurons, {reader: [output]})
 
 
-def reader_effects(experiment: Experiment, moves: Moves) -> Effects:
-    """Effects of what already moves a layer's own outputs, two blocks for each effect."""
+def reader_effects(experiment: Experiment, moves: Moves, block: Tensor) -> Effects:
+    """Effects of what already moves a layer's own outputs; `block` as for `summarise`."""
     plan = experiment.wiring.suffix([moves.layer])
     targets = moves.values.new_empty(len(moves), experiment.recording.size)
     for blocks, samples in experiment.chunks(len(moves), [plan]):
@@ -49,7 +49,6 @@ def reader_effects(experiment: Experiment, moves: Moves) -> Effects:
         rows = {some.layer: experiment.rows(some, samples)}
         outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
         targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-    block = torch.arange(len(moves), device=targets.device).view(-1, 2)
     effects = summarise(targets, block)
     _check_finite(effects, moves.layer)
     return effects

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,17 +97,16 @@ class Moves:
         return Moves(self.layer, self.neurons[blocks], values)
 
     @staticmethod
-    def between(
-        layer: str, levels: Tensor, neurons: Tensor, members: Tensor
-    ) -> tuple[Moves, Tensor]:
-        """Moves of neurons to each of their levels, equal neighbouring levels only once.
+    def between(layer: str, values: Tensor, neurons: Tensor, still: Tensor) -> tuple[Moves, Tensor]:
+        """Moves of neurons to each of their levels, equal ones only once.
 
         Parameters
         ----------
         layer : str
-        levels : Tensor, [levels, samples or 1, elements of a row]
-        neurons : Tensor of int64
-        members : Tensor of int64, [neurons, elements of a neuron]
+        values : Tensor, [neurons, levels, samples or 1, elements of a neuron]
+        neurons : Tensor of int64, [neurons]
+        still : Tensor, [neurons, samples, elements of a neuron]
+            The background: a move to it is the same for all neurons.
 
         Returns
         -------
@@ -114,12 +114,16 @@ class Moves:
         block : Tensor of int64, [neurons, levels]
             Which block holds each neuron at each level.
         """
-        values = levels[:, :, members].movedim(2, 0)
         new = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         new[:, 1:] = (values[:, 1:] != values[:, :-1]).flatten(2).any(dim=2)
-        block = new.flatten().cumsum(0).view_as(new) - 1
-        owner = torch.arange(len(neurons), device=values.device)[:, None].expand_as(new)
-        return Moves(layer, neurons[owner[new]], values[new]), block
+        unmoved = (values == still[:, None]).flatten(2).all(dim=2)
+        new &= ~unmoved
+        first = unmoved.flatten().nonzero()[:1, 0]  # stands for all that do not move
+        block = (new.flatten().cumsum(0) - 1 + len(first)).view_as(new)
+        block[unmoved] = 0
+        chosen = torch.cat([first, new.flatten().nonzero()[:, 0]])
+        owner = neurons[:, None].expand_as(new).flatten()[chosen]
+        return Moves(layer, owner, values.flatten(0, 1)[chosen]), block
 
 
 class Experiment:
@@ -223,11 +227,20 @@ class Experiment:
         wanted = list(neurons)
         known = self._moves.get(layer)
         if known is None or known[0] != wanted:
-            levels = self.levels(layer)
-            index = torch.tensor(wanted, device=levels.device)
-            members = self.units(layer).members[index]
-            known = self._moves[layer] = (wanted, *Moves.between(layer, levels, index, members))
+            known = self._moves[layer] = (wanted, *self._between(layer, wanted, slice(None)))
         return known[1:]
+
+    def ends(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:
+        """Moves of some neurons to the two ends of the contrast; see `Moves.between`."""
+        return self._between(layer, list(neurons), [0, -1])
+
+    def _between(self, layer: str, neurons: list[int], which: Any) -> tuple[Moves, Tensor]:
+        levels = self.levels(layer)[which]
+        index = torch.tensor(neurons, device=levels.device)
+        members = self.units(layer).members[index]
+        values = levels[:, :, members].movedim(2, 0)
+        still = self.recording.main(layer).flatten(1)[:, members].movedim(1, 0)
+        return Moves.between(layer, values, index, still)
 
     def mask(self, layer: str, neurons: Sequence[int] | None) -> Tensor:
         """Mark which elements of a row are of some neurons (None: of all), and may move.
