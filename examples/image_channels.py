@@ -1,6 +1,7 @@
 """Which channels see the espresso? Its circuit in EfficientNet-Lite0, then the network without it.
 
-A channel moves from what it is on average in other pictures to what it is in the coffee picture.
+A channel moves from its mean over other pictures to what it is in the coffee picture. Each block
+of the network widens its input and filters every channel by itself: those channels are searched.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ def main() -> None:
             model,
             others,
             espresso,
-            layers=nn.Conv2d,
+            layers=["stem", "depthwise", "head"],  # the widened features of each block
             contrast="mean",
             reference=coffee,
             keep="top:4",
             screen=16,
-            paths=50,
+            paths=20,
             memory="2GB",
             class_names=names,
         )
-    publish(circuit, "image_channels", source="blocks.10.project")
+    publish(circuit, "image_channels", source="blocks.13.depthwise")
 
     kept = kept_neurons(circuit, "positive")
     elsewhere = record(model, kept, lambda: model(others))
