@@ -102,7 +102,8 @@ class Recording:
     def is_searched(self, name: str) -> bool:
         """Whether a layer was not left out."""
         layer = self.layers[name]
-        return layer.call.endswith(INPUT_SIDE) or layer.module not in self.sites.left_out
+        chosen = layer.is_input or layer.call.endswith(INPUT_SIDE)
+        return chosen or layer.module not in self.sites.left_out
 
     def with_rows(self, rows: Mapping[str, Tensor]) -> Recording:
         """Return the recording with other rows for some layers."""

@@ -288,6 +288,8 @@ def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
     layers = nx.DiGraph()
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
+        if data["neurons"]:
+            layers.nodes[name]["neurons"] = len(study.experiment.units(name))
     layers.add_edges_from(study.profiled.edges)
     provenance = {**study.provenance, "complete": complete}
     if study.options.screen is not None:

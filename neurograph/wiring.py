@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from neurograph.data import Source
 from neurograph.nested import iter_tensors
+from neurograph.plan import Plan
 from neurograph.recording import Recording, capture
-from neurograph.replay import Plan, Replay
+from neurograph.replay import Replay
 from neurograph.sites import Choice, find_sites
 
 __all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]

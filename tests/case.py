@@ -55,6 +55,7 @@ class Case:
             reference=SAMPLES,
             memory=20_000,  # small, so that work is cut into many pieces
             progress=False,
+            **network.options,
         )
         wanted = network.target if target is None else target
         self.study: Study = prepare(network.model, as_data(self.data), wanted, options, None)
@@ -96,7 +97,7 @@ class Case:
             return
         assert own is not None
         channels = range(actual.shape[-1])
-        if not own.all():
+        if not own.all() and name not in self.reference.units:
             self.reference.units[name] = [(c, own.bool()) for c in channels]
         if q is not None:
             pooled = torch.from_numpy(np.quantile(every[mask.bool()].numpy(), q, axis=0))

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from tests.zoo.network import Network, Site
+from tests.zoo.network import Network, Site, Unit
 
 TARGET = ""
+SIDE = ":input"
 Seen = Mapping[str, Sequence[int] | None]
-Unit = tuple[int | list[int], Tensor | None]
-"""Channels of one neuron, and where it may move: bools that fit a channel's values, or None."""
 
 
 @dataclasses.dataclass
@@ -70,6 +69,8 @@ class Reference:
         self.levels: dict[str, Tensor] = {}
         self.units: dict[str, list[Unit]] = {}
         self.background = self.run({}).passed
+        if network.units is not None:
+            self.units = network.units(self.background, network)
 
     def rows(self, values: Tensor, site: Site) -> int:
         """How many samples a tensor of a site holds."""
@@ -77,9 +78,11 @@ class Reference:
 
     def neurons(self, name: str) -> int:
         """How many neurons a site has; none where its values are no floating-point numbers."""
+        return len(self.units[name]) if name in self.units else self.channels(name)
+
+    def channels(self, name: str) -> int:
+        """How many channels a site has that may move."""
         values, site = self.background[name], self.sites[name]
-        if name in self.units:
-            return len(self.units[name])
         return values.shape[site.channel] if values.is_floating_point() and site.moves else 0
 
     def target(self, output: Any) -> Tensor:
@@ -93,22 +96,28 @@ class Reference:
         counts: Counter[str] = Counter()
 
         def before(path: str) -> Callable[..., None]:
-            def on_arrival(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            def on_arrival(_module: nn.Module, args: Any, kwargs: Any) -> Any:
                 counts[path] += 1
+                call = _call(path, counts)
+                if f"{call}{SIDE}" in self._calls:
+                    args = (self._pass_on(f"{call}{SIDE}", args[0], forced, run), *args[1:])
+                    run.arrived[f"{call}{SIDE}"] = [run.computed[f"{call}{SIDE}"]]
                 arrived = [t.clone() for t in tensors((args, kwargs))]
-                for name in self._calls.get(_call(path, counts), {}).values():
+                for name in self._calls.get(call, {}).values():
                     run.arrived[name] = arrived
+                return args, kwargs
 
             return on_arrival
 
         def after(path: str) -> Callable[..., Any]:
             def on_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-                return self._pass_on(_call(path, counts), output, forced, run)
+                call = _call(path, counts)
+                return self._pass_on(call, output, forced, run) if call in self._calls else output
 
             return on_output
 
         modules = dict(self.model.named_modules())
-        paths = dict.fromkeys(call.split("#")[0] for call in self._calls)
+        paths = dict.fromkeys(call.removesuffix(SIDE).split("#")[0] for call in self._calls)
         with contextlib.ExitStack() as stack:
             stack.enter_context(without_fused_kernels())
             stack.enter_context(torch.no_grad())
@@ -202,6 +211,9 @@ class Reference:
 
     def _set(self, name: str, index: int, into: Tensor, value: Tensor) -> Tensor:
         channels, where = self.unit(name, index)
+        if where is not None and self.sites[name].batch is None:
+            # Samples that move at different positions cannot share one row.
+            into = into.expand(len(where), *into.shape[1:]).clone()
         rows = into.movedim(self.sites[name].channel, 0)
         rows[channels] = value if where is None else torch.where(where, value, rows[channels])
         return into
@@ -212,7 +224,7 @@ class Reference:
         values, dim = still.clone(), self.sites[name].channel
         for index in range(self.neurons(name)) if seen is None else seen:
             channels, _ = self.unit(name, index)
-            self._set(name, index, values, moved.movedim(dim, 0)[channels])
+            values = self._set(name, index, values, moved.movedim(dim, 0)[channels])
         return values
 
     # -- effects ---------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.data import Batch
 from neurograph.errors import NeurographError
-from neurograph.layers import Neuron
 from neurograph.recording import Recording, capture
 from neurograph.replay import Replay
 from neurograph.scoring.exact import edge_effects, node_effects, path_effects, total_effects
+from neurograph.sites import find_sites
 from neurograph.study import Options, prepare
 from neurograph.wiring import read_wiring
 from tests import zoo
@@ -66,10 +66,11 @@ def test_layer_graph_is_the_causal_truth(name: str) -> None:
     network = zoo.NETWORKS[name](SEED)
     example = network.inputs(4, 1)
     reference = Reference(network, example)
-    graph = ng.layer_graph(network.model, as_data(example))
+    chosen = network.options.get("layers")
+    graph = ng.layer_graph(network.model, as_data(example), layers=chosen)
     assert list(graph) == list(network.sites)
     neurons = dict(graph.nodes(data="neurons"))
-    assert neurons == {site: reference.neurons(site) for site in network.sites}
+    assert neurons == {site: reference.channels(site) for site in network.sites}
     truth = {site: reference.readers(site) for site in network.sites}
     found = {site: set(graph.successors(site)) for site in graph}
     assert found == {site: readers - {TARGET} for site, readers in truth.items()}
@@ -134,15 +135,17 @@ def test_total_effects(name: str, contrast: str) -> None:
             case.check(total_effects(experiment, writer, neurons), wanted)
 
 
-def walks(case: Case, generator: np.random.Generator, starts: list[str]) -> Iterator[list[Neuron]]:
-    """Random paths to the target, from every start that has one."""
+def walks(
+    case: Case, generator: np.random.Generator, starts: list[str]
+) -> Iterator[list[tuple[str, int]]]:
+    """Random paths to the target, from every start that has one: sites and numbers of neurons."""
     reference = case.reference
     ends = {site for site in case.network.sites if TARGET in reference.readers(site)}
     useful = {s for s in case.network.sites if ends & ({s} | reference.descendants(s))}
     for start in starts:
         path, at = [], start
         while at != TARGET and at in useful:
-            path.append(Neuron(at, int(generator.integers(len(case.neurons(at))))))
+            path.append((at, int(generator.integers(len(case.neurons(at))))))
             readers = reference.readers(at) & (useful | {TARGET})
             at = sorted(readers)[int(generator.integers(len(readers)))]
         if path:
@@ -154,7 +157,8 @@ def test_path_effects(name: str) -> None:
     case, generator = case_of(name), np.random.default_rng(4)
     paths = list(walks(case, generator, 2 * writers(case, generator)))
     with case.study.open() as experiment:
-        found = path_effects(experiment, paths)
+        named = [[experiment.units(at).neuron(i) for at, i in path] for path in paths]
+        found = path_effects(experiment, named)
     wanted = [
         case.effect(lambda _, value, path=path: case.reference.path(path, value), *path[0])
         for path in paths
@@ -180,7 +184,8 @@ def test_suffix_gives_the_real_output(name: str) -> None:
         real = network.target(network.model(**arguments), None)
     layers = writers(case, np.random.default_rng(5))
     layers = [layer for layer in layers if network.sites[layer].batch is not None]
-    recording = capture(network.model, Batch((), arguments))
+    sites = find_sites(network.model, network.options.get("layers"))
+    recording = capture(network.model, Batch((), arguments), sites)
     with Replay(network.model, recording) as replay:
         wiring = read_wiring(replay)
         for layer in layers:
@@ -240,7 +245,8 @@ def spoilt(network: zoo.Network, arguments: dict[str, Any]) -> dict[str, Any]:
 def test_the_model_is_left_as_it_was(name: str) -> None:
     network = zoo.NETWORKS[name](SEED)
     model = unsettled(network)
-    data, options = network.inputs(6, 1), Options(reference=3, progress=False)
+    data = network.inputs(6, 1)
+    options = Options(reference=3, progress=False, **network.options)
     fails = False
 
     def failing(output: Any, batch: Any) -> Tensor:

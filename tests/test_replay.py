@@ -12,8 +12,9 @@ from torch.nn.utils import parametrizations
 import neurograph as ng
 from neurograph.data import Batch
 from neurograph.errors import ModelError
+from neurograph.plan import Plan
 from neurograph.recording import capture
-from neurograph.replay import Plan, Replay
+from neurograph.replay import Replay
 from neurograph.scoring.exact import node_effects
 from neurograph.study import Options, prepare
 from neurograph.wiring import read_wiring, target_layers

@@ -14,8 +14,10 @@ from torch.nn.functional import linear
 
 from neurograph.data import Batch
 from neurograph.elementwise import Chain, find_chains
+from neurograph.plan import Plan
 from neurograph.recording import Recording
-from neurograph.replay import Outcome, Plan, Replay
+from neurograph.replay import Replay
+from neurograph.run import Outcome
 from neurograph.target import Target
 from neurograph.units import Units
 from neurograph.wiring import Wiring

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neurograph.observe import without_parameter_gradients
-from neurograph.replay import Plan
+from neurograph.plan import Plan
 from neurograph.scoring.experiment import Effects, Experiment
 from neurograph.scoring.routes import TARGET, Through
 

@@ -13,7 +13,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.replay import Plan
+from neurograph.plan import Plan
 from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.wiring import target_layers
 

@@ -8,6 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tests.zoo.chosen import (
+    bert_last,
+    constants_half,
+    gpt2_each,
+    gpt2_heads,
+    gpt2_last,
+    llama_blocks,
+    llama_heads,
+    llama_norms,
+    lstm_first,
+    resnet_half,
+    swin_half,
+    t5_half,
+    unet_half,
+    vit_position,
+)
 from tests.zoo.convolution import convnext, densenet, mobilenet, resnet, unet
 from tests.zoo.language import bert, gpt2, llama, t5
 from tests.zoo.network import Network, Site
@@ -76,6 +92,9 @@ _WEIGHTS = (shared, weight_norm_hook, weight_norm, parametrised)
 _SHAPES = (branching, named_output, tuple_output, dataclass_output, constants)
 _NAMES = (layer_called_input, layers_called_inputs)
 _LANGUAGE = (bert, gpt2, llama, t5)
+_SOME = (resnet_half, unet_half, swin_half, t5_half, constants_half)
+_CHOSEN = (gpt2_heads, llama_heads, llama_blocks, llama_norms)
+_POSITIONS = (gpt2_each, gpt2_last, vit_position, lstm_first, bert_last)
 
 NETWORKS: dict[str, Callable[[int], Network]] = {
     build.__name__: build
@@ -87,5 +106,8 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
         *_SHAPES,
         *_NAMES,
         *_LANGUAGE,
+        *_SOME,
+        *_CHOSEN,
+        *_POSITIONS,
     )
 }

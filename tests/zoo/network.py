@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Unit = tuple[int | list[int], Tensor | None]
+"""Channels of one neuron, and where it may move: bools that fit a channel's values, or None."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Network:
         From the model's output (and a batch, which is ignored) to one number a sample.
     sites : dict of str to Site
         Every layer in the order called, the model's inputs first.
+    options : dict
+        Options of the library with which these are its layers and neurons.
+    units : callable, optional
+        From each site's values, and the network, to the neurons of sites where they are not the
+        channels one by one.
     """
 
     name: str
@@ -60,6 +68,8 @@ class Network:
     inputs: Callable[[int, int], dict[str, Any]]
     target: Callable[[Any, Any], Tensor]
     sites: dict[str, Site]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    units: Callable[[Mapping[str, Tensor], Network], dict[str, list[Unit]]] | None = None
 
     def input_names(self, arguments: dict[str, Any]) -> dict[str, str]:
         """Name the model's inputs: from site to keyword argument."""
