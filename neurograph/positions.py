@@ -17,7 +17,7 @@ Positions = Literal["all", "last", "each"] | int
 """Where the neurons of a sequence are: a channel at every position at once, at the last one, at
 one by number, or each position with neurons of its own."""
 
-_MASK = "attention_mask"
+_MASK, _IDS, _DECODER = "attention_mask", "input_ids", "decoder"
 _NAMES_SHOWN = 3
 
 
@@ -44,18 +44,39 @@ def attended(inputs: Mapping[str, Tensor], layer: Layer) -> Tensor | None:
     """
     if not layer.is_sequence:
         return None
-    length = layer.shape[2 - layer.channel_dim]
-    fitting = {
-        name.split(".")[-1].removesuffix(_MASK).rstrip("_"): mask
-        for name, mask in inputs.items()
-        if name.endswith(_MASK) and mask.dim() == 2 and mask.shape[1] == length
+    fitting = _fitting(inputs, layer)
+    mask = fitting.get(_named(_own_prefix(fitting, layer), _MASK))
+    return None if mask is None or bool((mask != 0).all()) else mask != 0
+
+
+def _fitting(inputs: Mapping[str, Tensor], layer: Layer) -> dict[str, Tensor]:
+    """Inputs of one number for each position of a layer, by the names of their arguments."""
+    length = _length(layer)
+    return {
+        name.split(".")[-1]: tensor
+        for name, tensor in inputs.items()
+        if tensor.dim() == 2 and tensor.shape[1] == length
     }
-    own = [prefix for prefix in fitting if prefix and prefix in layer.module.split(".")]
-    prefix = own[0] if own else ""
-    if prefix not in fitting:
-        return None
-    mask = fitting[prefix] != 0
-    return None if bool(mask.all()) else mask
+
+
+def _length(layer: Layer) -> int:
+    return layer.shape[2 - layer.channel_dim]
+
+
+def _own_prefix(fitting: Mapping[str, Tensor], layer: Layer) -> str:
+    """What the names of a layer's own inputs begin with, as ``decoder`` in a decoder.
+
+    Where there are inputs of a decoder, all outside the encoder is the decoder's: the head.
+    """
+    ends = (_MASK, _IDS)
+    known = {n.removesuffix(end).rstrip("_") for n in fitting for end in ends if n.endswith(end)}
+    parts = layer.module.split(".")
+    own = [prefix for prefix in parts if prefix in known]
+    return own[0] if own else _DECODER * (_DECODER in known and "encoder" not in parts)
+
+
+def _named(prefix: str, end: str) -> str:
+    return f"{prefix}_{end}" if prefix else end
 
 
 def moving(
@@ -75,7 +96,7 @@ def moving(
     """
     if not layer.is_sequence:
         return None
-    length = layer.shape[2 - layer.channel_dim]
+    length = _length(layer)
     mask = attended(inputs, layer)
     if positions == "last":
         mask = _last(torch.ones(size, length, dtype=torch.bool) if mask is None else mask)
@@ -84,8 +105,9 @@ def moving(
             raise OptionError(
                 f"positions={positions} is outside the {length} positions of layer {layer.name!r}"
             )
-        mask = torch.zeros(size, length, dtype=torch.bool)
-        mask[:, positions] = True
+        there = torch.arange(length, device=None if mask is None else mask.device)
+        there = (there == positions % length).expand(size, -1)
+        mask = there if mask is None else mask & there
     if mask is None:
         return None
     return mask.unsqueeze(layer.channel_dim).expand(-1, *layer.shape).flatten(1)
@@ -105,23 +127,23 @@ def token_names(inputs: Mapping[str, Tensor], layer: Layer, tokenizer: Any) -> l
     """
     if not layer.is_sequence:
         return None
-    length = layer.shape[2 - layer.channel_dim]
-    fitting = {
-        name.split(".")[-1].removesuffix("input_ids").rstrip("_"): ids
-        for name, ids in inputs.items()
-        if not ids.is_floating_point() and ids.dim() == 2 and ids.shape[1] == length
-        if not name.endswith(_MASK)
-    }
-    if not fitting:
+    fitting = _fitting(inputs, layer)
+    prefix = _own_prefix(fitting, layer)
+    ids = fitting.get(_named(prefix, _IDS))
+    if ids is None and not prefix:  # inputs may have any name
+        ids = next((x for n, x in fitting.items() if _are_ids(x) and not n.endswith(_MASK)), None)
+    if ids is None:
         return None
-    own = [prefix for prefix in fitting if prefix and prefix in layer.module.split(".")]
-    ids = fitting[own[0]] if own else next(iter(fitting.values()))
     names = []
     for column in ids.T.tolist():
         tokens = dict.fromkeys(_token(tokenizer, token) for token in column)
         shown = list(tokens)[:_NAMES_SHOWN]
         names.append("|".join(shown) + ("|…" if len(tokens) > _NAMES_SHOWN else ""))
     return names
+
+
+def _are_ids(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype != torch.bool
 
 
 def _token(tokenizer: Any, token: int) -> str:

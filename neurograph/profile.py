@@ -20,7 +20,7 @@ from neurograph.positions import attended
 from neurograph.progress import Progress
 from neurograph.recording import Recording, capture
 from neurograph.replay import Replay
-from neurograph.sites import Choice, find_sites
+from neurograph.sites import Choice, find_sites, refuse_unsupported
 from neurograph.statistics import ActivationStatistics, Statistics
 from neurograph.wiring import read_wiring
 
@@ -89,6 +89,7 @@ def profile(
     >>> graph.nodes["0"]["quantiles"].shape, graph.nodes["0"]["count"]
     (torch.Size([2, 3]), 100)
     """
+    refuse_unsupported(model)
     check_weights(model)
     with placed(model, device):
         source = Source(data, model)

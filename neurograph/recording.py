@@ -202,8 +202,6 @@ def _check_found(sites: Sites, layers: Mapping[str, Layer]) -> None:
         for layer in layers.values()
         if not layer.is_input
     }
-    if not found:
-        raise ModelError("the model called no module that owns parameters: nothing to search")
     for pattern, wanted in sites.asked.items():
         if wanted.isdisjoint(found):
             raise OptionError(
@@ -211,3 +209,5 @@ def _check_found(sites: Sites, layers: Mapping[str, Layer]) -> None:
                 "layer on this data: its kernel may be fused into the module around it, or layers "
                 "inside it were chosen too"
             )
+    if not found:
+        raise ModelError("the model called no module that owns parameters: nothing to search")

@@ -156,7 +156,7 @@ def _chosen(choice: object, modules: Mapping[str, nn.Module]) -> frozenset[str]:
     if isinstance(choice, str):
         side = INPUT_SIDE if choice.endswith(INPUT_SIDE) else ""
         found = {name + side for name in matches(choice.removesuffix(INPUT_SIDE), modules)}
-        near = difflib.get_close_matches(choice.removesuffix(INPUT_SIDE), modules, n=3, cutoff=0.3)
+        near = _near(choice.removesuffix(INPUT_SIDE), modules)
         hint = f"; near it are {', '.join(near)}" if near else ""
     elif isinstance(choice, type):
         found = {name for name, module in modules.items() if isinstance(module, choice)}
@@ -170,6 +170,15 @@ def _chosen(choice: object, modules: Mapping[str, nn.Module]) -> frozenset[str]:
         told = choice if isinstance(choice, str) else getattr(choice, "__name__", choice)
         raise OptionError(f"layers={told!r} matches no module of the model{hint}")
     return frozenset(found)
+
+
+def _near(pattern: str, names: Iterable[str]) -> list[str]:
+    """Names whose last parts, or which as a whole, are much like a pattern."""
+    parts = pattern.count(".") + 1
+    ends = {".".join(name.split(".")[-parts:]): name for name in reversed(list(names))}
+    near = difflib.get_close_matches(pattern, ends, n=3, cutoff=0.6)
+    near = [ends[end] for end in near]
+    return near or difflib.get_close_matches(pattern, ends.values(), n=3, cutoff=0.3)
 
 
 def matches(pattern: str, names: Iterable[str]) -> list[str]:

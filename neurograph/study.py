@@ -36,7 +36,7 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.selection import Keep, as_keep
 from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
 from neurograph.target import Target, TargetFunction, resolve_target
-from neurograph.units import Groups, Units, find_groups, units_of
+from neurograph.units import Groups, Units, describe_groups, find_groups, units_of
 from neurograph.wiring import Wiring
 
 __all__ = ["Options", "Study", "model_hash", "prepare"]
@@ -294,7 +294,7 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
     chosen = [*(sites.outputs - sites.left_out), *(n + INPUT_SIDE for n in sites.inputs)]
     told: dict[str, Any] = {
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
-        "groups": json.loads(json.dumps(dict(options.groups or {}))),
+        "groups": describe_groups(options.groups or {}),
         "positions": options.positions,
         "contrast": {"type": type(contrast).__name__},
         "background": options.background,

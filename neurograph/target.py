@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,29 +40,61 @@ class LogitDifference:
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         """Return one difference a row."""
         logits = _logits(output)
-        if logits.dim() == 3:
-            logits = logits[
-                torch.arange(len(logits), device=logits.device), self._at(logits, batch)
-            ]
-        pairs = batch.labels if self.correct is None else [[self.correct, self.wrong]]
-        pairs = torch.as_tensor(pairs, device=logits.device)
-        if pairs.dim() != 2 or pairs.shape[1] != 2 or len(pairs) not in (1, len(logits)):
+        if logits.dim() not in (2, 3):
             raise OptionError(
-                f"logit_difference needs labels of shape [samples, 2], the ids of the correct and "
-                f"the wrong token, not {tuple(pairs.shape)}: or name the two tokens"
+                f"logit_difference needs logits of shape [samples, words] or [samples, positions, "
+                f"words], not {tuple(logits.shape)}"
             )
+        if logits.dim() == 3:
+            rows = torch.arange(len(logits), device=logits.device)
+            logits = logits[rows, self._at(logits, batch)]
+        pairs = self._pairs(batch).to(logits.device)
+        beyond = pairs[(pairs < 0) | (pairs >= logits.shape[1])]
+        if len(beyond):
+            raise OptionError(
+                f"logit_difference: token {int(beyond[0])} is outside the {logits.shape[1]} words "
+                "that the model has logits for"
+            )
+        if len(pairs) not in (1, len(logits)):
+            raise _no_pairs(pairs)
         found = logits.gather(1, pairs.expand(len(logits), 2))
         return found[:, 0] - found[:, 1]
 
+    def _pairs(self, batch: Batch) -> Tensor:
+        if self.correct is not None and self.wrong is not None:
+            return torch.tensor([[self.correct, self.wrong]])
+        try:
+            pairs = torch.as_tensor(batch.labels)
+        except (RuntimeError, TypeError, ValueError):
+            raise _no_pairs(batch.labels) from None
+        if pairs.dim() != 2 or pairs.shape[1] != 2:
+            raise _no_pairs(pairs)
+        return pairs.long()
+
     def _at(self, logits: Tensor, batch: Batch) -> Tensor | int:
-        if self.position != "last":
-            return int(self.position)
-        mask = batch.kwargs.get("attention_mask")
         length = logits.shape[1]
+        if isinstance(self.position, int):
+            if not -length <= self.position < length:
+                raise OptionError(
+                    f"logit_difference: position={self.position} is outside the {length} positions "
+                    "of the logits"
+                )
+            return self.position
+        # Beside a decoder's inputs the plain mask is the encoder's, which has no logits.
+        prefix = "decoder_" if any(name.startswith("decoder_") for name in batch.kwargs) else ""
+        mask = batch.kwargs.get(f"{prefix}attention_mask")
         if mask is None or mask.dim() != 2 or mask.shape[1] != length:
             return length - 1
         places = torch.arange(length, device=mask.device)
-        return torch.where(mask != 0, places, -1).amax(dim=1)
+        return torch.where(mask != 0, places, -1).amax(dim=1).to(logits.device)
+
+
+def _no_pairs(labels: Any) -> OptionError:
+    told = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+    return OptionError(
+        f"logit_difference needs labels of shape [samples, 2], the ids of the correct and the "
+        f"wrong token, not {told}: or name the two tokens"
+    )
 
 
 def logit_difference(
@@ -107,10 +140,18 @@ def logit_difference(
 
 
 def _token_id(word: int | str, tokenizer: Any) -> int:
-    if isinstance(word, int):
-        return word
+    if not isinstance(word, str):
+        try:
+            return operator.index(word)
+        except TypeError:
+            raise OptionError(f"the token {word!r} is neither an id nor a word") from None
     if tokenizer is None:
         raise OptionError(f"the token {word!r} is a word: pass tokenizer=, or its id")
+    if not hasattr(tokenizer, "encode"):
+        raise OptionError(
+            f"tokenizer is {type(tokenizer).__name__}: pass an object with encode(text), or the "
+            "tokens' ids"
+        )
     ids = tokenizer.encode(word, add_special_tokens=False)
     if len(ids) != 1:
         raise OptionError(f"{word!r} is {len(ids)} tokens, not one: choose another, or pass an id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from neurograph.errors import OptionError
 from neurograph.layers import Layer, Neuron
 from neurograph.sites import INPUT_SIDE, matches
 
-__all__ = ["Groups", "Units", "find_groups", "units_of"]
+__all__ = ["Groups", "Units", "describe_groups", "find_groups", "units_of"]
 
 Groups = str | int | Sequence[Sequence[int]]
 """How channels are taken together: attention heads, a number of equal groups, or lists of them."""
@@ -71,7 +72,7 @@ class Units:
         position, positions = neuron.position, self.positions
         if (position is None) == (positions is None):
             unit = neuron.index * (positions or 1) + (position or 0)
-            if 0 <= unit < len(self) and (position or 0) < (positions or 1):
+            if 0 <= unit < len(self) and 0 <= (position or 0) < (positions or 1):
                 return unit
         raise OptionError(f"the model has no neuron {neuron}")
 
@@ -132,8 +133,11 @@ def find_groups(
     Raises
     ------
     OptionError
-        A pattern matches no layer, channels do not divide, or nothing says how large heads are.
+        It is no mapping, a pattern matches no layer, channels do not divide, or nothing says how
+        large heads are.
     """
+    if not isinstance(asked, Mapping):
+        raise OptionError(f"groups={asked!r} says not of which layers: pass {{'PATTERN': GROUPS}}")
     sites = {
         name: layer.module + (INPUT_SIDE if layer.call.endswith(INPUT_SIDE) else "")
         for name, layer in layers.items()
@@ -150,22 +154,37 @@ def find_groups(
     return found
 
 
+def describe_groups(asked: Mapping[str, Groups]) -> dict[str, Any]:
+    """Say what `groups=` was as JSON holds it: arrays and ranges as lists."""
+    return {
+        pattern: groups if isinstance(groups, str | int) else _lists(groups)
+        for pattern, groups in asked.items()
+    }
+
+
 def _read(groups: Groups, layer: Layer, model: nn.Module) -> tuple[str, list[list[int]]]:
     channels = layer.neurons
-    if groups == "heads":
+    if isinstance(groups, str) and groups == "heads":  # an array would compare by elements
         size = _head_size(layer, model)
         return "head", _equal(layer, channels // size if channels % size == 0 else 0, size)
-    if isinstance(groups, int):
+    if type(groups) is int:  # a bool would pass for a number
         count = groups if groups > 0 and channels % groups == 0 else 0
         return "group", _equal(layer, count, channels // count if count else 0)
-    named = isinstance(groups, str)
-    lists = [] if named else [list(map(int, group)) for group in groups]
+    lists = _lists(groups)
     if not lists or not all(lists) or any(not 0 <= c < channels for g in lists for c in g):
         raise OptionError(
             f"groups={groups!r} for layer {layer.name!r}: pass 'heads', a number of groups, or "
             f"lists of its channels 0…{channels - 1}"
         )
     return "group", lists
+
+
+def _lists(groups: Any) -> list[list[int]]:
+    """Read lists of channels; none where it is something else."""
+    try:
+        return [[operator.index(channel) for channel in group] for group in groups]
+    except TypeError:
+        return []
 
 
 def _equal(layer: Layer, count: int, size: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from neurograph.nested import iter_tensors
 from neurograph.plan import Plan
 from neurograph.recording import Recording, capture
 from neurograph.replay import Replay
-from neurograph.sites import Choice, find_sites
+from neurograph.sites import Choice, find_sites, refuse_unsupported
 
 __all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]
 
@@ -62,6 +62,7 @@ def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None)
     >>> graph.nodes["0"]["shape"], graph.nodes["2"]["output"]
     ('4', True)
     """
+    refuse_unsupported(model)
     batch = next(iter(Source(example, model)))
     few = batch.map(lambda leaf: leaf[:_EXAMPLE_ROWS])
     with Replay(model, capture(model, few, find_sites(model, layers))) as replay:

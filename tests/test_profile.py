@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 import neurograph as ng
-from neurograph.errors import OptionError
-from neurograph.memory import parse_memory
 from tests import zoo
 from tests.reference import Reference
 
@@ -60,18 +58,6 @@ def test_reservoir_is_bounded_by_the_memory_budget_and_says_so() -> None:
     ranks = (values[None] <= bounded["quantiles"].numpy()[:, None]).mean(1)
     assert np.abs(ranks - np.array(bounded["levels"])[:, None]).max() <= bounded["rank_error"]
     np.testing.assert_allclose(bounded["max"], values.max(0), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("512MB", 512_000_000), ("1 GiB", 2**30), (77, 77), ("2e", None), (0, None), ("-5MB", None)],
-)
-def test_memory_sizes(text: str | int, size: int | None) -> None:
-    if size is None:
-        with pytest.raises(OptionError, match="is no size"):
-            parse_memory(text)
-    else:
-        assert parse_memory(text) == size
 
 
 WIDE = """

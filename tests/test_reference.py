@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from tests import zoo
 from tests.reference import TARGET, Reference, tensors, without_fused_kernels
 
-every_network = pytest.mark.parametrize("name", sorted(zoo.NETWORKS))
+every_network = pytest.mark.parametrize("name", sorted(zoo.WHOLE))
 
 
 @contextlib.contextmanager

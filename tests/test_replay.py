@@ -11,7 +11,6 @@ from torch.nn.utils import parametrizations
 
 import neurograph as ng
 from neurograph.data import Batch
-from neurograph.errors import ModelError
 from neurograph.plan import Plan
 from neurograph.recording import capture
 from neurograph.replay import Replay
@@ -229,32 +228,6 @@ def test_buffers_that_forward_writes_are_restored() -> None:
     model = Counting()
     ng.search(model, torch.rand(20, 2), 1, progress=False)
     assert model.calls.item() == 0
-
-
-def test_scripted_compiled_and_wrapped_models_are_refused_by_name() -> None:
-    x = torch.rand(4, 2)
-    inner = nn.Linear(2, 1)
-    scripted = torch.jit.script(nn.Sequential(inner))
-    with pytest.raises(ModelError, match=r"ScriptModule.*pass the eager model"):
-        ng.layer_graph(scripted, x)
-    holder = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 1)))
-    with pytest.raises(ModelError, match=r"module '1' is a ScriptModule"):
-        ng.search(holder, x, 1)
-    with pytest.raises(ModelError, match=r"OptimizedModule: pass .*_orig_mod"):
-        ng.search(torch.compile(nn.Sequential(inner)), x, 1)
-    in_place = nn.Sequential(nn.Linear(2, 1))
-    in_place.compile()
-    with pytest.raises(ModelError, match="compiled in place"):
-        ng.search(in_place, x, 1)
-    with pytest.raises(ModelError, match=r"DataParallel: pass its \.module"):
-        ng.search(nn.DataParallel(inner), x, 1)
-    with pytest.raises(ModelError, match=r"not a torch.nn.Module"):
-        ng.search(lambda x: x, x, 1)  # type: ignore[arg-type]
-
-
-def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(ModelError, match="no module that owns parameters"):
-        ng.layer_graph(nn.Sequential(nn.ReLU()), torch.rand(2, 3))
 
 
 def test_containers_that_own_parameters_are_not_layers_but_parametrised_ones_are() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neurograph.errors import OptionError
-from neurograph.selection import SIGNS, Keep, Share, TopK, TopQuantile, as_keep, select
+from neurograph.selection import SIGNS, Above, Keep, Share, TopK, TopQuantile, as_keep, select
 
 
 def tensor(values: list[float]) -> Tensor:
@@ -39,6 +39,12 @@ NONE = torch.zeros(8, dtype=torch.float64)
         ("positive", Share(0.72), [4, 0]),
         ("positive", Share(1.0), [4, 0, 6, 2]),
         ("negative", Share(0.01), [5]),
+        # An effect of the very size is kept.
+        ("positive", Above(0.5), [4, 0]),
+        ("positive", Above(0.51), [4]),
+        ("positive", Above(1e-9), [4, 0, 6, 2]),
+        ("positive", Above(2.1), []),
+        ("negative", Above(0.2), [5, 1]),
     ],
 )
 def test_a_rule_keeps_the_strongest_of_one_sign(sign: Any, keep: Keep, kept: list[int]) -> None:
@@ -60,7 +66,7 @@ def test_an_effect_within_its_standard_error_is_not_kept(sign: Any) -> None:
     sense = 1 if sign == "positive" else -1
     effect = sense * tensor([3.0, 2.0, 1.0, 0.5])
     stderr = tensor([3.0, 1.9, 5.0, 0.0])
-    for keep in (TopK(4), TopQuantile(0.0), Share(1.0)):
+    for keep in (TopK(4), TopQuantile(0.0), Share(1.0), Above(0.1)):
         assert select(effect, stderr, sign, keep) == [1, 3]
     # The rule's own measure is of all effects: the quantile does not fall for it.
     assert select(effect, stderr, sign, TopQuantile(0.9)) == []
@@ -72,9 +78,14 @@ def test_a_single_sample_has_no_standard_error_and_counts_if_it_is_not_zero() ->
 
 
 def test_nothing_is_kept_where_nothing_has_the_sign() -> None:
-    for keep in (TopK(3), TopQuantile(0.5), Share(0.5)):
+    for keep in (TopK(3), TopQuantile(0.5), Share(0.5), Above(0.5)):
         assert select(tensor([-1.0, 0.0]), torch.zeros(2), "positive", keep) == []
         assert select(tensor([]), torch.zeros(0), "positive", keep) == []
+
+
+def test_how_large_an_effect_must_be_depends_on_no_other() -> None:
+    alone = [i for i in range(8) if select(EFFECT[i : i + 1], NONE[:1], "positive", Above(0.2))]
+    assert sorted(select(EFFECT, NONE, "positive", Above(0.2))) == alone
 
 
 def test_equal_effects_keep_their_order() -> None:
@@ -115,13 +126,16 @@ def test_rules_are_read_as_they_are_written() -> None:
     assert as_keep("quantile:0.95") == TopQuantile(0.95)
     assert as_keep(" top:20 ") == TopK(20)
     assert as_keep("share:1") == Share(1.0)
+    assert as_keep("above:0.1") == Above(0.1)
+    assert as_keep("above:1e-3") == Above(0.001)
     assert as_keep(Share(0.5)) == Share(0.5)
 
 
 @pytest.mark.parametrize(
     "words",
     ["", "top", "top:", "top:1.5", "top:0", "top:-1", "quantile:1.1", "quantile:1.2.3", "share:0",
-     "share:1.01", "best:3", "0.95", 0.95, None],
+     "share:1.01", "above:0", "above:-1", "above:", "above:nan", "above:1e",
+     "best:3", "0.95", 0.95, None],
 )  # fmt: skip
 def test_what_is_no_rule_is_told(words: Any) -> None:
     with pytest.raises(OptionError, match="keep"):

@@ -1,7 +1,7 @@
 """Small networks of many shapes, with random weights, for tests.
 
-`simple` has those whose size and activation tests choose; `NETWORKS` has one of every kind of
-architecture, each with its layers spelt out.
+`simple` has those whose size and activation tests choose; `WHOLE` has one of every kind of
+architecture, each with its layers spelt out, `NETWORKS` also other views of them.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ __all__ = [
     "ACTIVATIONS",
     "MLP",
     "NETWORKS",
+    "WHOLE",
     "Attention",
     "BranchedCNN",
     "Network",
@@ -96,18 +97,10 @@ _SOME = (resnet_half, unet_half, swin_half, t5_half, constants_half)
 _CHOSEN = (gpt2_heads, llama_heads, llama_blocks, llama_norms)
 _POSITIONS = (gpt2_each, gpt2_last, vit_position, lstm_first, bert_last)
 
-NETWORKS: dict[str, Callable[[int], Network]] = {
-    build.__name__: build
-    for build in (
-        *_VISION,
-        *_RECURRENT,
-        *_TORCH_TRANSFORMERS,
-        *_WEIGHTS,
-        *_SHAPES,
-        *_NAMES,
-        *_LANGUAGE,
-        *_SOME,
-        *_CHOSEN,
-        *_POSITIONS,
-    )
-}
+_BY_KIND = (_VISION, _RECURRENT, _TORCH_TRANSFORMERS, _WEIGHTS, _SHAPES, _NAMES, _LANGUAGE)
+
+WHOLE: dict[str, Callable[[int], Network]] = {b.__name__: b for kind in _BY_KIND for b in kind}
+"""One network of every kind of architecture, all its layers searched, channel by channel."""
+
+NETWORKS = WHOLE | {b.__name__: b for b in (*_SOME, *_CHOSEN, *_POSITIONS)}
+"""Those, and some of them seen in other ways."""
