@@ -84,9 +84,9 @@ def main() -> None:
             groups={HEADS: "heads"},
             contrast=ng.Counterfactual(unrelated),
             reference=len(PAIRS),
-            keep="top:5",
-            screen=16,
-            paths=50,
+            keep="top:3",
+            screen=8,
+            paths=20,
             memory="2GB",
         )
     publish(circuit, "paraphrase_similarity")
