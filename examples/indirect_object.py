@@ -1,0 +1,111 @@
+"""Who gets the drink? The heads and neurons with which SmolLM2 finds the indirect object.
+
+"When Mary and John went to the store, John gave a drink to" goes on with " Mary". In the corrupt
+twin of each prompt Mary is the one who gives, and everything that tells the two apart moves.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+import neurograph as ng
+from hooks import Neurons, against_chance, check, kept_neurons, knocked_out, record, strongest
+from pretrained import smollm2
+from report import measured, publish
+
+TEMPLATE = "When {one} and {two} went to the {place}, {giver} gave a {thing} to"
+SCENES = (
+    ("Mary", "John", "store", "drink"),
+    ("Tom", "Anna", "park", "ball"),
+    ("Alice", "Bob", "school", "book"),
+    ("David", "Sarah", "office", "letter"),
+    ("Emma", "James", "beach", "drink"),
+    ("Peter", "Lisa", "library", "book"),
+    ("Kate", "Paul", "garden", "flower"),
+    ("Mark", "Jane", "market", "ring"),
+)
+HEADS, NEURONS = "self_attn.o_proj:input", "mlp.down_proj:input"
+
+
+def main() -> None:
+    with measured("model"):
+        model, tokenizer = smollm2.load()
+
+    def tokens(texts: list[str]) -> Tensor:
+        # Without padding: this fails unless every prompt has as many tokens as the others.
+        return tokenizer(texts, return_tensors="pt")["input_ids"]
+
+    def prompts(giver: int) -> Tensor:
+        return tokens(
+            [
+                TEMPLATE.format(one=s[0], two=s[1], giver=s[giver], place=s[2], thing=s[3])
+                for s in SCENES
+            ]
+        )
+
+    names = tokens([f" {name}" for scene in SCENES for name in scene[:2]]).view(-1, 2)
+    clean, corrupt = prompts(giver=1), prompts(giver=0)
+
+    @torch.no_grad()
+    def margin(ids: Tensor) -> Tensor:
+        """Logit of the first name minus that of the second, for each prompt."""
+        logits = model(ids).logits[:, -1]
+        return logits.gather(1, names).diff(dim=1).neg()[:, 0]
+
+    with torch.no_grad():
+        first = model(clean[:1]).logits[0, -1].softmax(0)[names[0, 0]].item()
+    print(f"{tokenizer.decode(clean[0])!r} goes on with ' Mary': p = {first:.2f}")
+    print(f"margin: {margin(clean).mean():+.2f} in the prompts, {margin(corrupt).mean():+.2f} "
+          "in their twins")  # fmt: skip
+
+    with measured("search"):
+        circuit = ng.search(
+            model,
+            {"input_ids": clean, "labels": names},  # a right and a wrong token for each prompt
+            ng.logit_difference(position="last"),
+            layers=[HEADS, NEURONS],
+            groups={HEADS: "heads"},
+            positions="each",
+            tokenizer=tokenizer,
+            contrast=ng.Counterfactual({"input_ids": corrupt, "labels": names}),
+            reference=len(SCENES),
+            keep="above:0.1",
+            screen=16,
+            paths=50,
+            memory="2GB",
+        )
+    publish(circuit, "indirect_object")
+
+    def size(layer: str) -> int:
+        return model.config.head_dim if layer.endswith(HEADS) else 1
+
+    # A neuron here is a head or MLP neuron at one token: elsewhere it stays what it is.
+    best = strongest(circuit, f"*.{HEADS}")
+    values = record(model, [best.layer], lambda: model(clean))
+    in_twins = record(model, [best.layer], lambda: model(corrupt))
+    values[best.layer][:, best.position] = in_twins[best.layer][:, best.position]
+    check(circuit, model, best, lambda: margin(clean), values, size=size)
+
+    # The whole heads, at every token, of those that the positive circuit holds anywhere.
+    kept = kept_neurons(circuit, "positive")
+    heads = {layer: kept[layer] for layer in kept if layer.endswith(HEADS)}
+    in_twins = record(model, heads, lambda: model(corrupt))
+
+    def margin_without(neurons: Neurons) -> float:
+        with knocked_out(model, neurons, in_twins, size=size):
+            return margin(clean).mean().item()
+
+    widths = dict.fromkeys(heads, model.config.num_attention_heads)
+    without, chance = against_chance(margin_without, heads, widths)
+    print(
+        f"margin with the circuit's {sum(map(len, heads.values()))} heads as in the twins: "
+        f"{without:+.2f}; with as many other heads of the same layers, 20 times: "
+        f"{fmean(chance):+.2f} ({min(chance):+.2f} to {max(chance):+.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What every example prints and writes: its time and memory, its circuit, its page."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import neurograph as ng
+
+__all__ = ["OUTPUTS", "measured", "publish"]
+
+OUTPUTS = Path(__file__).resolve().parents[1] / "outputs"
+
+
+@contextmanager
+def measured(what: str) -> Iterator[None]:
+    """Print how long a block took, and the most memory the process has held until then."""
+    start = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kilobytes, macOS bytes.
+    gigabytes = peak / (2**30 if sys.platform == "darwin" else 2**20)
+    print(f"{what}: {seconds:.1f} s, peak memory {gigabytes:.2f} GB", flush=True)
+
+
+def publish(circuit: ng.Circuit, name: str, source: str | None = None) -> None:
+    """Print what a circuit holds and its strongest paths; write its page and file to outputs/.
+
+    Paths begin at the layer `source`, by default at the model's inputs.
+    """
+    neurons, edges = len(circuit.graph), circuit.graph.number_of_edges()
+    print(f"\ncircuit of {circuit.target}: {neurons} neurons, {edges} edges")
+    screening = circuit.provenance.get("screening")
+    if screening:
+        print(
+            f"measured exactly, by intervention: {screening['measured']:,} of "
+            f"{screening['neurons']:,} neurons; a gradient ranked the rest below them"
+        )
+    else:
+        print("measured exactly, by intervention: every neuron, edge and path")
+    for sign in ("positive", "negative"):
+        for path in circuit.paths(3, sign=sign, source=source):
+            print(f"  {path}")
+    OUTPUTS.mkdir(exist_ok=True)
+    circuit.save(OUTPUTS / f"{name}.circuit")
+    circuit.to_html(OUTPUTS / f"{name}.html")
+    print(f"the whole circuit, to explore: outputs/{name}.html")
