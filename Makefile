@@ -51,8 +51,9 @@ lint: env  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: env  ## write docs/benchmarks.md; the demo network's accuracy over 5 seeds
+bench: env  ## write docs/benchmarks.md and docs/scaling.md; the demo network's accuracy over 5 seeds
 	$(BIN)/python benchmarks/notebook_loop.py --write docs/benchmarks.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --write docs/scaling.md
 	$(BIN)/python benchmarks/heart_accuracy.py
 
 constraints: env  ## pin what .venv holds now
