@@ -335,8 +335,8 @@ be a hidden quadratic. Edges are told by their number, all of one layer's to one
 MEMORY = f"""## Memory
 
 Resident memory of the process above the model, sampled every 2 ms: while the data is profiled,
-while {MOVED} neurons of the widest layer are measured (totals, and through their readers), and while
-their edges are. What stays, statistics of the profile and the recorded reference samples, grows
+while {MOVED} neurons of the widest layer are measured (totals, and through their readers), and
+while their edges are. What stays, statistics of the profile and the recorded reference samples, grows
 with the layers and not with the budget. **Bold** is more than the budget.
 
 | network | `memory=` | profile | neurons | edges | stays |
@@ -347,8 +347,8 @@ def sections(only: str | None) -> Iterator[str]:
     """The report, line by line, as it is measured."""
     yield "# Scaling\n"
     yield (
-        f"Written by `make bench`: torch {torch.__version__}, one thread of {machine()}. Everything "
-        "is told relative to the same run.\n"
+        f"Written by `make bench`: torch {torch.__version__}, one thread of {machine()}. "
+        "Everything is told relative to the same run.\n"
     )
     if only != "memory":
         yield TIME

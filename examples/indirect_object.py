@@ -64,18 +64,21 @@ def main() -> None:
     with measured("search"):
         circuit = ng.search(
             model,
-            {"input_ids": clean, "labels": names},  # a right and a wrong token for each prompt
+            # A right and a wrong token for each prompt; logits of the last position are enough.
+            {"input_ids": clean, "labels": names, "logits_to_keep": 1},
             ng.logit_difference(position="last"),
             layers=[HEADS, NEURONS],
             groups={HEADS: "heads"},
             positions="each",
             tokenizer=tokenizer,
-            contrast=ng.Counterfactual({"input_ids": corrupt, "labels": names}),
+            contrast=ng.Counterfactual(
+                {"input_ids": corrupt, "labels": names, "logits_to_keep": 1}
+            ),
             reference=len(SCENES),
             keep="above:0.1",
-            screen=16,
-            paths=50,
-            memory="2GB",
+            screen=8,
+            paths=20,
+            memory="1GB",
         )
     publish(circuit, "indirect_object")
 
