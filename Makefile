@@ -34,6 +34,10 @@ demo: env  ## train the heart-disease network, search its circuit, write outputs
 # Not part of the tests: 200 MB of models, and minutes of searching.
 EXAMPLES := digits_4_vs_9 recurrent_text paraphrase_similarity image_channels indirect_object
 
+# Else glibc hands every large block back to the kernel, which costs half of the time.
+examples: export MALLOC_MMAP_THRESHOLD_ := 4294967296
+examples: export MALLOC_TRIM_THRESHOLD_ := 8589934592
+examples: export MALLOC_TOP_PAD_ := 268435456
 examples: $(VENV)/.examples  ## circuits of five pretrained models, written to outputs/
 	@set -e; for name in $(EXAMPLES); do echo "== $$name"; $(BIN)/python examples/$$name.py; done
 
@@ -51,9 +55,10 @@ lint: env  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: env  ## write docs/benchmarks.md and docs/scaling.md; the demo network's accuracy over 5 seeds
+bench: env  ## write docs/benchmarks.md, scaling.md and architectures.md; the demo's accuracy
 	$(BIN)/python benchmarks/notebook_loop.py --write docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --write docs/scaling.md
+	$(BIN)/python benchmarks/architectures.py --write docs/architectures.md
 	$(BIN)/python benchmarks/heart_accuracy.py
 
 constraints: env  ## pin what .venv holds now

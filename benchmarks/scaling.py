@@ -336,8 +336,8 @@ MEMORY = f"""## Memory
 
 Resident memory of the process above the model, sampled every 2 ms: while the data is profiled,
 while {MOVED} neurons of the widest layer are measured (totals, and through their readers), and
-while their edges are. What stays, statistics of the profile and the recorded reference samples, grows
-with the layers and not with the budget. **Bold** is more than the budget.
+while their edges are. What stays, statistics of the profile and the recorded reference samples,
+grows with the layers and not with the budget. **Bold** is more than the budget.
 
 | network | `memory=` | profile | neurons | edges | stays |
 | --- | --- | --- | --- | --- | --- |"""
