@@ -16,7 +16,7 @@ from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Effects, Experiment
 from neurograph.scoring.gradient import Gradients
 from neurograph.scoring.routes import TARGET, Through
-from neurograph.selection import SIGNS, Keep, Sign, select
+from neurograph.selection import SIGNS, Above, Keep, Sign, TopK, select
 from neurograph.wiring import target_layers
 
 __all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons", "find_totals"]
@@ -142,11 +142,25 @@ def _keep(found: Found, sign: Sign, layer: str, scores: Scores, keep: Keep) -> N
     if measured is not None:
         told[f"{sign}_measured"] = measured.cpu().numpy()
     signs = SIGNS if layer in found.starts else (sign,)
-    chosen = [i for s in signs for i in select(effects.effect, effects.stderr, s, keep)]
+    chosen = [i for s in signs for i in _select(scores, s, keep)]
     values = _pairs(effects)
-    kept = {i: values[i] for i in chosen if measured is None or measured[i]}
-    if kept:
-        found.kept[sign][layer] = kept
+    if chosen:
+        found.kept[sign][layer] = {i: values[i] for i in chosen}
+
+
+def _select(scores: Scores, sign: Sign, keep: Keep) -> list[int]:
+    """Choose by the rule; of a layer that was screened as many, but only measured ones.
+
+    Estimates may be too large, and must not take the place of what was measured.
+    """
+    effect, stderr, measured = scores.effects.effect, scores.effects.stderr, scores.measured
+    if measured is None:
+        return select(effect, stderr, sign, keep)
+    known = torch.where(measured, effect, 0.0)
+    if isinstance(keep, Above):
+        return select(known, stderr, sign, keep)
+    count = len(select(effect, stderr, sign, keep))
+    return select(known, stderr, sign, TopK(count)) if count else []
 
 
 def _pairs(effects: Effects) -> list[Measured]:

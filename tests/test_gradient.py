@@ -125,7 +125,7 @@ def test_a_screened_search_measures_what_it_keeps() -> None:
         for sign in ("positive", "negative"):
             measured = circuit.scores["layers.1"][f"{sign}_measured"]
             kept = circuit.neurons(sign=sign, layer="layers.1")
-            assert 1 <= len(kept) <= 3
+            assert len(kept) == 3
             assert measured[kept["index"]].all()
             assert measured.sum() in (8, 16)  # both signs, where they have one frontier
             seen = {"layers.2": circuit.neurons(sign=sign, layer="layers.2")["index"].tolist()}
@@ -135,6 +135,31 @@ def test_a_screened_search_measures_what_it_keeps() -> None:
             every = node_effects(experiment, "layers.1", range(30), seen).effect
             best = int((every if sign == "positive" else -every).argmax())
             assert best in set(kept["index"])
+
+
+@pytest.mark.parametrize("keep", ["top:3", "quantile:0.7", "share:0.3", "above:0.02"])
+def test_estimates_do_not_take_the_place_of_what_was_measured(keep: str) -> None:
+    """Where activations saturate, gradients promise more than there is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.Hardtanh(-0.5, 0.5), nn.Linear(40, 1)).double()
+    model[0].weight.data *= 3
+    x = torch.randn(60, 6, dtype=torch.float64)
+    exact = ng.search(model, x, 1, keep=keep, progress=False)
+    screened = ng.search(model, x, 1, keep=keep, screen=6, progress=False)
+    overrated = 0
+    for sign in ("positive", "negative"):
+        scores = screened.scores["0"]
+        values, measured = scores[sign], scores[f"{sign}_measured"]
+        kept = screened.neurons(sign=sign, layer="0")
+        sense = 1 if sign == "positive" else -1
+        overrated += (values[~measured] * sense).max() > (kept["effect"] * sense).min()
+        assert measured[kept["index"]].all()
+        wanted = exact.scores["0"][sign][kept["index"]]
+        np.testing.assert_allclose(kept["effect"], wanted, rtol=1e-9)
+        assert len(kept) >= min(3, len(exact.neurons(sign=sign, layer="0")))
+        if keep.startswith("above"):
+            assert (kept["effect"] * sense >= 0.02).all()
+    assert overrated
 
 
 def test_screening_more_than_there_are_is_the_exact_search() -> None:

@@ -77,7 +77,6 @@
   const column = new Map(columns.map((band) => [band.layer, band]));
   const place = new Map();
   const between = new Map();
-  const outputs = nodes.filter((node) => node.target).length;
   const keyOf = (layer, index, position) => JSON.stringify([layer, index, position ?? null]);
   nodes.forEach((node, i) => {
     node.i = i;
@@ -86,7 +85,6 @@
     const unnamed = node.label === `${node.layer}[${node.index}]`; // its column names the layer
     const within = node.label.startsWith(node.layer) ? node.label.slice(node.layer.length) : "";
     node.short = unnamed ? String(node.index) : within.trim() || node.label;
-    if (node.target && unnamed && outputs === 1) node.short = target;
     node.hay = `${node.label}\n${node.layer}\n${node.layer}[${node.index}]`.toLowerCase();
     place.set(keyOf(node.layer, node.index, node.position), i);
     (column.get(node.layer).nodes ??= []).push(node);
