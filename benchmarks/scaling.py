@@ -45,7 +45,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))  # trained networks
 
 LEVELS = {2: (0.05, 0.95), 4: (0.05, 0.25, 0.75, 0.95), 7: "sweep"}
 BUDGETS = ("64MB", "256MB", "1GB")
-MOVED = 8  # neurons, and outputs that they have edges to
+MOVED = 4  # neurons, and outputs that they have edges to
 
 
 def cpu_seconds(work: Callable[[], object], least: float = 0.5) -> float:

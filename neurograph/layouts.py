@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -102,11 +103,15 @@ class Layouts:
         Of the leaves of the model's output.
     row_bytes : int
         Memory that one sample takes in a run, at most.
+    call_bytes : dict of str to int
+        Of that, what is alive at once while a call and the glue before it run. The glue behind
+        the last call has the empty name.
     """
 
     calls: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]
     output: tuple[Layout, ...]
     row_bytes: int
+    call_bytes: dict[str, int]
 
 
 def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layouts:
@@ -122,7 +127,8 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
     _spread(model, batch, run, calls)
     few = None if twin.output is None else flatten(twin.output)[0]
     output = tuple(_layouts(flatten(run.output)[0], few, run.size, twin.size))
-    return Layouts(calls, output, row_bytes)
+    call_bytes = _call_bytes(model, batch.map(lambda leaf: leaf[: twin.size]), sites)
+    return Layouts(calls, output, row_bytes, call_bytes)
 
 
 def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, int]:
@@ -145,6 +151,19 @@ def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, 
     nothing = Run(run.size, {}, None, frozenset())
     total = sum(t.nbytes for seen in run.calls.values() for t in iter_tensors(seen.leaves))
     return nothing, 2 * total // run.size + 1
+
+
+def _call_bytes(model: nn.Module, batch: Batch, sites: Sites) -> dict[str, int]:
+    """Memory that one sample takes while each call runs."""
+    meter, laps = PeakMeter(), dict[str, int]()
+
+    def visit(call: str, _path: str, _arguments: Any, _output: Any) -> None:
+        laps[call] = meter.lap() // batch.size + 1
+
+    with contextlib.suppress(ModelError), meter:  # a model made for one batch size
+        observe(model, batch.map(torch.clone), sites, visit)
+        laps[""] = meter.lap() // batch.size + 1
+    return laps
 
 
 def _comparable(run: Run, twin: Run) -> bool:

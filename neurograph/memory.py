@@ -57,6 +57,11 @@ class PeakMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = 0
         self._users: dict[int, int] = {}  # tensors that share each block of memory
 
+    def lap(self) -> int:
+        """Return the peak since the last lap."""
+        peak, self.peak = self.peak, self.alive
+        return peak
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

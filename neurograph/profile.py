@@ -27,6 +27,7 @@ from neurograph.wiring import read_wiring
 __all__ = ["QUANTILES", "check_weights", "profile"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+_BATCH = 256
 _EXAMPLE_ROWS = 2
 _FEWEST_ROWS = 64
 _MOST_ROWS = 2048
@@ -56,9 +57,10 @@ def profile(
     levels : sequence of float
         Quantile levels in [0, 1].
     memory : int or str
-        Bytes, or like ``"512MB"``: bounds the rows kept for quantiles, of some layers at a time
-        where it must. Quantiles are exact up to that many samples, after which `rank_error`
-        states their accuracy.
+        Bytes, or like ``"512MB"``: bounds the samples run at once, where the data does not come
+        in batches, and the rows kept for quantiles, of some layers at a time where it must.
+        Quantiles are exact up to that many samples, after which `rank_error` states their
+        accuracy.
     seed : int
         Chooses the kept rows.
     device : device, optional
@@ -98,8 +100,11 @@ def profile(
         with Replay(model, recording) as replay:
             graph = read_wiring(replay).layers
         graph.graph["sites"] = recording.sites
+        room = parse_memory(memory) // 2
+        rows = min(_BATCH, room // recording.row_bytes)
+        source = Source(data, model, batch_size=max(_EXAMPLE_ROWS, rows))
         collect = _Collect(model, source, recording, levels, seed, progress)
-        for names, rows in _passes(recording, list(graph), parse_memory(memory) // 2):
+        for names, rows in _passes(recording, list(graph), room):
             for name, metric in collect(names, rows).items():
                 _add_statistics(graph, name, metric.compute())
     return graph

@@ -65,6 +65,9 @@ class Recording:
         Which modules were recorded.
     row_bytes : int
         Memory that one sample takes in a run, at most.
+    call_bytes : dict of str to int
+        Of that, what is alive at once while a call and the glue before it run (and, under the
+        empty name, the glue behind the last).
     """
 
     layers: Mapping[str, Layer]
@@ -75,6 +78,7 @@ class Recording:
     size: int
     sites: Sites
     row_bytes: int
+    call_bytes: Mapping[str, int]
 
     def main(self, name: str) -> Tensor:
         """Return the rows of a layer, ``[size, …]``; one row if all must have the same."""
@@ -154,7 +158,15 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
             layers[layer.name] = layer
     _check_found(sites, layers)
     return Recording(
-        layers, calls, batch, run.output, layouts.output, run.size, sites, layouts.row_bytes
+        layers,
+        calls,
+        batch,
+        run.output,
+        layouts.output,
+        run.size,
+        sites,
+        layouts.row_bytes,
+        layouts.call_bytes,
     )
 
 

@@ -8,7 +8,7 @@ between the layers (the glue) is the model's own code, executed as it is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +45,7 @@ class Replay:
         self._stack = contextlib.ExitStack()
         self.one_by_one = False  # set where glue is known to mix the samples of a batch
         self._checked: dict[Plan, Plan | None] = {}
+        self._fits: set[tuple[Plan, int]] = set()  # plans that ran with so many rows
         self._run: Run | None = None
 
     def __enter__(self) -> Replay:
@@ -109,12 +110,21 @@ class Replay:
         if listen is not None or blocks == 1:
             return self._execute(alone)
         if plan not in self._checked:
-            self._checked[plan] = self._check(job)
-        checked = self._checked[plan]
+            self._checked[plan] = self._check(job, [plan, alone.plan])
+        checked, rows = self._checked[plan], self._rows(job)
         if checked is None or self.one_by_one:
-            rows = self._rows(job)
             return _joined([self._execute(alone.block(b, rows)) for b in range(blocks)])
-        return self._execute(replace(job, plan=checked))
+        if checked == alone.plan or (plan, blocks * rows) in self._fits:
+            return self._execute(replace(job, plan=checked))
+        # Idle rows may fit by chance: of 12 heads, one row can be viewed as 3 heads of 4 rows.
+        copies = {name: given.clone() for name, given in job.given.items()}
+        try:
+            outcome = self._execute(replace(job, plan=checked, given=copies))
+        except ModelError:
+            self._checked[plan] = self._check(job, [alone.plan])
+            return self.run(plan, given, blocks=blocks, samples=samples, masks=masks)
+        self._fits.add((plan, blocks * rows))
+        return outcome
 
     def _rows(self, job: Job) -> int:
         return len(range(self.recording.size)[job.samples])
@@ -123,8 +133,8 @@ class Replay:
         """Return the plan with no layer idle."""
         return replace(plan, frozen=plan.frozen | (frozenset(self.recording.layers) - plan.busy))
 
-    def _check(self, job: Job) -> Plan | None:
-        """Find out once how interventions can share a batch: by the plan, frozen, or not at all.
+    def _check(self, job: Job, plans: Sequence[Plan]) -> Plan | None:
+        """Find out once how interventions can share a batch: by the first of the plans, or none.
 
         One intervention alone, on a few samples, with every layer frozen that the plan leaves
         idle, is the truth. Glue may take the batch size from an idle layer's output, or mix the
@@ -133,7 +143,7 @@ class Replay:
         job, rows = job.few(self._rows(job)), min(CHECKED, self._rows(job))
         full = self._full(job.plan)
         beside = Job.beside(job.block(0, rows), job.block(job.blocks - 1, rows))
-        for plan in (job.plan, full):
+        for plan in plans:
             try:
                 truth = self._execute(replace(job.block(0, rows), plan=full))
                 outcome = self._execute(replace(beside, plan=plan))

@@ -45,6 +45,23 @@ def test_layer_attributes() -> None:
     assert [n for n, d in graph.nodes(data=True) if d["output"]] == ["head"]
 
 
+def test_samples_run_at_once_follow_the_memory_budget() -> None:
+    class Counting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    model, X = nn.Sequential(Counting(50, 50)), torch.randn(500, 50)
+    batches = {}
+    for memory in ("1GB", "20KB"):
+        sizes: list[int] = []
+        node = ng.profile(model, X, memory=memory, progress=False).nodes["0"]
+        batches[memory] = max(sizes)
+        torch.testing.assert_close(node["mean"], model(X).mean(0))
+    assert batches["1GB"] == 256
+    assert batches["20KB"] < 30
+
+
 def test_reservoir_is_bounded_by_the_memory_budget_and_says_so() -> None:
     sample = zoo.mlp((3, 50, 2), "tanh", False, 0, torch.float32)
     X = sample.data(4000, 0)

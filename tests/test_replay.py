@@ -74,6 +74,41 @@ def test_suffix_agrees_at_other_batch_sizes(blocks: int) -> None:
                 torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
 
 
+class Heads(nn.Module):
+    """One row of 24 fits a view for 4 samples, as 3 heads, but not one for 21."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query = nn.Linear(4, 24), nn.Linear(24, 24)
+        self.out, self.mlp, self.head = nn.Linear(2, 24), nn.Linear(24, 24), nn.Linear(24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.embed(x)
+        b = a + self.out(self.query(a).view(len(a), -1, 2).mean(1))
+        return self.head(b + self.mlp(b).relu_())
+
+
+def test_idle_rows_that_fit_some_batch_sizes_by_chance() -> None:
+    torch.manual_seed(0)
+    model, x = Heads().double(), torch.randn(3, 4, dtype=torch.float64)
+    recording = capture(model, batch(x))
+    with Replay(model, recording) as replay:
+        plan, rows = read_wiring(replay).suffix(["mlp"]), recording.main("mlp")
+        for blocks in (2, 7, 2):
+            out = replay.run(plan, {"mlp": rows.repeat(blocks, 1)}, blocks=blocks).output
+            torch.testing.assert_close(out, recording.output.repeat(blocks, 1))
+
+
+def test_memory_inside_a_call_is_known() -> None:
+    class Wasteful(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * x.repeat(1, 1000).sum()
+
+    recording = capture(nn.Sequential(nn.Linear(2, 5), Wasteful(5, 3)), batch(torch.rand(8, 2)))
+    inside = 5 * 1000 * 4
+    assert recording.call_bytes["0"] < inside <= recording.call_bytes["1"] < 1.1 * inside
+
+
 def test_in_place_glue_does_not_reach_the_recording() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:

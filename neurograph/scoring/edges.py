@@ -50,8 +50,8 @@ def edges_from(
     for reader in near:
         yield from _narrow(experiment, writer, neurons, reader, near[reader])
     far = {name: seen for name, seen in readers.items() if name not in near}
-    moves, block = experiment.ends(writer, neurons)
-    for group in _groups(experiment, len(moves), far):
+    for some, group in _groups(experiment, len(neurons), far):
+        moves, block = experiment.ends(writer, neurons[some])
         for reader, moved in _probed(experiment, moves, group).items():
             share = _shares(experiment, reader, group[reader], moved, block)
             pairs = _moving(experiment, reader, share)
@@ -63,6 +63,7 @@ def edges_from(
                 outputs = torch.as_tensor(list(group[reader]), device=keys.device)
                 arrived = Moves(reader, outputs[keys % len(outputs)], moved.flatten(0, 1)[keys])
                 effects = reader_effects(experiment, arrived, index)
+                pairs = pairs + pairs.new_tensor([some.start, 0])
                 yield Measured(reader, pairs, share[i, j], effects)
 
 
@@ -92,23 +93,31 @@ def _narrow(
 
 
 def _groups(
-    experiment: Experiment, blocks: int, readers: Mapping[str, Sequence[int]]
-) -> Iterator[dict[str, Sequence[int]]]:
-    """Readers whose moved outputs fit into memory together."""
+    experiment: Experiment, neurons: int, readers: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[slice, dict[str, Sequence[int]]]]:
+    """Neurons, and readers whose outputs moved by them fit into memory together."""
     room = experiment.memory // _SHARE
     group: dict[str, Sequence[int]] = {}
     used = 0
     for name, outputs in readers.items():
         rows = experiment.recording.main(name)
         each = rows.element_size() * experiment.units(name).members.shape[1] * len(rows)
-        size = blocks * len(outputs) * each
-        if group and used + size > room:
-            yield group
+        size = 2 * len(outputs) * each  # of one neuron: it has two ends
+        if group and neurons * (used + size) > room:
+            yield from _pieces(neurons, room // used, group)
             group, used = {}, 0
         group[name] = outputs
         used += size
     if group:
-        yield group
+        yield from _pieces(neurons, room // used, group)
+
+
+def _pieces(
+    neurons: int, at_once: int, group: dict[str, Sequence[int]]
+) -> Iterator[tuple[slice, dict[str, Sequence[int]]]]:
+    step = max(1, at_once)
+    for start in range(0, neurons, step):
+        yield slice(start, start + step), group
 
 
 def _probed(

@@ -288,6 +288,7 @@ class Experiment:
         sizes = [self._widths(plan) for plan in plans]
         worlds = 2 if any(plan.worlds for plan in plans) else 1
         busy = min(worlds * self.recording.row_bytes, max(map(sum, sizes)))
+        busy = max(busy, *map(self._while_running, plans))  # what is inside calls, too
         row_bytes = together * (2 * busy + extra_bytes)
         samples_at_once = min(self.recording.size, max(1, self.memory // row_bytes))
         if self.replay.one_by_one:
@@ -317,6 +318,12 @@ class Experiment:
         """Bytes of one row of each layer that passes rows on."""
         worlds = 2 if plan.worlds else 1
         return [worlds * self._row_bytes[name] for name in plan.busy | plan.probed]
+
+    def _while_running(self, plan: Plan) -> int:
+        """Bytes of one row that are alive at once while the plan's layers run."""
+        calls = {self.recording.layers[name].call for name in plan.busy | plan.probed} | {""}
+        known = self.recording.call_bytes
+        return (2 if plan.worlds else 1) * max(known.get(call, 0) for call in calls)
 
     @functools.cached_property
     def _row_bytes(self) -> dict[str, int]:
