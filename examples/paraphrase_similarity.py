@@ -89,7 +89,9 @@ def main() -> None:
             paths=20,
             memory="2GB",
         )
-    publish(circuit, "paraphrase_similarity")
+    publish(
+        circuit, "paraphrase_similarity", source="encoder.bert.encoder.layer.4.output.dense:input"
+    )
 
     def size(layer: str) -> int:
         heads = encoder.bert.config.num_attention_heads
