@@ -36,6 +36,8 @@ class Outcome:
     def first(self, rows: int) -> Outcome:
         """Return what belongs to the first rows."""
         probed = {name: values[:rows] for name, values in self.probed.items()}
+        if self.output is None:
+            return Outcome(None, self.layouts, probed)
         cut = _on_rows(self.output, self.layouts, lambda values: values[:rows])
         return Outcome(cut, self.layouts, probed)
 

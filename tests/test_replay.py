@@ -315,3 +315,19 @@ def test_several_inputs_are_layers_by_name() -> None:
     assert list(positional) == ["input.left", "input.right", "a", "b"]
     by_name = ng.layer_graph(Two(), {"left": x, "right": y})
     assert list(by_name.edges) == [("input.left", "a"), ("input.right", "b")]
+
+
+@pytest.mark.parametrize("kind", ["direct", "suffix"])
+def test_interventions_that_may_share_a_batch_are_one_run(kind: str) -> None:
+    sample = zoo.branched_cnn(3, 2, 0, torch.float64)
+    recording = capture(sample.model, batch(sample.data(3, 0)))
+    with Replay(sample.model, recording) as replay:
+        wiring = read_wiring(replay)
+        plan = wiring.suffix(["conv"]) if kind == "suffix" else wiring.direct("conv", ["head"])
+        rows = recording.main("conv").repeat(7, 1, 1, 1)
+        replay.run(plan, {"conv": rows.clone()}, blocks=7)  # which is checked
+        calls = []
+        handle = sample.model.register_forward_pre_hook(lambda *_: calls.append(1))
+        replay.run(plan, {"conv": rows.clone()}, blocks=7)
+        handle.remove()
+    assert len(calls) == 1
