@@ -100,13 +100,14 @@ def profile(
         with Replay(model, recording) as replay:
             graph = read_wiring(replay).layers
         graph.graph["sites"] = recording.sites
-        room = parse_memory(memory) // 2
+        room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies
         rows = min(_BATCH, room // recording.row_bytes)
         source = Source(data, model, batch_size=max(_EXAMPLE_ROWS, rows))
         collect = _Collect(model, source, recording, levels, seed, progress)
-        for names, rows in _passes(recording, list(graph), room):
-            for name, metric in collect(names, rows).items():
+        for parts, rows in _passes(recording, list(graph), room):
+            for name, metric in collect(parts, rows).items():
                 _add_statistics(graph, name, metric.compute())
+                metric.reset()  # else its rows stay until the garbage collector finds them
     return graph
 
 
@@ -120,32 +121,48 @@ def check_weights(model: nn.Module) -> None:
 
 
 def _add_statistics(graph: nx.DiGraph, name: str, statistics: Statistics) -> None:
-    """Put a layer's statistics on its node; ModelError if its activations are not finite."""
+    """Put a layer's statistics on its node, or join them to those of the neurons before them.
+
+    ModelError if its activations are not finite.
+    """
     if not statistics.finite:
         raise ModelError(
             f"layer {name!r} returns NaN or infinity on this data: look for an overflow there "
             "or above it"
         )
-    graph.nodes[name].update(vars(statistics))
+    node = graph.nodes[name]
+    for field, value in vars(statistics).items():
+        if isinstance(value, Tensor) and field in node:
+            value = torch.cat([node[field], value], dim=1 if field == "quantiles" else 0)
+        node[field] = value
 
 
-def _passes(recording: Recording, names: list[str], memory: int) -> Iterator[tuple[list[str], int]]:
-    """Layers to profile together, and how many samples' activations are kept of them."""
-    sizes = {
-        name: 4 * recording.main(name)[:1].numel()
-        for name in names
-        if recording.layers[name].neurons
-    }
-    some: list[str] = []
-    room = memory // _FEWEST_ROWS
-    for name, size in sizes.items():
-        if some and sum(sizes[n] for n in some) + size > room:
-            yield some, _FEWEST_ROWS
-            some = []
-        some.append(name)
-    if some:
-        affordable = memory // max(1, sum(sizes[n] for n in some))
-        yield some, max(_FEWEST_ROWS, min(_MOST_ROWS, affordable))
+def _passes(
+    recording: Recording, names: list[str], memory: int
+) -> Iterator[tuple[dict[str, slice], int]]:
+    """Cut the work into passes over the data.
+
+    Yields which neurons of which layers are profiled together, and how many samples' activations
+    are kept of them.
+    """
+    parts: dict[str, slice] = {}
+    free = room = memory // _FEWEST_ROWS
+    for name in names:
+        neurons = recording.layers[name].neurons
+        size = 4 * recording.main(name)[:1].numel() // max(1, neurons)
+        step = max(1, room // max(1, size))
+        for start in range(0, neurons, step):
+            part = slice(start, min(start + step, neurons))
+            taken = size * (part.stop - start)
+            if parts and (taken > free or name in parts):
+                yield parts, _FEWEST_ROWS
+                parts, free = {}, room
+            parts[name] = part
+            free -= taken
+    if parts:
+        whole = all(part.start == 0 for part in parts.values())
+        affordable = memory // max(1, room - free)
+        yield parts, max(_FEWEST_ROWS, min(_MOST_ROWS, affordable)) if whole else _FEWEST_ROWS
 
 
 class _Collect:
@@ -163,10 +180,12 @@ class _Collect:
         self.model, self.source, self.recording = model, source, recording
         self.levels, self.seed, self.progress = levels, seed, progress
         self.pooled: set[str] = set()
+        self.parts: dict[str, slice] = {}
 
-    def __call__(self, names: list[str], rows: int) -> dict[str, ActivationStatistics]:
+    def __call__(self, parts: dict[str, slice], rows: int) -> dict[str, ActivationStatistics]:
+        self.parts = parts
         while True:
-            metrics = {name: self._metric(name, rows) for name in names}
+            metrics = {name: self._metric(name, rows) for name in parts}
             varying = self._stream(metrics)
             if not varying:
                 return metrics
@@ -174,8 +193,8 @@ class _Collect:
 
     def _metric(self, name: str, rows: int) -> ActivationStatistics:
         layer, example = self.recording.layers[name], self.recording.main(name)
-        first = channels_first(example, layer.channel_dim)
-        shape = (layer.neurons,) if name in self.pooled else tuple(first.shape[1:])
+        first = channels_first(example, layer.channel_dim)[:, self.parts[name]]
+        shape = tuple(first.shape[1:2] if name in self.pooled else first.shape[1:])
         metric = ActivationStatistics(
             shape,
             quantiles=self.levels,
@@ -223,13 +242,13 @@ class _Collect:
         inputs: dict[str, Tensor],
     ) -> set[str]:
         """Add a batch's values of a layer; if that cannot be position by position, its name."""
-        values = channels_first(rows, layer.channel_dim)
+        values = channels_first(rows, layer.channel_dim)[:, self.parts[layer.name]]
         # Masks fit by length, and this batch may have another one than the example.
         by_row = layer.layout.dim is not None
         mask = attended(inputs, replace(layer, shape=tuple(rows.shape[1:]))) if by_row else None
         if layer.name in self.pooled:
             values = values.movedim(1, -1)
-            values = values.reshape(-1, layer.neurons) if mask is None else values[mask]
+            values = values.reshape(-1, values.shape[-1]) if mask is None else values[mask]
         elif mask is not None or values.shape[1:] != metric.shape:
             return {layer.name}
         metric.update(values)

@@ -118,11 +118,10 @@ class ActivationStatistics(Metric):
             raise OptionError(f"dtype={dtype} must be torch.float32 or torch.float64.")
         self.shape, self.levels, self.reservoir = tuple(shape), _levels(quantiles), reservoir
         self.seed, self.stream, self._own = seed, stream, torch.empty(0)
-        zeros = torch.zeros(self.shape, dtype=torch.float64)
-        states = {"count": torch.tensor(0), "mean": zeros, "squares": zeros}
-        states["low"] = torch.full(self.shape, math.inf, dtype=dtype)
-        states |= {"high": -states["low"], "keys": zeros.new_empty(0)}
-        states["rows"] = torch.empty(0, *self.shape, dtype=dtype)  # full size comes with `_claim`
+        double = torch.empty(0, dtype=torch.float64)
+        states = {"count": torch.tensor(0), "mean": double, "squares": double}
+        states |= {"low": double.to(dtype), "high": double.to(dtype), "keys": double}
+        states["rows"] = double.to(dtype)  # full sizes come with `_claim`
         for name, state in states.items():
             self.add_state(name, state, persistent=True)  # `sync` reduces rows with their keys
 
@@ -152,6 +151,11 @@ class ActivationStatistics(Metric):
         part |= {"low": batch.amin(0), "high": batch.amax(0), "keys": self._draw(total)}
         self._absorb(part)
 
+    def reset(self) -> None:
+        """Forget every row, and hand back the memory that they took."""
+        super().reset()
+        self._own = torch.empty(0)
+
     def compute(self) -> Statistics:
         """Statistics of all rows, of all processes; `DataError` if there are none."""
         quantiles, count = self.quantiles_at(self.levels), int(self.count)
@@ -169,10 +173,12 @@ class ActivationStatistics(Metric):
         """
         if not self.count:
             raise DataError("there is no data: call `update` with at least one row first.")
-        sample, parts = self.sample.flatten(1) if self.shape else self.sample[:, None], []
-        place = torch.tensor(_levels(levels), dtype=torch.float64) * (len(sample) - 1)
-        for some in sample.cpu().chunk(sample.numel() // _SORT_AT_ONCE + 1, dim=1):
-            columns = torch.from_numpy(np.sort(some.T, axis=1))  # several times faster than torch's
+        rows, parts = self.rows.flatten(1) if self.shape else self.rows[:, None], []
+        held = self.keys.isfinite().nonzero().squeeze(1)
+        place = torch.tensor(_levels(levels), dtype=torch.float64) * (len(held) - 1)
+        for some in rows.chunk(rows.numel() // _SORT_AT_ONCE + 1, dim=1):
+            # numpy sorts several times faster than torch
+            columns = torch.from_numpy(np.sort(some[held].cpu().T, axis=1))
             a, b = columns[:, place.floor().long()], columns[:, place.ceil().long()]
             parts.append(torch.where(a == b, a, a.double().lerp(b.double(), place.frac()).to(a)).T)
         out = torch.cat(parts, dim=1).view(-1, *self.shape).to(self.device)
@@ -258,6 +264,10 @@ class ActivationStatistics(Metric):
             for name in self._defaults:
                 setattr(self, name, getattr(self, name).clone())
             if not len(self.rows):
+                self.mean = self.mean.new_zeros(self.shape)
+                self.squares = torch.zeros_like(self.mean)
+                self.low = self.low.new_full(self.shape, math.inf)
+                self.high = -self.low
                 self.keys = self.keys.new_full((self.reservoir,), math.inf)
                 self.rows = self.rows.new_empty(self.reservoir, *self.shape)
             self._own = self.rows

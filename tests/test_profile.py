@@ -77,6 +77,17 @@ def test_reservoir_is_bounded_by_the_memory_budget_and_says_so() -> None:
     np.testing.assert_allclose(bounded["max"], values.max(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("memory", ["20KB", "60KB", "200KB"])
+def test_layers_larger_than_the_memory_budget_are_profiled_in_parts(memory: str) -> None:
+    sample = zoo.branched_cnn(3, 2, 0, torch.float64)
+    X = sample.data(50, 0)
+    whole, parts = ng.profile(sample.model, X), ng.profile(sample.model, X, memory=memory)
+    for name, node in whole.nodes(data=True):
+        assert node["rank_error"] == parts.nodes[name]["rank_error"] == 0
+        for field in ("mean", "std", "min", "max", "quantiles"):
+            torch.testing.assert_close(parts.nodes[name][field], node[field])
+
+
 WIDE = """
 import resource, torch, neurograph as ng
 from torch import nn

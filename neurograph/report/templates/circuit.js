@@ -553,6 +553,27 @@
       texts: [`${type}${kept} kept`, `${kept} kept`, kept] };
   });
 
+  const words = new Map(); // how many columns' paths hold each word
+  for (const { layer } of columns) {
+    for (const word of new Set(layer.split("."))) words.set(word, (words.get(word) ?? 0) + 1);
+  }
+
+  /** A module's path without the words that most paths share; numbers and its end stay. */
+  function shortened(layer, most) {
+    const parts = layer.split(".");
+    while (parts.join(".").length > most) {
+      const inner = parts.slice(0, -1).filter((part) => !/^\d+$/.test(part));
+      if (!inner.length) break;
+      const commonest = inner.reduce((a, b) => (words.get(b) > words.get(a) ? b : a));
+      parts.splice(parts.indexOf(commonest), 1);
+    }
+    const text = parts.join(".");
+    if (text.length <= most) return text;
+    const numbers = parts.slice(0, -1).join(".");
+    const room = Math.max(2, most - numbers.length - 1);
+    return `${numbers}…${text.slice(-room)}`;
+  }
+
   const longest = columns.reduce((most, { layer }) => Math.max(most, layer.length), 0);
   const headRoom = Math.min(132, 22 + 7.6 * longest); // height of names written downwards
 
@@ -566,8 +587,7 @@
       const room = Math.min(gaps[k - 1] ?? 260, gaps[k] ?? 260, 260) - 6;
       const width = tall ? 20 : room;
       const letters = Math.max(4, Math.floor((tall ? headRoom - 14 : width - 8) / 7.4));
-      const { layer } = band; // the end of a module's path tells it apart, so that is what stays
-      const text = layer.length > letters ? "…" + layer.slice(1 - letters) : layer;
+      const text = shortened(band.layer, letters);
       const below = tall ? "" : texts.find((line) => line.length * 6.1 < width) ?? texts[2];
       if (name.textContent !== text) name.textContent = text;
       if (count.textContent !== below) count.textContent = below;
