@@ -558,14 +558,17 @@
     for (const word of new Set(layer.split("."))) words.set(word, (words.get(word) ?? 0) + 1);
   }
 
-  /** A module's path without the words that most paths share; numbers and its end stay. */
+  /** A module's path without what most paths share; numbers, rare words and its end stay. */
   function shortened(layer, most) {
     const parts = layer.split(".");
     while (parts.join(".").length > most) {
       const inner = parts.slice(0, -1).filter((part) => !/^\d+$/.test(part));
       if (!inner.length) break;
-      const commonest = inner.reduce((a, b) => (words.get(b) > words.get(a) ? b : a));
-      parts.splice(parts.indexOf(commonest), 1);
+      const often = (part) => words.get(part) ?? 0; // 0: begun already
+      const commonest = inner.reduce((a, b) => (often(b) > often(a) ? b : a));
+      const rare = often(commonest) && often(commonest) < columns.length;
+      const begun = rare && commonest.length > 4 ? [commonest.slice(0, 4)] : [];
+      parts.splice(parts.indexOf(commonest), 1, ...begun);
     }
     const text = parts.join(".");
     if (text.length <= most) return text;
@@ -575,7 +578,7 @@
   }
 
   const longest = columns.reduce((most, { layer }) => Math.max(most, layer.length), 0);
-  const headRoom = Math.min(132, 22 + 7.6 * longest); // height of names written downwards
+  const headRoom = Math.min(160, 22 + 7.6 * longest); // height of names written downwards
 
   function moveHeaders() {
     const at = heads.map(({ center }) => network.canvasToDOM({ x: center, y: 0 }).x);
