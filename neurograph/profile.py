@@ -1,4 +1,4 @@
-"""One pass over the data: the layer graph with every neuron's activation statistics on it."""
+"""The layer graph with the statistics of every neuron over the data on it."""
 
 from __future__ import annotations
 
