@@ -211,21 +211,23 @@ def read_wiring(replay: Replay) -> Wiring:
         )
     everyone = frozenset(recording.layers)
 
-    def arrivals(plan: Plan, changes: list[Tensor], baseline: _Arrivals | None) -> _Arrivals:
-        heard, given = _Arrivals(baseline), {name: torch.cat(changes) for name in plan.given}
+    def arrivals(plan: Plan, changes: list[Tensor], still: _Arrivals | None) -> _Arrivals:
+        heard, given = _Arrivals(still), {name: torch.cat(changes) for name in plan.given}
         run = replay.run(plan, given, blocks=len(changes), listen=heard.hear)
         heard.end(run.output)
         return heard
 
-    still = Plan(frozen=everyone)
-    baselines = {blocks: arrivals(still, [torch.empty(0)] * blocks, None) for blocks in (1, 2)}
+    @functools.cache  # few models need that of two blocks, and it takes memory
+    def baseline(blocks: int) -> _Arrivals:
+        return arrivals(Plan(frozen=everyone), [torch.empty(0)] * blocks, None)
+
     for writer, written in recording.layers.items():
         plan = Plan(given=frozenset({writer}), frozen=everyone - {writer})
         both = _perturbed(recording, writer)
         together = [both] if written.layout.varies else [[change] for change in both]
         moved: set[str] = set()
         for changes in together:
-            moved |= arrivals(plan, changes, baselines[len(changes)]).moved
+            moved |= arrivals(plan, changes, baseline(len(changes))).moved
         for reader, layer in recording.layers.items():
             if layer.call in moved:
                 whole.add_edge(writer, reader)
