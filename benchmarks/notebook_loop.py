@@ -19,12 +19,10 @@ import platform
 import re
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +33,7 @@ from neurograph.demos import heart
 from neurograph.frontier import Found, find_neurons
 from neurograph.selection import SIGNS, TopQuantile
 from neurograph.study import Options, Study, prepare
+from peak_memory import PeakMemory
 
 LAYERS = ["input", "linear1", "linear2", "linear3"]
 
@@ -174,26 +173,6 @@ def search_rate(width: int, depth: int) -> str:
     )
 
 
-class PeakMemory:
-    """Peak resident memory of this process above where it stood, sampled."""
-
-    def __enter__(self) -> PeakMemory:
-        self._process, self._done = psutil.Process(), threading.Event()
-        self._start = self.peak = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.megabytes = (self.peak - self._start) / 1e6
-
-
 def search_memory(width: int, budget: str) -> str:
     """One row of the memory table: a whole search, profile and paths included."""
     torch.manual_seed(0)
@@ -201,7 +180,7 @@ def search_memory(width: int, budget: str) -> str:
     model(X[:2])
     with PeakMemory() as memory:
         neurograph.search(model, X, 1, memory=budget, keep="top:8", progress=False)
-    return f"| 3 × {width} MLP | {budget} | {memory.megabytes:.0f} MB |"
+    return f"| 3 × {width} MLP | {budget} | {memory.peak / 1e6:.0f} MB |"
 
 
 LOOP = """## The original loop on the heart-disease network

@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import functools
-import gc
 import platform
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +36,7 @@ from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, choose
 from neurograph.study import Options, prepare
+from peak_memory import PeakMemory
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))  # trained networks, where it exists
 
@@ -257,50 +254,24 @@ def lstm() -> Real:
     return Real("LSTM", model, torch.randint(0, len(codes), (256, 40)), 64, "rnn_1", {})
 
 
-class Peak:
-    """Resident memory of this process above where it stood: at most, and what stays."""
-
-    def __enter__(self) -> Peak:
-        self._process, self._done = psutil.Process(), threading.Event()
-        self._start = self._most = self._settled()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _settled(self) -> int:
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # only glibc hands freed memory back
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        return self._process.memory_info().rss
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.002):
-            self._most = max(self._most, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.peak, self.stays = self._most - self._start, self._settled() - self._start
-
-
 def memory_rows(real: Real) -> Iterator[str]:
     """Rows of one network: what each step takes with each budget."""
     call_model(real.model, next(iter(Source(real.data, real.model))).map(lambda leaf: leaf[:2]))
     for budget in BUDGETS:
         options = Options(**real.options, memory=budget, reference=real.reference, progress=False)
         layers = real.options.get("layers")
-        with Peak() as profiling:
+        with PeakMemory() as profiling:
             graph = neurograph.profile(
                 real.model, real.data, layers=layers, memory=budget, progress=False
             )
-        with Peak() as recording:
+        with PeakMemory() as recording:
             study = prepare(real.model, real.data, first_output, options, graph)
         with study.open() as experiment:
-            with Peak() as nodes:
+            with PeakMemory() as nodes:
                 total_effects(experiment, real.writer, range(MOVED))
                 through = through_everything(experiment, real.writer)
                 node_effects(experiment, real.writer, range(MOVED), through)
-            with Peak() as edges:
+            with PeakMemory() as edges:
                 edges_of(experiment, real.writer)
         stays = profiling.stays + recording.stays
         above = [profiling.peak - profiling.stays, nodes.peak, edges.peak]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +12,7 @@ from hooks import (
     check,
     kept_neurons,
     knocked_out,
+    mean_and_range,
     record,
     strongest,
 )
@@ -75,8 +74,8 @@ def knock_out(circuit: ng.Circuit, model: nn.Module, fours: Tensor, nines: Tenso
     without, chance = against_chance(recognised, kept, widths)
     print(
         f"{len(fours)} other fours are recognised without these {sum(map(len, kept.values()))} "
-        f"neurons: {without:.1%}; without as many others, 20 times: {fmean(chance):.1%} "
-        f"({min(chance):.1%} to {max(chance):.1%})"
+        f"neurons: {without:.1%}; without as many others, 20 times: "
+        f"{mean_and_range(chance, '.1%')}"
     )
 
 

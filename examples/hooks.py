@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "check",
     "kept_neurons",
     "knocked_out",
+    "mean_and_range",
     "record",
     "strongest",
 ]
@@ -180,3 +182,8 @@ def against_chance(
 
     chance = [measure({layer: others(layer) for layer in kept}) for _ in range(repeats)]
     return measure(kept), chance
+
+
+def mean_and_range(values: Sequence[float], form: str) -> str:
+    """Tell values like ``0.5 (0.1 to 0.9)``, each in the format `form`."""
+    return f"{fmean(values):{form}} ({min(values):{form}} to {max(values):{form}})"

@@ -6,15 +6,22 @@ of the network widens its input and filters every channel by itself: those chann
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import numpy as np
 import torch
 from skimage import data
 from torch import Tensor, nn
 
 import neurograph as ng
-from hooks import Neurons, against_chance, check, kept_neurons, knocked_out, record, strongest
+from hooks import (
+    Neurons,
+    against_chance,
+    check,
+    kept_neurons,
+    knocked_out,
+    mean_and_range,
+    record,
+    strongest,
+)
 from pretrained import efficientnet_lite0
 from report import measured, publish
 
@@ -92,7 +99,7 @@ def knock_out(
         without, random = against_chance(measure, kept, widths)
         print(
             f"  {what} {measure({}):.3f}; without the circuit's {without:.3f}; without as many "
-            f"others, 20 times: {fmean(random):.3f} ({min(random):.3f} to {max(random):.3f})"
+            f"others, 20 times: {mean_and_range(random, '.3f')}"
         )
 
 

@@ -6,13 +6,20 @@ twin of each prompt Mary is the one who gives, and everything that tells the two
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import torch
 from torch import Tensor
 
 import neurograph as ng
-from hooks import Neurons, against_chance, check, kept_neurons, knocked_out, record, strongest
+from hooks import (
+    Neurons,
+    against_chance,
+    check,
+    kept_neurons,
+    knocked_out,
+    mean_and_range,
+    record,
+    strongest,
+)
 from pretrained import smollm2
 from report import measured, publish
 
@@ -106,7 +113,7 @@ def main() -> None:
     print(
         f"margin with the circuit's {sum(map(len, heads.values()))} heads as in the twins: "
         f"{without:+.2f}; with as many other heads of the same layers, 20 times: "
-        f"{fmean(chance):+.2f} ({min(chance):+.2f} to {max(chance):+.2f})"
+        f"{mean_and_range(chance, '+.2f')}"
     )
 
 

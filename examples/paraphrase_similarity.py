@@ -7,8 +7,6 @@ corrupt twin of a pair each sentence is exchanged for one of another pair.
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from hooks import (
     check,
     kept_neurons,
     knocked_out,
+    mean_and_range,
     record,
     strongest,
 )
@@ -111,8 +110,8 @@ def main() -> None:
     without, chance = against_chance(alike_without, kept, widths)
     print(
         f"similarity with these {sum(map(len, kept.values()))} as in unrelated sentences: "
-        f"{without:.3f}; with as many others of the same layers, 20 times: {fmean(chance):.3f} "
-        f"({min(chance):.3f} to {max(chance):.3f})"
+        f"{without:.3f}; with as many others of the same layers, 20 times: "
+        f"{mean_and_range(chance, '.3f')}"
     )
 
 

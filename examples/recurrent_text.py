@@ -6,8 +6,6 @@ so whatever differs at the end was remembered.
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from hooks import (
     check,
     kept_neurons,
     knocked_out,
+    mean_and_range,
     record,
     strongest,
 )
@@ -88,7 +87,7 @@ def main() -> None:
     print(
         f"']' against ')' with the circuit's {sum(map(len, memory.values()))} LSTM units as if "
         f"'(' had been read: {without:+.2f} nats; with as many others, 20 times: "
-        f"{fmean(chance):+.2f} ({min(chance):+.2f} to {max(chance):+.2f})"
+        f"{mean_and_range(chance, '+.2f')}"
     )
 
 

@@ -79,16 +79,18 @@ def watch(
     size = batch.size
 
     def visit(call: str, path: str, arguments: Any, output: Any) -> None:
-        copied = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, output)
-        leaves, rebuild = flatten(copied)
+        leaves, rebuild = flatten(_copied(output))
         arriving = [
             tuple(x.shape) if isinstance(x, Tensor) else None for x in flatten(arguments)[0]
         ]
         calls[call] = Seen(path, leaves, rebuild, leaf_names(output), arriving, size)
 
     seen = observe(model, batch.map(torch.clone), sites, visit, inside)
-    output = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, seen.output)
-    return Run(size, calls, output, frozenset(seen.containers))
+    return Run(size, calls, _copied(seen.output), frozenset(seen.containers))
+
+
+def _copied(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 @dataclass(frozen=True)
