@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import neurograph
 from neurograph.data import Source
 from neurograph.memory import parse_memory
-from neurograph.observe import call_model
+from neurograph.replay.observe import call_model
 from neurograph.scoring.edges import Measured, edges_from
 from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Experiment

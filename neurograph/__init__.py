@@ -1,14 +1,14 @@
 """Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
 
+from neurograph.activations.profile import profile
 from neurograph.archive import load
 from neurograph.circuit import Circuit, Path
 from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
-from neurograph.profile import profile
+from neurograph.replay.wiring import layer_graph
 from neurograph.search import search
 from neurograph.target import logit_difference
-from neurograph.wiring import layer_graph
 
 __all__ = [
     "Circuit",

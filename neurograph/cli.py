@@ -273,7 +273,7 @@ def layers(
 
     Example: neurograph layers net.py:Net --data train.csv --format json
     """
-    from neurograph.wiring import layer_graph
+    from neurograph.replay.wiring import layer_graph
 
     graph = layer_graph(_model(factory, weights, 0), _data(data, label), layers=read_names(choose))
     rows = tables.layer_rows(graph)

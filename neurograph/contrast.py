@@ -10,10 +10,10 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from neurograph.activations.profile import QUANTILES
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, channels_first
-from neurograph.profile import QUANTILES
-from neurograph.recording import Recording
+from neurograph.replay.recording import Recording
 
 __all__ = [
     "SWEEP",

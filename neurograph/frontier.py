@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from neurograph.layers import Neuron
+from neurograph.replay.wiring import target_layers
 from neurograph.scoring.edges import edges_from
 from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Effects, Experiment
 from neurograph.scoring.gradient import Gradients
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.selection import SIGNS, Above, Keep, Sign, TopK, select
-from neurograph.wiring import target_layers
 
 __all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons", "find_totals"]
 

@@ -14,6 +14,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from neurograph.activations.profile import QUANTILES, check_weights, profile
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -27,17 +28,16 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, OptionError
 from neurograph.memory import parse_memory
 from neurograph.nested import iter_tensors
-from neurograph.observe import input_tensors, placed
 from neurograph.positions import Positions, check_positions, moving, token_names
-from neurograph.profile import QUANTILES, check_weights, profile
-from neurograph.recording import Recording, capture
-from neurograph.replay import Replay
+from neurograph.replay.observe import input_tensors, placed
+from neurograph.replay.recording import Recording, capture
+from neurograph.replay.replay import Replay
+from neurograph.replay.wiring import Wiring
 from neurograph.scoring.experiment import Experiment
 from neurograph.selection import Keep, as_keep
 from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
 from neurograph.target import Target, TargetFunction, resolve_target
 from neurograph.units import Groups, Units, describe_groups, find_groups, units_of
-from neurograph.wiring import Wiring
 
 __all__ = ["Options", "Study", "model_hash", "prepare"]
 

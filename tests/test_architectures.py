@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.data import Batch
 from neurograph.errors import NeurographError
-from neurograph.recording import Recording, capture
-from neurograph.replay import Replay
+from neurograph.replay.recording import Recording, capture
+from neurograph.replay.replay import Replay
+from neurograph.replay.wiring import read_wiring
 from neurograph.scoring.exact import edge_effects, node_effects, path_effects, total_effects
 from neurograph.sites import find_sites
 from neurograph.study import Options, prepare
-from neurograph.wiring import read_wiring
 from tests import zoo
 from tests.case import Case, as_data
 from tests.reference import TARGET, Reference, without_fused_kernels

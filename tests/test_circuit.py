@@ -518,7 +518,7 @@ def test_graphml_is_written_for_other_programs(circuit: Circuit, tmp_path: Any) 
 
 
 def test_public_names_are_there_whatever_is_imported_first() -> None:
-    import neurograph.profile
+    import neurograph.activations.profile
     import neurograph.search
 
     for name in neurograph.__all__:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 import neurograph as ng
 from neurograph.data import Batch
 from neurograph.errors import ModelError, OptionError
-from neurograph.recording import capture
+from neurograph.replay.recording import capture
 from neurograph.sites import find_sites, matches
 
 

@@ -18,7 +18,7 @@ import neurograph as ng
 from neurograph.data import Batch
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, Neuron
-from neurograph.recording import capture
+from neurograph.replay.recording import capture
 from neurograph.sites import find_sites
 from neurograph.units import Units, find_groups, units_of
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from neurograph.data import Batch
-from neurograph.elementwise import Chain, find_chains
-from neurograph.plan import Plan
-from neurograph.recording import Recording
-from neurograph.replay import Replay
-from neurograph.run import Outcome
+from neurograph.replay.elementwise import Chain, find_chains
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import Recording
+from neurograph.replay.replay import Replay
+from neurograph.replay.run import Outcome
+from neurograph.replay.wiring import Wiring
 from neurograph.target import Target
 from neurograph.units import Units
-from neurograph.wiring import Wiring
 
 __all__ = ["Effects", "Experiment", "Moves", "summarise"]
 

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from neurograph.observe import without_parameter_gradients
-from neurograph.plan import Plan
+from neurograph.replay.observe import without_parameter_gradients
+from neurograph.replay.plan import Plan
 from neurograph.scoring.experiment import Effects, Experiment
 from neurograph.scoring.routes import TARGET, Through
 

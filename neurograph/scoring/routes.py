@@ -13,9 +13,9 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.plan import Plan
+from neurograph.replay.plan import Plan
+from neurograph.replay.wiring import target_layers
 from neurograph.scoring.experiment import Experiment, Moves
-from neurograph.wiring import target_layers
 
 __all__ = ["TARGET", "Route", "Through", "choose", "total_route"]
 

@@ -14,9 +14,9 @@ from neurograph.data import Batch
 from neurograph.errors import ModelError
 from neurograph.layers import Layer, Layout
 from neurograph.nested import flatten
-from neurograph.observe import Forward, StopReplay, call_name, main_argument
-from neurograph.plan import Plan
-from neurograph.recording import Call, Recording
+from neurograph.replay.observe import Forward, StopReplay, call_name, main_argument
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import Call, Recording
 from neurograph.sites import INPUT_SIDE
 
 __all__ = ["CHECKED", "Job", "Outcome", "Run"]

@@ -11,12 +11,12 @@ from torch.nn.utils import parametrizations
 
 import neurograph as ng
 from neurograph.data import Batch
-from neurograph.plan import Plan
-from neurograph.recording import capture
-from neurograph.replay import Replay
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import capture
+from neurograph.replay.replay import Replay
+from neurograph.replay.wiring import read_wiring, target_layers
 from neurograph.scoring.exact import node_effects
 from neurograph.study import Options, prepare
-from neurograph.wiring import read_wiring, target_layers
 from tests import zoo
 from tests.reference import Reference
 

@@ -17,7 +17,7 @@ from neurograph.errors import ModelError
 from neurograph.layers import Layout
 from neurograph.memory import PeakMeter
 from neurograph.nested import Rebuild, flatten, iter_tensors, leaf_names, tree_map
-from neurograph.observe import (
+from neurograph.replay.observe import (
     Forward,
     Observed,
     call_model,

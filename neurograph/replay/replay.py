@@ -17,10 +17,16 @@ from torch import Tensor, nn
 
 from neurograph.errors import ModelError
 from neurograph.nested import flatten, iter_tensors
-from neurograph.observe import Forward, StopReplay, call_model, replaced_forwards, undisturbed
-from neurograph.plan import Plan
-from neurograph.recording import Recording
-from neurograph.run import CHECKED, Job, Outcome, Run
+from neurograph.replay.observe import (
+    Forward,
+    StopReplay,
+    call_model,
+    replaced_forwards,
+    undisturbed,
+)
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import Recording
+from neurograph.replay.run import CHECKED, Job, Outcome, Run
 
 __all__ = ["Replay"]
 

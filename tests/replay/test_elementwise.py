@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurograph.data import Batch
-from neurograph.elementwise import find_chains
-from neurograph.recording import capture
-from neurograph.replay import Replay
+from neurograph.replay.elementwise import find_chains
+from neurograph.replay.recording import capture
+from neurograph.replay.replay import Replay
 
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,

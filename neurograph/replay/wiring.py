@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from neurograph.data import Source
 from neurograph.nested import iter_tensors
-from neurograph.plan import Plan
-from neurograph.recording import Recording, capture
-from neurograph.replay import Replay
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import Recording, capture
+from neurograph.replay.replay import Replay
 from neurograph.sites import Choice, find_sites, refuse_unsupported
 
 __all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from neurograph.activations.statistics import ActivationStatistics, Statistics, merged
 from neurograph.errors import DataError, OptionError
-from neurograph.statistics import ActivationStatistics, Statistics, merged
 
 LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 STATES = ("count", "mean", "squares", "low", "high", "keys", "rows")
@@ -218,7 +218,7 @@ def test_other_dtypes_and_layouts_are_taken() -> None:
 def test_quantiles_do_not_depend_on_the_chunking(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = fed(torch.randn(50, 4, 5))
     expected = metric.compute().quantiles
-    monkeypatch.setattr("neurograph.statistics._SORT_AT_ONCE", 120)
+    monkeypatch.setattr("neurograph.activations.statistics._SORT_AT_ONCE", 120)
     assert torch.equal(metric.compute().quantiles, expected)
 
 

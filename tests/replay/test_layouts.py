@@ -14,7 +14,7 @@ from neurograph.data import Batch
 from neurograph.errors import ModelError
 from neurograph.layers import Layout
 from neurograph.nested import flatten
-from neurograph.recording import Recording, capture
+from neurograph.replay.recording import Recording, capture
 
 SIZE = 4
 

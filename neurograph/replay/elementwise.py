@@ -21,9 +21,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from neurograph.errors import ModelError
 from neurograph.nested import iter_tensors
-from neurograph.plan import Plan
-from neurograph.recording import Recording
-from neurograph.replay import Replay
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import Recording
+from neurograph.replay.replay import Replay
 from neurograph.sites import INPUT_SIDE
 
 __all__ = ["Chain", "find_chains", "is_plain_linear"]

@@ -10,19 +10,19 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from neurograph.activations.statistics import ActivationStatistics, Statistics
 from neurograph.data import Batch, Source
 from neurograph.errors import DataError, ModelError
 from neurograph.layers import Layer, channels_first
 from neurograph.memory import parse_memory
 from neurograph.nested import flatten
-from neurograph.observe import input_tensors, observe, placed, undisturbed
 from neurograph.positions import attended
 from neurograph.progress import Progress
-from neurograph.recording import Recording, capture
-from neurograph.replay import Replay
+from neurograph.replay.observe import input_tensors, observe, placed, undisturbed
+from neurograph.replay.recording import Recording, capture
+from neurograph.replay.replay import Replay
+from neurograph.replay.wiring import read_wiring
 from neurograph.sites import Choice, find_sites, refuse_unsupported
-from neurograph.statistics import ActivationStatistics, Statistics
-from neurograph.wiring import read_wiring
 
 __all__ = ["QUANTILES", "check_weights", "profile"]
 

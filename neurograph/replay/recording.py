@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from neurograph.data import Batch
 from neurograph.errors import ModelError, OptionError
 from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
-from neurograph.layouts import Seen, find_layouts, watch
 from neurograph.nested import Rebuild
-from neurograph.observe import input_tensors, undisturbed
+from neurograph.replay.layouts import Seen, find_layouts, watch
+from neurograph.replay.observe import input_tensors, undisturbed
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 
 __all__ = ["Call", "Recording", "capture"]

@@ -1,0 +1,1 @@
+"""Running a model from its recording: watching, recording, planning and replaying."""
