@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["compare_two", "divergences", "kruskal", "shapiro"]
+__all__ = ["Ranks", "compare_two", "divergences", "kruskal", "shapiro"]
 
 Columns = dict[str, np.ndarray]
 """One entry for each neuron."""
@@ -25,78 +26,122 @@ def compare_two(a: np.ndarray, b: np.ndarray, alpha: float) -> Columns:
     dict of str to ndarray, [neurons]
         The columns of `separation` from ``mean`` to ``variance_ratio``, without ``q``.
     """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    found: Columns = {"mean": a.mean(0), "mean_rest": b.mean(0)}
-    found |= {"std": a.std(0, ddof=1), "std_rest": b.std(0, ddof=1)}
-    constant = [(x == x[:1]).all(0) for x in (a, b)]
+    # A neuron's values side by side: sorting them is most of the work, and three times as fast so.
+    a, b = (np.ascontiguousarray(x.T, dtype=np.float64) for x in (a, b))
+    ranks = Ranks.of(a, b)
+    found: Columns = {"mean": a.mean(1), "mean_rest": b.mean(1)}
+    found |= {"std": a.std(1, ddof=1), "std_rest": b.std(1, ddof=1)}
+    constant = [(x == x[:, :1]).all(1) for x in (a, b)]
     found["std"][constant[0]] = found["std_rest"][constant[1]] = 0  # rounding is no variation
     found |= {"shapiro_p": shapiro(a), "shapiro_p_rest": shapiro(b)}
     found["normal"] = (found["shapiro_p"] >= alpha) & (found["shapiro_p_rest"] >= alpha)
-    equal = constant[0] & constant[1] & (a[0] == b[0])
-    found |= _location(a, b, found["normal"], equal)
-    found |= _effect_sizes(a, b, found, equal)
-    found["kl"], found["kl_rest"], found["js"] = divergences(a, b)
+    equal = constant[0] & constant[1] & (a[:, 0] == b[:, 0])
+    found |= _location(a, b, ranks, found["normal"], equal)
+    found |= _effect_sizes(ranks, found, equal)
+    found["kl"], found["kl_rest"], found["js"] = divergences(ranks)
     return found | _shapes(a, b, found, alpha)
 
 
 def shapiro(values: np.ndarray) -> np.ndarray:
     """P-values of Shapiro & Wilk (1965) that values are normal; 0 where they are constant.
 
-    Of the first 5,000 samples: there the approximation ends. It calls whatever varies by rounding
-    alone normal or not as it happens.
+    Of the first 5,000 samples of ``[neurons, samples]``: there the approximation ends.
     """
-    few = values[:_SHAPIRO_MOST]
-    constant = (few == few[:1]).all(0)
-    p = np.zeros(few.shape[1])
-    if not constant.all():
+    few = values[:, :_SHAPIRO_MOST]
+    varied = (few != few[:, :1]).any(1)
+    p = np.zeros(len(few))
+    if varied.any():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            p[~constant] = stats.shapiro(few[:, ~constant], axis=0).pvalue
+            p[varied] = stats.shapiro(few[varied], axis=1).pvalue
     return p
 
 
-def _location(a: np.ndarray, b: np.ndarray, normal: np.ndarray, equal: np.ndarray) -> Columns:
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Ranks of two samples among both, from 1, equal values sharing their mean rank.
+
+    Attributes
+    ----------
+    first, second : ndarray, [neurons, samples]
+    ties : ndarray of float64, [neurons]
+        Sum of t³ − t over groups of t equal values.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    ties: np.ndarray
+
+    @staticmethod
+    def of(a: np.ndarray, b: np.ndarray) -> Ranks:
+        """Rank ``[neurons, samples]`` values; like `scipy.stats.rankdata`, but faster."""
+        both = np.concatenate([a, b], axis=1)
+        order = both.argsort(axis=1)
+        ordered = np.take_along_axis(both, order, axis=1)
+        places = np.broadcast_to(np.arange(1.0, both.shape[1] + 1), both.shape)
+        ties = np.zeros(len(both))
+        tied = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+        if tied.any():
+            places = places.copy()
+            for i in np.flatnonzero(tied):
+                _, group, sizes = np.unique(ordered[i], return_inverse=True, return_counts=True)
+                places[i] = (sizes.cumsum() - (sizes - 1) / 2)[group]
+                ties[i] = (sizes.astype(float) ** 3 - sizes).sum()
+        ranks = np.empty_like(both)
+        np.put_along_axis(ranks, order, places, axis=1)
+        return Ranks(ranks[:, : a.shape[1]], ranks[:, a.shape[1] :], ties)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many samples there are of each."""
+        return self.first.shape[1], self.second.shape[1]
+
+    @property
+    def u(self) -> np.ndarray:
+        """Mann and Whitney's U: pairs in which the first sample is larger; equal ones are half."""
+        n = self.sizes[0]
+        u: np.ndarray = self.first.sum(1) - n * (n + 1) / 2
+        return u
+
+
+def _location(
+    a: np.ndarray, b: np.ndarray, ranks: Ranks, normal: np.ndarray, equal: np.ndarray
+) -> Columns:
     """Welch's t where both samples look normal, else Mann & Whitney's U (1947)."""
     statistic, p = np.zeros(len(normal)), np.ones(len(normal))
     test = np.where(equal, "constant", np.where(normal, "welch", "mann-whitney"))
     some = test == "welch"
     if some.any():
-        done = stats.ttest_ind(a[:, some], b[:, some], axis=0, equal_var=False)
+        done = stats.ttest_ind(a[some], b[some], axis=1, equal_var=False)
         statistic[some], p[some] = done.statistic, done.pvalue
     some = test == "mann-whitney"
-    small = min(len(a), len(b)) <= _EXACT_MOST
-    for tied in (False, True):  # ties in one neuron must not choose the method for the others
-        chosen = some & (_tied(a, b) == tied) if small else some & tied
-        if chosen.any():
-            method = "asymptotic" if tied else "exact"
-            done = stats.mannwhitneyu(a[:, chosen], b[:, chosen], axis=0, method=method)
-            statistic[chosen], p[chosen] = done.statistic, done.pvalue
+    statistic[some], p[some] = ranks.u[some], _u_p_values(ranks)[some]
+    exact = some & (ranks.ties == 0) & (min(ranks.sizes) <= _EXACT_MOST)
+    if exact.any():
+        p[exact] = stats.mannwhitneyu(a[exact], b[exact], axis=1, method="exact").pvalue
     return {"test": test, "statistic": statistic, "p": p}
 
 
-def _tied(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    ordered = np.sort(np.concatenate([a, b]), axis=0)
-    found: np.ndarray = (ordered[1:] == ordered[:-1]).any(0)
-    return found
-
-
-def _effect_sizes(a: np.ndarray, b: np.ndarray, found: Columns, equal: np.ndarray) -> Columns:
-    gap = np.where(equal, 0.0, found["mean"] - found["mean_rest"])
-    squares = (len(a) - 1) * found["std"] ** 2 + (len(b) - 1) * found["std_rest"] ** 2
-    pooled = np.sqrt(squares / (len(a) + len(b) - 2))
+def _u_p_values(ranks: Ranks) -> np.ndarray:
+    """Two-sided p-values by the normal approximation, corrected for ties and for continuity."""
+    n, m = ranks.sizes
+    total = n + m
+    spread = np.sqrt(n * m / 12 * (total + 1 - ranks.ties / (total * (total - 1))))
     with np.errstate(divide="ignore", invalid="ignore"):
-        d = np.where(gap == 0, 0.0, gap / pooled)
-    ranks = _ranks(a, b)[: len(a)].sum(0)
-    auc = (ranks - len(a) * (len(a) + 1) / 2) / (len(a) * len(b))
-    return {"cohens_d": d, "auc": auc}
+        z = (np.abs(ranks.u - n * m / 2) - 0.5) / spread
+    return np.where(spread > 0, np.clip(2 * stats.norm.sf(z), 0, 1), 1.0)
 
 
-def _ranks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    ranks: np.ndarray = stats.rankdata(np.concatenate([a, b]), axis=0)
-    return ranks
+def _effect_sizes(ranks: Ranks, found: Columns, equal: np.ndarray) -> Columns:
+    n, m = ranks.sizes
+    gap = np.where(equal, 0.0, found["mean"] - found["mean_rest"])
+    squares = (n - 1) * found["std"] ** 2 + (m - 1) * found["std_rest"] ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        d = np.where(gap == 0, 0.0, gap / np.sqrt(squares / (n + m - 2)))
+    return {"cohens_d": d, "auc": ranks.u / (n * m)}
 
 
-def divergences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def divergences(ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Kullback-Leibler divergences of two samples, both ways, and Jensen-Shannon's, in nats.
 
     Of histograms in ``round(2 · n ** (1/3))`` bins (Rice's rule for the smaller sample) that hold
@@ -104,23 +149,19 @@ def divergences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     finite. The same distribution in both gives about ``(bins − 1) / 2 · (1/n₁ + 1/n₂)`` instead of
     0, and no transformation that keeps the order changes them.
 
-    Parameters
-    ----------
-    a, b : ndarray, [samples, neurons]
-
     Returns
     -------
     kl, kl_rest, js : ndarray, [neurons]
-        KL(a ‖ b), KL(b ‖ a), and JS, which is at most ln 2.
+        KL(first ‖ second), KL(second ‖ first), and JS, which is at most ln 2.
     """
-    bins = max(2, round(2 * min(len(a), len(b)) ** (1 / 3)))
-    ranks = _ranks(a, b)
-    place = ((ranks - 0.5) * (bins / len(ranks))).astype(np.int64)
-    place += bins * np.arange(ranks.shape[1])
+    bins = max(2, round(2 * min(ranks.sizes) ** (1 / 3)))
+    neurons, total = len(ranks.first), sum(ranks.sizes)
     shares = []
-    for part in (place[: len(a)], place[len(a) :]):
-        counts = np.bincount(part.ravel(), minlength=bins * ranks.shape[1]).reshape(-1, bins)
-        shares.append((counts + 0.5) / (len(part) + 0.5 * bins))
+    for part in (ranks.first, ranks.second):
+        place = ((part - 0.5) * (bins / total)).astype(np.int64)
+        place += bins * np.arange(neurons)[:, None]
+        counts = np.bincount(place.ravel(), minlength=bins * neurons).reshape(-1, bins)
+        shares.append((counts + 0.5) / (part.shape[1] + 0.5 * bins))
     p, q = shares
     middle = (p + q) / 2
 
@@ -136,11 +177,13 @@ def _shapes(a: np.ndarray, b: np.ndarray, found: Columns, alpha: float) -> Colum
 
     Where the shapes agree, shift and ratio say all there is to say.
     """
-    p = np.zeros(a.shape[1])
+    p = np.zeros(len(a))
     varied = (found["std"] > 0) & (found["std_rest"] > 0)
     if varied.any():
-        x = (a[:, varied] - found["mean"][varied]) / found["std"][varied]
-        y = (b[:, varied] - found["mean_rest"][varied]) / found["std_rest"][varied]
+        mean, mean_rest, std, std_rest = (
+            found[name][varied, None] for name in ("mean", "mean_rest", "std", "std_rest")
+        )
+        x, y = (a[varied] - mean) / std, (b[varied] - mean_rest) / std_rest
         p[varied] = _kolmogorov_smirnov(x, y)
     agree = p >= alpha
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,22 +196,26 @@ def _shapes(a: np.ndarray, b: np.ndarray, found: Columns, alpha: float) -> Colum
 
 
 def _kolmogorov_smirnov(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Asymptotic p-values of two samples, as `scipy.stats.ks_2samp` has them one by one."""
-    both = np.concatenate([x, y])
-    order = both.argsort(axis=0, kind="stable")
-    steps = np.where(order < len(x), 1 / len(x), -1 / len(y)).cumsum(0)
-    ordered = np.take_along_axis(both, order, axis=0)
-    steps[:-1][ordered[1:] == ordered[:-1]] = 0  # the two curves are compared behind ties
-    distance = np.abs(steps).max(0)
-    size = len(x) * len(y) / (len(x) + len(y))
-    p: np.ndarray = np.clip(stats.kstwo.sf(distance, np.round(size)), 0, 1)
+    """P-values of the largest gap between two distribution curves.
+
+    By Kolmogorov's limit with Stephens' correction for small samples (1970, *J. R. Stat. Soc. B*
+    32): within 0.01 of the exact ones, at a thousandth of their cost.
+    """
+    n, m = x.shape[1], y.shape[1]
+    both = np.concatenate([x, y], axis=1)
+    order = both.argsort(axis=1)
+    apart = np.where(order < n, 1 / n, -1 / m).cumsum(1)
+    ordered = np.take_along_axis(both, order, axis=1)
+    apart[:, :-1][ordered[:, 1:] == ordered[:, :-1]] = 0  # curves are compared behind ties
+    root = np.sqrt(n * m / (n + m))
+    p: np.ndarray = stats.kstwobign.sf((root + 0.12 + 0.11 / root) * np.abs(apart).max(1))
     return p
 
 
 def kruskal(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """H and p-values of Kruskal & Wallis (1952) over several classes; 0 and 1 for constants."""
     both = np.concatenate(groups)
-    varied = ~(both == both[:1]).all(0)
+    varied = (both != both[:1]).any(0)
     h, p = np.zeros(both.shape[1]), np.ones(both.shape[1])
     if varied.any():
         done = stats.kruskal(*(group[:, varied].astype(np.float64) for group in groups), axis=0)
