@@ -56,7 +56,7 @@ def one_by_one(a: np.ndarray, b: np.ndarray, alpha: float = 0.05) -> dict[str, A
         "p": done.pvalue,
         "cohens_d": (a.mean() - b.mean()) / math.sqrt(pooled),
         "auc": stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)),
-        "shape_p": stats.ks_2samp(x, y, method="asymp").pvalue,
+        "shape_p": stats.ks_2samp(x, y).pvalue,
     }
 
 
@@ -88,7 +88,7 @@ def test_equals_scipy_one_neuron_at_a_time(first: int, second: int) -> None:
             if isinstance(wanted, str):
                 assert row[column] == wanted
             else:
-                near = 0.03 if column == "shape_p" else 1e-12
+                near = 0.05 if column == "shape_p" else 1e-12
                 assert row[column] == pytest.approx(wanted, rel=1e-9, abs=near), (i, column)
 
 
