@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-__all__ = ["Ranks", "compare_two", "divergences", "kruskal", "shapiro"]
+__all__ = ["Ranks", "compare_two", "divergences", "effect_sizes", "kruskal", "shapiro"]
 
 Columns = dict[str, np.ndarray]
 """One entry for each neuron."""
@@ -30,14 +30,11 @@ def compare_two(a: np.ndarray, b: np.ndarray, alpha: float) -> Columns:
     a, b = (np.ascontiguousarray(x.T, dtype=np.float64) for x in (a, b))
     ranks = Ranks.of(a, b)
     found: Columns = {"mean": a.mean(1), "mean_rest": b.mean(1)}
-    found |= {"std": a.std(1, ddof=1), "std_rest": b.std(1, ddof=1)}
-    constant = [(x == x[:, :1]).all(1) for x in (a, b)]
-    found["std"][constant[0]] = found["std_rest"][constant[1]] = 0  # rounding is no variation
+    found |= {"std": _std(a), "std_rest": _std(b)}
     found |= {"shapiro_p": shapiro(a), "shapiro_p_rest": shapiro(b)}
     found["normal"] = (found["shapiro_p"] >= alpha) & (found["shapiro_p_rest"] >= alpha)
-    equal = constant[0] & constant[1] & (a[:, 0] == b[:, 0])
-    found |= _location(a, b, ranks, found["normal"], equal)
-    found |= _effect_sizes(ranks, found, equal)
+    found |= _location(a, b, ranks, found["normal"])
+    found |= effect_sizes(a, b, ranks)
     found["kl"], found["kl_rest"], found["js"] = divergences(ranks)
     return found | _shapes(a, b, found, alpha)
 
@@ -48,7 +45,7 @@ def shapiro(values: np.ndarray) -> np.ndarray:
     Of the first 5,000 samples of ``[neurons, samples]``: there the approximation ends.
     """
     few = values[:, :_SHAPIRO_MOST]
-    varied = (few != few[:, :1]).any(1)
+    varied = ~_never_varies(few)
     p = np.zeros(len(few))
     if varied.any():
         with warnings.catch_warnings():
@@ -97,6 +94,13 @@ class Ranks:
         return self.first.shape[1], self.second.shape[1]
 
     @property
+    def constant(self) -> np.ndarray:
+        """Which neurons have one value in all samples."""
+        total = float(sum(self.sizes))
+        found: np.ndarray = self.ties == total**3 - total
+        return found
+
+    @property
     def u(self) -> np.ndarray:
         """Mann and Whitney's U: pairs in which the first sample is larger; equal ones are half."""
         n = self.sizes[0]
@@ -104,12 +108,10 @@ class Ranks:
         return u
 
 
-def _location(
-    a: np.ndarray, b: np.ndarray, ranks: Ranks, normal: np.ndarray, equal: np.ndarray
-) -> Columns:
+def _location(a: np.ndarray, b: np.ndarray, ranks: Ranks, normal: np.ndarray) -> Columns:
     """Welch's t where both samples look normal, else Mann & Whitney's U (1947)."""
     statistic, p = np.zeros(len(normal)), np.ones(len(normal))
-    test = np.where(equal, "constant", np.where(normal, "welch", "mann-whitney"))
+    test = np.where(ranks.constant, "constant", np.where(normal, "welch", "mann-whitney"))
     some = test == "welch"
     if some.any():
         done = stats.ttest_ind(a[some], b[some], axis=1, equal_var=False)
@@ -132,13 +134,26 @@ def _u_p_values(ranks: Ranks) -> np.ndarray:
     return np.where(spread > 0, np.clip(2 * stats.norm.sf(z), 0, 1), 1.0)
 
 
-def _effect_sizes(ranks: Ranks, found: Columns, equal: np.ndarray) -> Columns:
+def effect_sizes(a: np.ndarray, b: np.ndarray, ranks: Ranks | None = None) -> Columns:
+    """Cohen's d and AUC of ``[neurons, samples]`` values."""
+    ranks = Ranks.of(a, b) if ranks is None else ranks
     n, m = ranks.sizes
-    gap = np.where(equal, 0.0, found["mean"] - found["mean_rest"])
-    squares = (n - 1) * found["std"] ** 2 + (m - 1) * found["std_rest"] ** 2
+    gap = np.where(ranks.constant, 0.0, a.mean(1) - b.mean(1))
+    pooled = np.sqrt(((n - 1) * _std(a) ** 2 + (m - 1) * _std(b) ** 2) / (n + m - 2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        d = np.where(gap == 0, 0.0, gap / np.sqrt(squares / (n + m - 2)))
+        d = np.where(gap == 0, 0.0, gap / pooled)
     return {"cohens_d": d, "auc": ranks.u / (n * m)}
+
+
+def _never_varies(values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (values == values[:, :1]).all(1)
+    return found
+
+
+def _std(values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = values.std(1, ddof=1)
+    found[_never_varies(values)] = 0  # rounding is no variation
+    return found
 
 
 def divergences(ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
