@@ -18,7 +18,7 @@ from neurograph.activations.labels import Label
 from neurograph.activations.two_samples import effect_sizes, kruskal
 from neurograph.activations.values import Collector
 from neurograph.data import Source
-from neurograph.errors import OptionError
+from neurograph.errors import DataError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
 from neurograph.replay.observe import placed
@@ -146,6 +146,11 @@ def causal_shift(
      '    1      0          2.0         0.5']
     """
     chosen = read_neurons(neurons)
+    if Source(data, model).shuffled:
+        raise DataError(
+            "samples before and after are compared one by one, but the DataLoader shuffles them: "
+            "make one with shuffle=False"
+        )
     with placed(model, device):
         graph = layer_graph(model, data, layers=layers)
         later = _later(graph, list(chosen))

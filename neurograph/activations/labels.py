@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neurograph.data import Batch
+from neurograph.data import Batch, Source
 from neurograph.errors import DataError, OptionError
 
 __all__ = ["Label", "Labelled"]
@@ -27,8 +27,7 @@ class Labelled:
 
     Parameters
     ----------
-    source : iterable of Batch
-        Can be read again and again.
+    source : Source
     labels : sequence, ndarray, Series or Tensor, optional
         One class for each sample, in the order of the data; by default what the batches hold.
     names : sequence of str, optional
@@ -50,8 +49,13 @@ class Labelled:
     """
 
     def __init__(
-        self, source: Iterable[Batch], labels: Any = None, names: Sequence[str] | None = None
+        self, source: Source, labels: Any = None, names: Sequence[str] | None = None
     ) -> None:
+        if labels is not None and source.shuffled:
+            raise DataError(
+                "labels= cannot be told apart in a DataLoader that shuffles: make one with "
+                "shuffle=False, or batches that hold their labels"
+            )
         self._source = source
         self._given = None if labels is None else _array(labels)
         counts: dict[Label, int] = {}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader
 
 import neurograph as ng
 from neurograph.ablation.shift import causal_shift
-from neurograph.errors import OptionError
+from neurograph.errors import DataError, OptionError
 from tests import zoo
 from tests.reference import Reference
 
@@ -48,7 +49,9 @@ def test_distances_equal_scipy_on_what_hooks_see(memory: str) -> None:
         assert row["change"] == pytest.approx(np.abs(a - b).mean())
         for x, when in ((a, "before"), (b, "after")):
             u = stats.mannwhitneyu(x[labels == 1], x[labels == 0]).statistic
-            assert row[f"auc_{when}"] == pytest.approx(u / (labels == 1).sum() / (labels == 0).sum())
+            assert row[f"auc_{when}"] == pytest.approx(
+                u / (labels == 1).sum() / (labels == 0).sum()
+            )
 
 
 def test_only_what_depends_on_the_cut_is_compared() -> None:
@@ -122,10 +125,12 @@ def test_the_shift_on_the_graphs(tmp_path: Path) -> None:
     assert "moved by the cut" in (tmp_path / "marked.html").read_text()
 
 
-def test_bad_neurons() -> None:
+def test_bad_neurons_and_data() -> None:
     model, X = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.randn(20, 2)
     with pytest.raises(OptionError, match=r"no layer '7'; there are input, 0, 1"):
         causal_shift(model, X, [("7", 0)])
+    with pytest.raises(DataError, match="the DataLoader shuffles"):
+        causal_shift(model, DataLoader(X, 5, shuffle=True), [("0", 0)])
     with pytest.raises(OptionError, match="no other layer depends on 1"):
         causal_shift(model, X, [("1", 0)])
     with pytest.raises(OptionError, match="3"):
