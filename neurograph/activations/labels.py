@@ -53,8 +53,8 @@ class Labelled:
     ) -> None:
         if labels is not None and source.shuffled:
             raise DataError(
-                "labels= cannot be told apart in a DataLoader that shuffles: make one with "
-                "shuffle=False, or batches that hold their labels"
+                "labels= cannot be matched with the samples of a DataLoader that shuffles: make "
+                "one with shuffle=False, or batches that hold their labels"
             )
         self._source = source
         self._given = None if labels is None else _array(labels)

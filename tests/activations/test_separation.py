@@ -313,7 +313,7 @@ def test_bad_data_and_options() -> None:
     broken[3, 1] = math.nan
     with pytest.raises(DataError, match="NaN or infinity in batch 0"):
         separation(nn.Linear(2, 1), broken, labels)
-    with pytest.raises(DataError, match="a DataLoader that shuffles"):
+    with pytest.raises(DataError, match="of a DataLoader that shuffles"):
         separation(nn.Linear(2, 1), DataLoader(data(), 5, shuffle=True), labels)
     with pytest.raises(OptionError, match=r"alpha=1\.5"):
         separation(nn.Linear(2, 1), data(), labels, alpha=1.5)
