@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from notes import Notes
 from scipy import stats
 from torch.utils.data import TensorDataset
 from torchmetrics.classification import BinaryAccuracy
@@ -29,6 +28,7 @@ from neurograph.activations.values import class_values
 from neurograph.demos import heart
 from neurograph.report import figures
 from neurograph.training import CircuitCallback, binary_classifier, fit
+from notes import Notes
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--reduced", action="store_true", help="less of everything, to try it")
@@ -64,7 +64,7 @@ runs = []
 for seed in range(SEEDS):
     data = heart.load_data(seed)
     fitted = heart.train(seed, RUNS / str(seed), epochs=EPOCHS, progress=False)
-    held_out = heart.Split(*(torch.cat(pair) for pair in zip(data.validation, data.test)))
+    held_out = heart.Split(*map(torch.cat, zip(data.validation, data.test, strict=True)))
     runs.append((data, fitted.model, held_out))
 
 data, model, held_out = runs[0]
@@ -199,7 +199,9 @@ for seed, (d, m, h) in enumerate(runs):
             progress=False,
         )
         curves[how, seed] = done
-        tables.append(done.draws.assign(how=how, seed=seed, lost=done.baseline - done.draws["value"]))
+        tables.append(
+            done.draws.assign(how=how, seed=seed, lost=done.baseline - done.draws["value"])
+        )
 draws = pd.concat(tables, ignore_index=True)
 most = max(SHARES)
 
@@ -264,7 +266,8 @@ note.figure(figures.masking(curves["mean", 0]), "masking", "Accuracy while neuro
 note("## 6. What happens to the next layer when a neuron is cut?")
 hidden = circuit.neurons(layer="linear1").iloc[0]
 cut = ng.Neuron("linear1", int(hidden["index"]))
-everyone = heart.Split(*(torch.cat(p) for p in zip(data.train, data.validation, data.test)))
+parts = zip(data.train, data.validation, data.test, strict=True)
+everyone = heart.Split(*map(torch.cat, parts))
 shifts = {
     f"{cut} alone": ng.causal_shift(model, everyone, [cut], labels=True, progress=False),
     "the circuit's 12 + 12 of linear1": ng.causal_shift(

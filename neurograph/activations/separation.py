@@ -22,7 +22,7 @@ from neurograph.sites import Choice
 __all__ = ["separation"]
 
 _FEWEST = 3  # samples a class: Shapiro and Wilk's test needs as many
-_AT_ONCE = 2**22  # values compared at once
+_AT_ONCE = 2**20  # values compared at once: what caches hold
 _COPIES = 16  # what comparing values takes beside them
 
 
