@@ -1,5 +1,7 @@
 """Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
 
+from neurograph.ablation.curves import MaskingCurves, masking_curves
+from neurograph.ablation.mask import mask_neurons
 from neurograph.activations.profile import profile
 from neurograph.archive import load
 from neurograph.circuit import Circuit, Path
@@ -13,12 +15,15 @@ from neurograph.target import logit_difference
 __all__ = [
     "Circuit",
     "Counterfactual",
+    "MaskingCurves",
     "NeurographError",
     "Neuron",
     "Path",
     "layer_graph",
     "load",
     "logit_difference",
+    "mask_neurons",
+    "masking_curves",
     "profile",
     "search",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neurograph.ablation.fillings import Filling, Zeros, find_means, find_others
 from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
-from neurograph.ablation.passing import Passage, find_place, passing, unknown_layer
+from neurograph.ablation.passing import find_place, fitted, passing, unknown_layer
 from neurograph.ablation.zeroed import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
 from neurograph.data import Source
@@ -146,6 +146,11 @@ class Masker:
         Chooses the samples kept for resampling.
     progress : bool, optional
         As for `profile`.
+
+    Attributes
+    ----------
+    row_bytes : int
+        Memory that one sample takes in a run; 0 without data.
     """
 
     def __init__(
@@ -165,6 +170,7 @@ class Masker:
         self.places = {name: find_place(name, model) for name in layers}
         self.layers: dict[str, Layer] = {}
         self.groups: dict[str, list[list[int]]] = {}
+        self.row_bytes = 0
         self._filling: Filling = Zeros()
         if how == "weights":
             check_weights_serve(model, self.places)
@@ -174,6 +180,7 @@ class Masker:
         choice = self._choice()
         few = next(iter(Source(data, model))).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
         recording = capture(model, few, find_sites(model, choice))
+        self.row_bytes = recording.row_bytes
         self.layers = {name: self._layer(name, recording) for name in self.places}
         if groups:
             found = find_groups(groups, recording.layers, model)
@@ -184,9 +191,7 @@ class Masker:
             )
             self._filling = find_means(profiled, self.layers.values())
         elif how == "resample":
-            self._filling = find_others(
-                model, data, self.layers, self.places, recording.row_bytes, seed
-            )
+            self._filling = find_others(model, data, self.layers, self.places, self.row_bytes, seed)
 
     def _check_without(self, groups: object) -> None:
         if self.how in ("mean", "resample"):
@@ -270,7 +275,8 @@ class Masker:
         fill = self._filling.start(seed)
 
         def change(layer: str, tensor: Tensor) -> Tensor:
-            lying = self._lying(layer, tensor, passage)
+            known = self.layers.get(layer)
+            lying = Layout() if known is None else fitted(known.layout, tensor, passage.size)
             rows = lying.rows(tensor)
             silenced = self._where(layer, parts[layer], rows)
             values = torch.where(silenced, fill(layer, rows, passage.runs), rows)
@@ -284,16 +290,6 @@ class Masker:
             raise OptionError(
                 f"layer {missed[0]!r} was to be silenced, but the model was run without calling it"
             )
-
-    def _lying(self, layer: str, tensor: Tensor, passage: Passage) -> Layout:
-        """How samples lie in a tensor, of which each may have more or fewer slices than before."""
-        known = self.layers.get(layer)
-        if known is None:
-            return Layout()
-        layout, size = known.layout, passage.size
-        if layout.dim is None or not size or tensor.shape[layout.dim] % size:
-            return layout
-        return replace(layout, many=tensor.shape[layout.dim] // size)
 
     def _where(self, layer: str, part: _Part, rows: Tensor) -> Tensor:
         """Mark what is silenced, in a shape that fits all rows."""

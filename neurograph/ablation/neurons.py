@@ -98,18 +98,18 @@ def _check_positions(circuit: Circuit) -> None:
         )
 
 
-def hidden_layers(graph: nx.DiGraph) -> dict[str, int]:
-    """Layers between the inputs and what only the output reads, with their numbers of neurons.
+def hidden_layers(graph: nx.DiGraph, *, inputs: bool = False) -> dict[str, int]:
+    """Layers that others read, with their numbers of neurons; not what the output alone reads.
 
     Parameters
     ----------
     graph : networkx.DiGraph
         As from `layer_graph`.
+    inputs : bool
+        Include the model's inputs.
     """
     return {
         name: data["neurons"]
         for name, data in graph.nodes(data=True)
-        if data["type"] != INPUT_TYPE
-        and data["neurons"]
-        and (graph.out_degree(name) or not data["output"])
+        if data["neurons"] and graph.out_degree(name) and (inputs or data["type"] != INPUT_TYPE)
     }
