@@ -79,6 +79,15 @@ def distributions(
         told apart.
     DataError
         A class without values, or values that are not finite.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> rows = np.random.default_rng(0).normal(size=(100, 2))
+    >>> values = SimpleNamespace(values={"fc": {0: rows, 1: rows + 1}}, names={})
+    >>> figure = distributions(values, [("fc", 0)], class_names=["well", "ill"])
+    >>> figure.axes[0].get_title(loc="left")
+    'fc[0]'
     """
     chosen = [Neuron(*neuron) for neuron in neurons]
     if not chosen:

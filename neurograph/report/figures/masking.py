@@ -78,7 +78,7 @@ def masking(curves: Masked) -> Figure:
     Raises
     ------
     DataError
-        The summary is empty or lacks a column.
+        The summary is empty, lacks a column, or has a group that is none of the three.
     """
     table = curves.summary()
     columns = "criterion group share mean low high".split()

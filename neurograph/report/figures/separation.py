@@ -66,7 +66,15 @@ def separation(
     OptionError
         `alpha` is not between 0 and 1, an unknown effect size, or more layers than fit.
     DataError
-        The table is empty or lacks a column.
+        The table is empty, lacks a column, or a q is no probability.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"layer": "fc", "index": [0, 1], "test": "welch", "q": [1e-9, 0.4]})
+    >>> figure = separation(table.assign(cohens_d=[1.2, 0.1]))
+    >>> print(figure.axes[0].get_title(loc="left"))
+    fc
+    1 of 2 separate
     """
     if not 0 < alpha < 1:
         raise OptionError(f"alpha={alpha} is not between 0 and 1")

@@ -56,6 +56,14 @@ def shift(table: pd.DataFrame, *, named: int = 3) -> Figure:
         `named` is negative, or there are more layers than fit.
     DataError
         The table is empty, lacks a column, or a distance is negative or infinite.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"layer": "fc", "index": [0, 1], "mean_shift": [-0.3, 0.1]})
+    >>> figure = shift(table.assign(wasserstein_std=[0.5, 0.2]), named=1)
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['[0]']
     """
     if named < 0:
         raise OptionError(f"named={named} must not be negative")

@@ -89,8 +89,8 @@ def separations() -> pd.DataFrame:
 def masked() -> Curves:
     shares = np.linspace(0.1, 0.9, 5)
     rows = [
-        (criterion, group, share, 0.9 - slope * share, 0.88 - slope * share, 0.92 - slope * share)
-        for criterion in ("effect", "gradient")
+        (criterion, group, share, top - slope * share, top - 0.5 * share, top - slope * share / 2)
+        for criterion, top in (("effect", 0.9), ("gradient", 0.8))
         for group, slope in (("important", 0.4), ("unimportant", 0.05), ("random", 0.2))
         for share in shares
     ]
@@ -101,6 +101,11 @@ def curves(**options: Any) -> ng.ResponseCurves:
     X = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
     chosen = {"neurons": "hidden", "progress": False} | options
     return ng.response_curves(Waves(), X, 1, **chosen)
+
+
+def straight(neurons: int) -> ng.ResponseCurves:
+    X = torch.randn(20, neurons, generator=torch.Generator().manual_seed(0))
+    return ng.response_curves(nn.Linear(neurons, 1), X, 1, progress=False)
 
 
 def shifts() -> pd.DataFrame:
