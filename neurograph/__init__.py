@@ -9,6 +9,7 @@ from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import layer_graph
+from neurograph.response import ResponseCurves, response_curves
 from neurograph.search import search
 from neurograph.target import logit_difference
 
@@ -19,11 +20,13 @@ __all__ = [
     "NeurographError",
     "Neuron",
     "Path",
+    "ResponseCurves",
     "layer_graph",
     "load",
     "logit_difference",
     "mask_neurons",
     "masking_curves",
     "profile",
+    "response_curves",
     "search",
 ]
