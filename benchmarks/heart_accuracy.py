@@ -31,12 +31,12 @@ def main() -> int:
             fitted = heart.train(seed, directory, **options)
         seconds = time.perf_counter() - started
         best = min(fitted.history, key=lambda epoch: epoch["validation_loss"])
-        accuracies.append(fitted.test_accuracy)
+        accuracies.append(fitted.test["test_accuracy"])
         table.add_row(
             str(seed),
             f"{best['epoch']:.0f}",
             f"{best['validation_accuracy']:.3f}",
-            f"{fitted.test_accuracy:.3f}",
+            f"{accuracies[-1]:.3f}",
             f"{seconds:.1f}",
         )
     spread = f" ± {stdev(accuracies):.3f}" if len(accuracies) > 1 else ""

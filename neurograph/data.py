@@ -17,7 +17,15 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from neurograph.errors import DataError
 from neurograph.nested import iter_tensors, tree_map
 
-__all__ = ["Batch", "Source", "concatenate", "describe_shapes", "draw", "fingerprint"]
+__all__ = [
+    "Batch",
+    "Source",
+    "as_batch",
+    "concatenate",
+    "describe_shapes",
+    "draw",
+    "fingerprint",
+]
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -164,37 +172,64 @@ class Source:
     def _batch(self, raw: Any) -> Batch:
         raw = tree_map(self._tensor, raw)
         raw = tree_map(lambda x: x.to(self._device) if isinstance(x, Tensor) else x, raw)
-        inputs, labels = raw, None
-        if isinstance(raw, (tuple, list)):
-            if len(raw) > 2 or not raw:
-                raise DataError(
-                    f"a batch is a tuple of {len(raw)}: make it (inputs, labels), with several "
-                    "inputs as ((x1, x2), y) or a dict of keyword arguments"
-                )
-            inputs, labels = raw[0], raw[1] if len(raw) == 2 else None
-        if isinstance(inputs, Mapping):
-            kwargs, found = self._keywords(inputs)
-            return Batch((), kwargs, found if labels is None else labels)
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        return Batch(args, {}, labels)
+        return as_batch(raw, self._parameters)
 
-    def _keywords(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-        """Split a dict batch into keyword arguments and labels."""
-        kwargs, labels = dict(inputs), None
-        for key in _LABEL_KEYS:
-            if key in kwargs and key not in self._required():
-                labels = kwargs.pop(key)
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
-        unknown = [key for key in kwargs if key not in self._parameters]
-        if unknown and not open_ended:
+
+def as_batch(raw: Any, parameters: Mapping[str, inspect.Parameter]) -> Batch:
+    """Split one batch, as a loader gives it, into the model's inputs and the labels.
+
+    Parameters
+    ----------
+    raw : Tensor, pair or dict
+        Inputs, ``(inputs, labels)`` with several inputs as ``((x1, x2), y)``, or keyword
+        arguments, of which ``labels``, ``label``, ``targets``, ``target`` or ``y`` are labels
+        unless the model cannot do without them.
+    parameters : mapping
+        Those of the model's ``forward``.
+
+    Raises
+    ------
+    DataError
+        A tuple of another length, or a key that ``forward`` does not take.
+
+    Examples
+    --------
+    >>> parameters = inspect.signature(lambda x: x).parameters
+    >>> as_batch({"x": torch.ones(2), "y": torch.zeros(2)}, parameters).labels
+    tensor([0., 0.])
+    """
+    inputs, labels = raw, None
+    if isinstance(raw, (tuple, list)):
+        if len(raw) > 2 or not raw:
             raise DataError(
-                f"the batch has the key {unknown[0]!r}, which the model's forward does not "
-                f"take (it takes {', '.join(self._parameters)})"
+                f"a batch is a tuple of {len(raw)}: make it (inputs, labels), with several "
+                "inputs as ((x1, x2), y) or a dict of keyword arguments"
             )
-        return kwargs, labels
+        inputs, labels = raw[0], raw[1] if len(raw) == 2 else None
+    if isinstance(inputs, Mapping):
+        kwargs, found = _keywords(inputs, parameters)
+        return Batch((), kwargs, found if labels is None else labels)
+    args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    return Batch(args, {}, labels)
 
-    def _required(self) -> set[str]:
-        return {n for n, p in self._parameters.items() if p.default is inspect.Parameter.empty}
+
+def _keywords(
+    inputs: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> tuple[dict[str, Any], Any]:
+    """Split a dict batch into keyword arguments and labels."""
+    kwargs, labels = dict(inputs), None
+    required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
+    for key in _LABEL_KEYS:
+        if key in kwargs and key not in required:
+            labels = kwargs.pop(key)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [key for key in kwargs if key not in parameters]
+    if unknown and not open_ended:
+        raise DataError(
+            f"the batch has the key {unknown[0]!r}, which the model's forward does not "
+            f"take (it takes {', '.join(parameters)})"
+        )
+    return kwargs, labels
 
 
 def _inputs_of(data: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,19 @@ def read_tensors(path: Path, refusal: type[NeurographError], *, kind: str, advic
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise refusal(
-            f"'{path}' is refused: it is damaged, or holds Python objects besides {kind}, which "
-            f"could run any code when read; {advice}"
+            f"'{path}' is refused: it is damaged, or holds Python objects besides {kind}"
+            f"{_refused(error)}, which could run any code when read; {advice}"
         ) from error
     except SafetensorError as error:
         raise refusal(f"'{path}' is not a readable safetensors file ({_line(error)})") from error
     except (RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
         raise refusal(f"'{path}' is not a readable torch file ({_line(error)})") from error
+
+
+def _refused(error: BaseException) -> str:
+    """Say which object torch refused; nothing where it does not tell."""
+    found = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _line(error: BaseException) -> str:

@@ -37,8 +37,10 @@ def load_weights(model: Model, path: str | Path) -> Model:
         Receives the weights in place; each is converted to its parameter's type and device.
     path : str or pathlib.Path
         A ``.safetensors`` file, or a torch file with a state dict or with a training checkpoint
-        whose ``"state_dict"`` is one. A prefix that the file's names have and the model's have not,
-        such as the ``model.`` of a Lightning module or the ``module.`` of a wrapper, is removed.
+        whose ``"state_dict"`` is one, such as any of Lightning's. A prefix that the file's names
+        have and the model's have not, such as the ``model.`` of a Lightning module or the
+        ``module.`` of a wrapper, is removed; what a checkpoint holds beside the model, such as
+        optimizers, hyper-parameters, losses and metrics, is ignored.
 
     Returns
     -------
@@ -48,8 +50,8 @@ def load_weights(model: Model, path: str | Path) -> Model:
     Raises
     ------
     WeightsError
-        If there is no such file, if it holds anything but weights, or if its names or shapes are
-        not the model's. The model is then unchanged.
+        If there is no such file, if it holds Python objects, if its names or shapes are not the
+        model's, or if it holds several such models. The model is then unchanged.
 
     Examples
     --------
@@ -67,7 +69,9 @@ def load_weights(model: Model, path: str | Path) -> Model:
         raise WeightsError(f"no weights at '{path}': give the path of a file with weights")
     content = _read(path)
     expected = model.state_dict(keep_vars=True)
-    state = _matching_part(_state_dict(content, path), expected, wrapped="state_dict" in content)
+    found = _state_dict(content, path)
+    state = _matching_part(found, expected, path, wrapped="state_dict" in content)
+    _check_values(state, path)
     _check_names(state, expected, path)
     _check_shapes(state, expected, path)
     # Not strict: the names were checked above, and tied ones may be absent.
@@ -92,15 +96,13 @@ def _state_dict(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(_not_weights(path, "an empty or unknown state dict"))
     for name, value in state.items():
-        # A module's extra state may be of any kind that weights_only lets through.
-        is_extra = isinstance(name, str) and name.endswith("_extra_state")
-        if not isinstance(name, str) or not (isinstance(value, Tensor) or is_extra):
+        if not isinstance(name, str):
             raise WeightsError(_not_weights(path, f"a {type(value).__name__} under {name!r}"))
     return state
 
 
 def _matching_part(
-    state: Mapping[str, Any], expected: Mapping[str, Any], *, wrapped: bool
+    state: Mapping[str, Any], expected: Mapping[str, Any], path: Path, *, wrapped: bool
 ) -> dict[str, Any]:
     """Find the prefix below which the model's names lie, and return what is there without it.
 
@@ -113,13 +115,35 @@ def _matching_part(
         for depth in range(len(parts)):
             if ".".join(parts[depth:]) in expected:
                 matches["".join(f"{part}." for part in parts[:depth])] += 1
-    # The shortest of the best: names as they stand win against names below a prefix.
-    prefix = min(matches, key=lambda each: (-matches[each], len(each)), default="")
+    prefix = _prefix(matches, len(expected), path)
     return {
         name.removeprefix(prefix): value
         for name, value in state.items()
         if name.startswith(prefix) or not wrapped
     }
+
+
+def _prefix(matches: Counter[str], wanted: int, path: Path) -> str:
+    """Choose the prefix with the most of the wanted names below it."""
+    best = [prefix for prefix, count in matches.items() if count == max(matches.values())]
+    # Names as they stand win against names below a prefix, and Lightning's habit against others.
+    usual = next((prefix for prefix in ("", "model.") if prefix in best), None)
+    if usual is not None:
+        return usual
+    if len(best) > 1 and matches[best[0]] == wanted:
+        # A teacher and its student, say: a guess would load either without a word.
+        raise WeightsError(
+            f"'{path}' holds this model several times, below {_some(map(repr, best))}: save the "
+            "one you mean alone"
+        )
+    return min(best, key=len, default="")
+
+
+def _check_values(state: Mapping[str, Any], path: Path) -> None:
+    for name, value in state.items():
+        # A module's extra state may be of any kind that weights_only lets through.
+        if not isinstance(value, Tensor) and not name.endswith("_extra_state"):
+            raise WeightsError(_not_weights(path, f"a {type(value).__name__} under {name!r}"))
 
 
 def _check_names(state: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:

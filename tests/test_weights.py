@@ -67,6 +67,27 @@ def test_reads_a_training_checkpoint_beside_what_else_was_trained(
     assert same(load_weights(make_model(), tmp_path / "w.ckpt"), trained)
 
 
+def test_what_a_checkpoint_holds_beside_the_model_may_be_of_any_kind(
+    trained: nn.Sequential, tmp_path: Path
+) -> None:
+    # A metric that keeps every prediction has a list as its state.
+    state = prefixed(trained.state_dict(), "model.") | {"metrics.preds": [torch.ones(2)]}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    assert same(load_weights(make_model(), tmp_path / "w.ckpt"), trained)
+
+
+def test_a_model_that_a_checkpoint_holds_twice_is_not_guessed(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    state = prefixed(one.state_dict(), "teacher.") | prefixed(other.state_dict(), "student.")
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    message = refused(nn.Linear(2, 2), tmp_path / "w.ckpt")
+    assert "several times, below 'teacher.', 'student.'" in message
+    state |= prefixed(other.state_dict(), "model.")
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    assert same(load_weights(nn.Linear(2, 2), tmp_path / "w.ckpt"), other)
+
+
 def test_a_name_that_begins_like_the_prefix_stays(tmp_path: Path) -> None:
     source = nn.ModuleDict({"model": nn.ModuleDict({"model": nn.Linear(2, 2)})})
     target = nn.ModuleDict({"model": nn.ModuleDict({"model": nn.Linear(2, 2)})})
@@ -196,6 +217,14 @@ def test_a_malicious_pickle_is_refused_and_never_runs(tmp_path: Path, container:
 def test_a_whole_pickled_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
     torch.save(make_model(), tmp_path / "w.pt")
     assert "save model.state_dict()" in refused(make_model(), tmp_path / "w.pt")
+
+
+def test_what_is_refused_is_named(trained: nn.Sequential, tmp_path: Path) -> None:
+    content = {"state_dict": trained.state_dict(), "hyper_parameters": {"data": tmp_path}}
+    torch.save(content, tmp_path / "w.ckpt")
+    kind = type(tmp_path)
+    message = refused(make_model(), tmp_path / "w.ckpt")
+    assert f"besides weights ({kind.__module__}.{kind.__qualname__})" in message
 
 
 def test_a_zip_of_something_else_is_refused(tmp_path: Path) -> None:

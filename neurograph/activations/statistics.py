@@ -10,9 +10,11 @@ into batches, and no generator state has to be stored.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +26,25 @@ from torchmetrics import Metric
 
 from neurograph.errors import DataError, OptionError
 
-__all__ = ["ActivationStatistics", "Statistics", "merged"]
+__all__ = ["ActivationStatistics", "Statistics", "by_itself", "merged"]
 
 _BLOCK = 4096  # random keys are made this many at a time
 _SORT_AT_ONCE = 2**22  # elements; bounds what quantiles take in memory beside the sample
+
+_by_itself = ContextVar("_by_itself", default=False)
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """Compute statistics of this process's rows alone, however many processes there are.
+
+    For a process that computes while the others wait for it: they would never join the merging.
+    """
+    token = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +239,8 @@ class ActivationStatistics(Metric):
         @functools.wraps(compute)  # the base's wrapper squeezes tensors, refuses frozen dataclasses
         def synced() -> Statistics:
             try:
-                self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync)
+                merge = self._to_sync and not _by_itself.get()
+                self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=merge)
                 return compute()
             finally:
                 self.unsync(should_unsync=self._is_synced)

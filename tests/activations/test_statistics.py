@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neurograph.activations.statistics import ActivationStatistics, Statistics, merged
+from neurograph.activations.statistics import ActivationStatistics, Statistics, by_itself, merged
 from neurograph.errors import DataError, OptionError
 
 LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -288,6 +288,20 @@ def test_distributed_reduction_equals_merging(sizes: tuple[int, ...]) -> None:
         assert torch.equal(getattr(alone, name).nan_to_num(), state.nan_to_num())
     alone.update(values)
     assert alone.count == sizes[0] + len(values)
+
+
+def test_a_process_can_compute_while_the_others_wait() -> None:
+    def never(tensor: Tensor, group: object = None) -> list[Tensor]:
+        raise AssertionError("waits for the other processes")
+
+    values = torch.randn(300, 2)
+    metric, expected = fed(values), fed(values).compute()
+    metric.dist_sync_fn, metric.distributed_available_fn = never, lambda: True
+    with by_itself():
+        assert torch.equal(metric.compute().quantiles, expected.quantiles)
+    metric.update(values)
+    with pytest.raises(AssertionError, match="waits"):
+        metric.compute()
 
 
 def test_sync_without_data_anywhere_leaves_the_metric_usable() -> None:

@@ -143,7 +143,7 @@ def test_a_short_training_gives_a_useful_network_from_its_checkpoint(
     fitted = heart.train(0, tmp_path, epochs=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert fitted.checkpoint == tmp_path / "heart.ckpt"
-    assert fitted.test_accuracy >= 0.75
+    assert fitted.test["test_accuracy"] >= 0.75
     read = load_weights(heart.network(), fitted.checkpoint)
     with torch.no_grad():
         assert torch.equal(read(data.test.X), fitted.model(data.test.X))

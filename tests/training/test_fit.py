@@ -6,28 +6,20 @@ import logging
 import random
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.training import Classifier, Fitted, fit
+from neurograph.training import Fitted, TrainingModule, binary_classifier, fit
 from neurograph.weights import load_weights
-
-
-def make_data(samples: int, seed: int) -> TensorDataset:
-    """Return points of the plane, labelled by a line with some noise."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(samples, 2, generator=generator)
-    noise = 0.3 * torch.randn(samples, generator=generator)
-    return TensorDataset(inputs, (inputs.sum(1) + noise > 0).long())
+from tests.training.small import points as make_data
 
 
 def make_model() -> nn.Sequential:
@@ -36,9 +28,12 @@ def make_model() -> nn.Sequential:
 
 
 def run(directory: Path, model: nn.Module | None = None, **options: object) -> Fitted:
-    given = {"epochs": 4, "learning_rate": 0.02, **options}
+    given = {"epochs": 4, **options}
+    module = binary_classifier(
+        model or make_model(), learning_rate=given.pop("learning_rate", 0.02)
+    )
     data = (make_data(64, 1), make_data(32, 2), make_data(32, 3))
-    return fit(model or make_model(), *data, directory=directory, **given)
+    return fit(module, *data, directory=directory, **given)
 
 
 def loss_of(model: nn.Module, data: TensorDataset) -> float:
@@ -56,8 +51,9 @@ def test_learns_and_reports_the_accuracy_of_the_model_it_returns(tmp_path: Path)
     inputs, labels = make_data(32, 3).tensors
     with torch.no_grad():
         right = (model(inputs).reshape(-1) > 0) == labels.bool()
-    assert fitted.test_accuracy == pytest.approx(right.float().mean().item())
-    assert fitted.test_accuracy > 0.8
+    assert fitted.test["test_accuracy"] == pytest.approx(right.float().mean().item())
+    assert fitted.test["test_accuracy"] > 0.8
+    assert fitted.test["test_loss"] == pytest.approx(loss_of(model, make_data(32, 3)), rel=1e-5)
 
 
 def test_history_has_every_figure_of_every_epoch(tmp_path: Path) -> None:
@@ -74,6 +70,38 @@ def test_the_best_epoch_comes_back_not_the_last(tmp_path: Path) -> None:
     losses = [entry["validation_loss"] for entry in fitted.history]
     assert min(losses) < losses[-1]
     assert loss_of(fitted.model, make_data(32, 2)) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_the_best_epoch_may_be_that_of_a_metric(tmp_path: Path) -> None:
+    options = {"epochs": 12, "learning_rate": 0.5, "monitor": "validation_accuracy", "mode": "max"}
+    fitted = run(tmp_path, **options)
+    best = max(fitted.history, key=lambda entry: entry["validation_accuracy"])
+    assert best["validation_loss"] > min(entry["validation_loss"] for entry in fitted.history)
+    assert loss_of(fitted.model, make_data(32, 2)) == pytest.approx(best["validation_loss"], 1e-5)
+
+
+class Scaled(nn.Module):
+    """A loss that is trained itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output: Tensor, labels: Tensor) -> Tensor:
+        return (output[:, 0] - self.scale * labels).square().mean() + self.scale.square()
+
+
+def test_a_loss_that_learns_comes_back_too_and_tests_are_optional(tmp_path: Path) -> None:
+    loss = Scaled()
+    data = make_data(32, 1)
+    fitted = fit(TrainingModule(make_model(), loss), data, data, directory=tmp_path, epochs=2)
+    assert fitted.test == {}
+    state = torch.load(fitted.checkpoint, weights_only=True)["state_dict"]
+    assert state["loss.scale"] == loss.scale != 1
+    with torch.no_grad():
+        found = loss(fitted.model(data.tensors[0]), data.tensors[1]).item()
+    best = min(entry["validation_loss"] for entry in fitted.history)
+    assert found == pytest.approx(best, rel=1e-5)
 
 
 def test_the_checkpoint_is_the_returned_model_and_holds_only_weights(tmp_path: Path) -> None:
@@ -108,12 +136,39 @@ def test_the_process_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixt
     level = logging.getLogger("pytorch_lightning").level
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(model, *data, directory=tmp_path, epochs=1, progress=False)
+        fit(binary_classifier(model), *data, directory=tmp_path, epochs=1, progress=False)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])  # noqa: NPY002
     assert logging.getLogger("pytorch_lightning").level == level
     assert capfd.readouterr() == ("", "")
+
+
+def test_tensorboard_has_every_epoch_and_the_settings_and_nothing_lies_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    directory, logs = tmp_path / "out", tmp_path / "logs"
+    fitted = run(directory, name="plane", tensorboard=logs)
+    run(directory, name="plane", tensorboard=logs, epochs=1)
+    assert [path.name for path in directory.iterdir()] == ["plane.ckpt"]
+    assert sorted(path.name for path in (logs / "plane").iterdir()) == ["version_0", "version_1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "logs", "out"]
+    assert not list((tmp_path / "here").iterdir())
+
+    events = EventAccumulator(str(logs / "plane" / "version_0")).Reload()
+    for stage in ("train", "validation"):
+        for figure in (f"{stage}_loss", f"{stage}_accuracy"):
+            found = [event.value for event in events.Scalars(figure)]
+            assert found == pytest.approx([entry[figure] for entry in fitted.history])
+    assert [event.value for event in events.Scalars("epoch")][:4] == [0, 0, 1, 1]
+    best = min(fitted.history, key=lambda entry: entry["validation_loss"])
+    numbers = {f"best/{key}": value for key, value in best.items()} | fitted.test
+    for name, value in numbers.items():
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+    told = str(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    assert all(name in told for name in ("learning_rate", "Adam", "epochs", "batch_size", "seed"))
 
 
 def test_progress_is_shown_on_a_terminal(
@@ -138,7 +193,7 @@ def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGINT)
     data = make_data(16, 0)
     with pytest.raises(KeyboardInterrupt):
-        fit(make_model(), Interrupted(), data, data, directory=tmp_path)
+        fit(binary_classifier(make_model()), Interrupted(), data, data, directory=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -147,12 +202,12 @@ def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
     [
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"mode": "best"}, "mode='best' is neither"),
+        ({"monitor": "val_loss"}, "choose among validation_loss, validation_accuracy"),
     ],
 )
-def test_numbers_out_of_range_are_named(
-    tmp_path: Path, option: dict[str, float], message: str
+def test_options_that_make_no_sense_are_named(
+    tmp_path: Path, option: dict[str, object], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
         run(tmp_path, **option)
@@ -161,14 +216,20 @@ def test_numbers_out_of_range_are_named(
 def test_an_empty_dataset_is_named(tmp_path: Path) -> None:
     data = make_data(8, 0)
     with pytest.raises(DataError, match="validation is empty"):
-        fit(make_model(), data, make_data(0, 0), data, directory=tmp_path)
+        fit(binary_classifier(make_model()), data, make_data(0, 0), data, directory=tmp_path)
+
+
+def test_a_bare_network_is_told_what_it_needs(tmp_path: Path) -> None:
+    data = make_data(8, 0)
+    with pytest.raises(OptionError, match=r"module is Sequential: give TrainingModule"):
+        fit(make_model(), data, data, directory=tmp_path)  # type: ignore[arg-type]
 
 
 def test_data_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     data = make_data(8, 0)
     bad = TensorDataset(data.tensors[0] * float("nan"), data.tensors[1])
     with pytest.raises(DataError, match="finite validation loss"):
-        fit(make_model(), bad, data, data, directory=tmp_path, epochs=2)
+        fit(binary_classifier(make_model()), bad, data, data, directory=tmp_path, epochs=2)
 
 
 def test_more_than_one_logit_is_an_error(tmp_path: Path) -> None:
@@ -180,17 +241,3 @@ def test_a_directory_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         run(tmp_path / "file")
-
-
-def test_the_hyper_parameters_are_saved() -> None:
-    classifier = Classifier(nn.Linear(2, 1), learning_rate=0.5)
-    assert dict(classifier.hparams) == {"learning_rate": 0.5}
-    assert classifier.configure_optimizers().param_groups[0]["lr"] == 0.5
-
-
-def test_reading_weights_and_the_demo_import_no_lightning() -> None:
-    code = (
-        "import sys, neurograph.weights, neurograph.demos.heart;"
-        "sys.exit('pytorch_lightning' in sys.modules or 'lightning' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

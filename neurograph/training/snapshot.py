@@ -1,0 +1,88 @@
+"""A circuit at one moment of training: its numbers, and its text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from neurograph.change import Change, circuit_change
+from neurograph.circuit import Circuit, format_effect
+from neurograph.report.tables import plain
+from neurograph.selection import SIGNS
+
+__all__ = ["Snapshot"]
+
+_PATHS_SHOWN = 10  # of each sign
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a search during training found.
+
+    Attributes
+    ----------
+    epoch : int
+        How many epochs had ended before this one, as in the names of Lightning's checkpoints.
+    step : int
+        How many steps the optimizer had made.
+    circuit : Circuit
+        Without its model, whose weights are others by now; see `Circuit.attach`.
+    path : pathlib.Path
+        Its file.
+    change : Change or None
+        How alike it and the circuit before it are; None for the first.
+    """
+
+    epoch: int
+    step: int
+    circuit: Circuit
+    path: Path
+    change: Change | None
+
+    @staticmethod
+    def of(epoch: int, step: int, circuit: Circuit, path: Path, last: Snapshot | None) -> Snapshot:
+        """Compare a circuit with the one before it, and let go of its model."""
+        circuit = circuit.detach()
+        change = None if last is None else circuit_change(last.circuit, circuit)
+        return Snapshot(epoch, step, circuit, path, change)
+
+    def numbers(self) -> dict[str, float]:
+        """Count and weigh the circuit, as logged.
+
+        Returns
+        -------
+        dict of str to float
+            ``neurons_SIGN``, neurons that this sign's search kept; ``edges``; ``strongest_SIGN``,
+            the effect of that sign's strongest measured path, NaN if there is none;
+            ``effect_sum``, the sum of the kept neurons' absolute effects, all effects in units of
+            the target; and the attributes of `Change`, NaN for the first.
+        """
+        graph = self.circuit.graph
+        signs = [data["sign"] for _, data in graph.nodes(data=True)]
+        numbers: dict[str, float] = {
+            f"neurons_{sign}": signs.count(sign) + signs.count("both") for sign in SIGNS
+        }
+        numbers["edges"] = graph.number_of_edges()
+        effects = [path.effect for path in self.circuit.strongest]
+        up, down = max(effects, default=0.0), min(effects, default=0.0)
+        numbers["strongest_positive"] = up if up > 0 else math.nan
+        numbers["strongest_negative"] = down if down < 0 else math.nan
+        numbers["effect_sum"] = math.fsum(abs(data["effect"]) for _, data in graph.nodes(data=True))
+        unknown = dict.fromkeys((field.name for field in fields(Change)), math.nan)
+        return numbers | (unknown if self.change is None else asdict(self.change))
+
+    def markdown(self) -> str:
+        """Write the circuit and its strongest paths for TensorBoard."""
+        lines = [
+            plain(repr(self.circuit).splitlines()[0]),
+            "",
+            "| path | effect |",
+            "| --- | --- |",
+        ]
+        for sign in SIGNS:
+            for path in self.circuit.paths(_PATHS_SHOWN, sign=sign):
+                names = plain(" → ".join(path.names)).replace("|", "\\|")
+                mark = "" if path.measured else " (estimated)"
+                lines.append(f"| {names} | {format_effect(path.effect, path.stderr)}{mark} |")
+        return "\n".join(lines)
