@@ -27,6 +27,7 @@ from neurograph.ablation import importance
 from neurograph.activations.values import class_values
 from neurograph.demos import heart
 from neurograph.report import figures
+from neurograph.response import SHAPES
 from neurograph.training import CircuitCallback, binary_classifier, fit
 from notes import Notes
 
@@ -38,6 +39,7 @@ settings, _ = parser.parse_known_args()  # a notebook's kernel has arguments of 
 REDUCED, FOLDER = settings.reduced, settings.out
 SEEDS, EPOCHS, DRAWS = (2, 2, 2) if REDUCED else (5, 20, 10)
 SHARES = (0.5, 0.9) if REDUCED else tuple(i / 10 for i in range(1, 10))
+HIDDEN = ["linear1", "linear2"]
 HOWS = ("weights", "mean", "resample")
 
 RUNS = Path("outputs/heart_study")  # networks and circuits
@@ -179,8 +181,9 @@ note("## 5. Which importance predicts damage?")
 curves, tables = {}, []
 for seed, (d, m, h) in enumerate(runs):
     found = ng.search(m, d.train, 1, keep="top:12", progress=False)
+    tested = ng.separation(m, d.train, layers=HIDDEN, progress=False)
     kinds = {
-        "separation": importance.by_separation(ng.separation(m, d.train, progress=False)),
+        "separation": importance.by_separation(tested),
         "circuit effect": importance.by_circuit(found),
         "total effect": importance.by_total_effect(m, d.train, 1, progress=False),
         "gradient × activation": importance.by_gradient(m, d.train, 1),
@@ -312,16 +315,14 @@ alone.mark(circuit).to_html(RUNS / "heart_cut.html")
 
 # %%
 note("## 7. Response curves")
-responses = ng.response_curves(
-    model, data.train, 1, layers=["linear1", "linear2"], **names, progress=False
-)
+responses = ng.response_curves(model, data.train, 1, layers=HIDDEN, **names, progress=False)
 summary = responses.summary()
 note(
     pd.DataFrame(
         {
             "layer": layer,
             "neurons": len(rows),
-            **{shape: int((rows["shape"] == shape).sum()) for shape in figures.SHAPES},
+            **{shape: int((rows["shape"] == shape).sum()) for shape in SHAPES},
             "widest variation": rows["variation"].max(),
             "median": rows["variation"].median(),
         }

@@ -1,26 +1,27 @@
 """Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
 
-from neurograph.ablation.curves import MaskingCurves, masking_curves
+from neurograph.ablation.curves import masking_curves
 from neurograph.ablation.mask import mask_neurons
+from neurograph.ablation.shift import causal_shift
 from neurograph.activations.profile import profile
+from neurograph.activations.separation import separation
 from neurograph.archive import load
 from neurograph.circuit import Circuit, Path
 from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import layer_graph
-from neurograph.response import ResponseCurves, response_curves
+from neurograph.response import response_curves
 from neurograph.search import search
 from neurograph.target import logit_difference
 
 __all__ = [
     "Circuit",
     "Counterfactual",
-    "MaskingCurves",
     "NeurographError",
     "Neuron",
     "Path",
-    "ResponseCurves",
+    "causal_shift",
     "layer_graph",
     "load",
     "logit_difference",
@@ -29,4 +30,5 @@ __all__ = [
     "profile",
     "response_curves",
     "search",
+    "separation",
 ]
