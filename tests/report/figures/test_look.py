@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import itertools
@@ -19,7 +20,7 @@ from neurograph.errors import OptionError
 from neurograph.report import figures
 from neurograph.report.figures import style
 from tests.report.figures import drawn
-from tests.report.figures.drawn import FIGURES, SHOWN, WILD, texts, title
+from tests.report.figures.drawn import FIGURES, SHOWN, WILD, texts
 
 every = pytest.mark.parametrize("name", FIGURES)
 
@@ -34,6 +35,16 @@ DICHROMATS = {
 }  # fmt: skip
 XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
 WHITE = [0.9505, 1.0, 1.089]
+
+
+@functools.cache
+def figure_of(name: str) -> Figure:
+    """A figure for tests that only look at it; what matplotlib warns of is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # say, of a layout that does not fit
+        figure = FIGURES[name]()
+        figure.draw_without_rendering()
+    return figure
 
 
 def linear(colour: str) -> np.ndarray:
@@ -59,10 +70,8 @@ def test_nothing_global_is_touched(name: str) -> None:
 
 @every
 def test_all_text_can_be_read_in_a_readme(name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # say, of a layout that does not fit
-        figure = FIGURES[name]()
-        shown = texts(figure)
+    figure = figure_of(name)
+    shown = texts(figure)
     width, height = figure.get_size_inches() * figure.dpi
     assert width == 800
     for text in shown:
@@ -78,7 +87,7 @@ def test_all_text_can_be_read_in_a_readme(name: str) -> None:
 
 @every
 def test_no_text_lies_on_another(name: str) -> None:
-    figure = FIGURES[name]()
+    figure = figure_of(name)
     boxes = {text: text.get_window_extent() for text in texts(figure)}
     for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
         apart = not box.padded(-1).overlaps(its.padded(-1))
@@ -87,7 +96,7 @@ def test_no_text_lies_on_another(name: str) -> None:
 
 @every
 def test_every_panel_says_what_its_axes_are(name: str) -> None:
-    figure = FIGURES[name]()
+    figure = figure_of(name)
     down = [ax.get_xlabel() for ax in figure.axes] + [figure.get_supxlabel()]
     across = [ax.get_ylabel() for ax in figure.axes] + [figure.get_supylabel()]
     assert any(down)
@@ -102,7 +111,9 @@ def test_a_users_own_style_changes_nothing(name: str) -> None:
         return file.getvalue()
 
     plain = picture()
-    with plt.style.context(["dark_background", {"font.size": 30, "lines.linewidth": 9}]):
+    # How a file is written is the caller's; older versions of this style paint it black.
+    own = {"font.size": 30, "lines.linewidth": 9, "savefig.facecolor": "auto"}
+    with plt.style.context(["dark_background", own]):
         assert picture() == plain
 
 
@@ -172,12 +183,6 @@ def test_a_legend_keeps_its_order_and_its_width() -> None:
 def test_too_many_panels_are_refused() -> None:
     with pytest.raises(OptionError, match=r"31 panels do not fit one figure: .* with layers="):
         style.panels(31, "title", option="layers")
-
-
-def test_titles_and_files_are_the_callers(tmp_path: object) -> None:
-    figure = FIGURES["masking"]()
-    assert isinstance(figure, Figure)
-    assert all(title(ax) for ax in figure.axes)
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
