@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.ablation.neurons import hidden_layers
-from neurograph.ablation.passing import find_place, fitted, passing
+from neurograph.ablation.passing import find_place, passing
 from neurograph.activations.profile import check_weights
 from neurograph.circuit import Circuit
 from neurograph.data import Batch, Source
@@ -235,7 +235,7 @@ def _gradient_sums(
             slopes = differentiated(batch)
             for (name, values), slope in zip(kept.items(), slopes, strict=True):
                 product = (values.detach() * slope).double()
-                rows = fitted(layers[name].layout, product, batch.size).rows(product)
+                rows = layers[name].layout.fitted(product, batch.size).rows(product)
                 channels = _channel_sums(layers[name], rows)
                 sums[name] = sums[name] + channels if name in sums else channels
             samples += batch.size

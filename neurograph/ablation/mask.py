@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neurograph.ablation.fillings import Filling, Zeros, find_means, find_others
 from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
-from neurograph.ablation.passing import find_place, fitted, passing, unknown_layer
+from neurograph.ablation.passing import find_place, passing, unknown_layer
 from neurograph.ablation.zeroed import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
 from neurograph.data import Source
@@ -276,7 +276,7 @@ class Masker:
 
         def change(layer: str, tensor: Tensor) -> Tensor:
             known = self.layers.get(layer)
-            lying = Layout() if known is None else fitted(known.layout, tensor, passage.size)
+            lying = Layout() if known is None else known.layout.fitted(tensor, passage.size)
             rows = lying.rows(tensor)
             silenced = self._where(layer, parts[layer], rows)
             values = torch.where(silenced, fill(layer, rows, passage.runs), rows)

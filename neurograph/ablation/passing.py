@@ -6,7 +6,7 @@ import contextlib
 import difflib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from neurograph.data import Batch
 from neurograph.errors import DataError, OptionError
-from neurograph.layers import Layout, main_index
+from neurograph.layers import main_index
 from neurograph.nested import flatten, leaf_names
 from neurograph.replay.observe import call_name, input_tensors
 from neurograph.sites import INPUT_SIDE
 
-__all__ = ["Passage", "Place", "find_place", "fitted", "passing", "unknown_layer"]
+__all__ = ["Passage", "Place", "find_place", "passing", "unknown_layer"]
 
 Change = Callable[[str, Tensor], Tensor]
 """``change(layer, tensor)`` gives what passes on; it must leave the tensor itself as it is."""
@@ -101,13 +101,6 @@ def unknown_layer(layer: object, known: Iterable[str]) -> OptionError:
     names = [name for name in known if name]
     near = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.3) or names[:3]
     return OptionError(f"the model has no layer {layer!r}; near it are {', '.join(near)}")
-
-
-def fitted(layout: Layout, tensor: Tensor, size: int | None) -> Layout:
-    """How `size` samples lie in a tensor, if each may have other numbers of slices than before."""
-    if layout.dim is None or not size or tensor.shape[layout.dim] % size:
-        return layout
-    return replace(layout, many=tensor.shape[layout.dim] // size)
 
 
 @contextlib.contextmanager

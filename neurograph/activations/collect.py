@@ -115,19 +115,11 @@ def stream(
 
 
 def _arrived(layer: Layer, tensor: Tensor, inputs: Mapping[str, Tensor], batch: Batch) -> Arrived:
-    rows, mask = _rows(layer, tensor, batch.size), None
+    rows, mask = layer.layout.fitted(tensor, batch.size).rows(tensor), None
     if layer.layout.dim is not None:
         # Masks fit by length, and this batch may have another one than the first samples.
         mask = attended(inputs, replace(layer, shape=tuple(rows.shape[1:])))
     return Arrived(layer, channels_first(rows, layer.channel_dim), mask, batch)
-
-
-def _rows(layer: Layer, tensor: Tensor, size: int) -> Tensor:
-    """Rows of a layer's tensor in a batch of any size."""
-    layout = layer.layout
-    if layout.dim is not None and tensor.shape[layout.dim] != size * layout.many:
-        layout = replace(layout, many=tensor.shape[layout.dim] // size)
-    return layout.rows(tensor)
 
 
 def parts_that_fit(
