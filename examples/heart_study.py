@@ -13,6 +13,7 @@
 
 # %%
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -211,7 +212,8 @@ most = max(SHARES)
 
 def interval(values: pd.Series) -> str:
     """Mean with its 95 % interval (Student's t) over the seeds."""
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    low, high = values.mean() - reach, values.mean() + reach
     return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
@@ -357,6 +359,68 @@ fit(
     progress=False,
 )
 note(history.to_frame())
+
+# %% [markdown]
+# ## 9. The original's steps, one by one
+
+# %%
+normal = int(separation["normal"].sum())
+apart_at = int(separation["separates"].sum())
+uncorrected = int((separation["p"] < 0.05).sum())
+at_mean = by_seed[(by_seed["share"] == most) & (by_seed["how"] == "weights")]
+at_mean = at_mean.groupby(["criterion", "group"])["value"].mean()
+shapes = summary["shape"].value_counts()
+steps = [
+    ("layers as a directed graph", "`layer_graph`", " → ".join(plain)),
+    (
+        "activations by class, quantiles",
+        "`profile(labels=True)`",
+        f"{len(profile)} sides of layers, rank error {profile.nodes['linear2']['rank_error']:.3f}",
+    ),
+    ("normality by class", "`separation`: `normal`", f"{normal} of {len(separation)} neurons"),
+    (
+        "t-test or U-test of each neuron",
+        "`separation`: `q`",
+        f"{apart_at} separate, {uncorrected} before correction",
+    ),
+    (
+        "divergence of the classes",
+        "`separation`: `js`",
+        f"up to {separation['js'].max():.3f} of {math.log(2):.3f} nats",
+    ),
+    (
+        "important and unimportant neurons masked",
+        "`masking_curves`",
+        f"{whole.mean():.3f}; {at_mean['separation', 'important']:.3f}; "
+        f"{at_mean['separation', 'unimportant']:.3f} (weights zeroed, by separation)",
+    ),
+    (
+        "positive and negative paths backward",
+        "`search`",
+        f"{len(circuit.graph)} neurons, {circuit.graph.number_of_edges()} edges, strongest path "
+        f"{paths[0].effect:+.1e}",
+    ),
+    (
+        "what a cut does to the next layer",
+        "`causal_shift`",
+        f"{alone.table['wasserstein_std'].median():.3f} std for one neuron, "
+        f"{shifts[list(shifts)[1]].table['wasserstein_std'].median():.3f} for the circuit's",
+    ),
+    (
+        "target over the whole range of a neuron",
+        "`response_curves`",
+        ", ".join(f"{count} {shape}" for shape, count in shapes.items()),
+    ),
+    (
+        "training and its checkpoint",
+        "`fit`, `CircuitCallback`",
+        f"{accuracy(model, held_out):.3f} held out, {len(history.history)} circuits on the way",
+    ),
+]
+note(
+    "## 9. The original's steps, one by one",
+    pd.DataFrame(steps, columns=["step", "call", "found here"]),
+)
 
 # %%
 note.save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Notes:
 def _table(frame: pd.DataFrame, digits: int) -> str:
     def cell(value: Any) -> str:
         if isinstance(value, float):
+            if math.isnan(value):
+                return "–"
             small = value != 0 and abs(value) < 10**-digits
             return f"{value:.1e}" if small else f"{value:.{digits}f}"
         return str(value).replace("|", "\\|")

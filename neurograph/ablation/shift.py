@@ -156,6 +156,7 @@ def causal_shift(
         later = _later(graph, list(chosen))
         if labels is None or labels is False:
             given: Any = np.zeros(sum(batch.size for batch in Source(data, model)), dtype=int)
+            class_names = None
         else:
             given = None if labels is True else labels
     collect = Collector(model, data, given, layers, samples, seed, device, class_names, progress)

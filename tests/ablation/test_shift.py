@@ -65,6 +65,8 @@ def test_only_what_depends_on_the_cut_is_compared() -> None:
     assert later[0] not in reached
     assert (shift.table["change"] > 0).any()
     assert "auc_before" not in shift.table
+    named = causal_shift(sample.model, X, [(later[-1], 0)], class_names=["a", "b"])
+    assert named.table.equals(shift.table)
 
 
 def test_a_cut_of_what_nothing_uses_shifts_nothing() -> None:
