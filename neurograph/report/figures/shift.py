@@ -29,6 +29,7 @@ __all__ = ["shift"]
 
 _ROW = 0.55  # inches that a layer takes
 _MOST_LAYERS = 40
+_FEWEST_BOXED = 5  # neurons; fewer say more by themselves
 _LOOKS = {1: ("mean rises", BLUE, "^"), -1: ("mean falls", VERMILLION, "v"), 0: ("same", GREY, "o")}
 _BOX: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "linewidth": 0.9}
 
@@ -47,7 +48,8 @@ def shift(table: pd.DataFrame, *, named: int = 3) -> Figure:
     Returns
     -------
     Figure
-        A point is a neuron; boxes hold the middle half of a layer's neurons, with the median.
+        A point is a neuron; boxes hold the middle half of a layer's neurons, with the
+        median, where there are five or more.
         Neurons without a distance, because they did not vary before, are counted alone.
 
     Raises
@@ -117,9 +119,10 @@ def _row(
                 alpha=0.5,
                 linewidth=0,
             )
-    first, middle, third = np.quantile(distances, (0.25, 0.5, 0.75))
-    ax.broken_barh([(first, third - first)], (place - 0.3, 0.6), **_BOX)
-    ax.vlines(middle, place - 0.3, place + 0.3, color="black", linewidth=1.8)
+    if len(distances) >= _FEWEST_BOXED:
+        first, middle, third = np.quantile(distances, (0.25, 0.5, 0.75))
+        ax.broken_barh([(first, third - first)], (place - 0.3, 0.6), **_BOX)
+        ax.vlines(middle, place - 0.3, place + 0.3, color="black", linewidth=1.8)
     names = rows["name"] if "name" in rows else rows["index"].map("[{}]".format)
     return [
         (distances[i], heights[i], literal(names.iloc[i], 24))
