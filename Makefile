@@ -59,6 +59,7 @@ bench: env  ## write docs/benchmarks.md, scaling.md and architectures.md; the de
 	$(BIN)/python benchmarks/notebook_loop.py --write docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --write docs/scaling.md
 	$(BIN)/python benchmarks/architectures.py --write docs/architectures.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/separation.py --write docs/separation.md
 	$(BIN)/python benchmarks/heart_accuracy.py
 
 constraints: env  ## pin what .venv holds now

@@ -1,12 +1,17 @@
 """Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
 
+from neurograph.ablation.curves import masking_curves
+from neurograph.ablation.mask import mask_neurons
+from neurograph.ablation.shift import causal_shift
 from neurograph.activations.profile import profile
+from neurograph.activations.separation import separation
 from neurograph.archive import load
 from neurograph.circuit import Circuit, Path
 from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import layer_graph
+from neurograph.response import response_curves
 from neurograph.search import search
 from neurograph.target import logit_difference
 
@@ -16,9 +21,14 @@ __all__ = [
     "NeurographError",
     "Neuron",
     "Path",
+    "causal_shift",
     "layer_graph",
     "load",
     "logit_difference",
+    "mask_neurons",
+    "masking_curves",
     "profile",
+    "response_curves",
     "search",
+    "separation",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from neurograph.errors import DataError
 from neurograph.nested import iter_tensors, tree_map
@@ -97,6 +97,11 @@ class Source:
                 "data is an iterator, which can be read only once: pass a list of its batches, "
                 "a Dataset or a DataLoader"
             )
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether samples come in another order every time."""
+        return isinstance(self._data, DataLoader) and isinstance(self._data.sampler, RandomSampler)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield checked batches; DataError if there are none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,6 +100,12 @@ class Layout:
     def plain(self) -> bool:
         """Whether rows are the tensor itself."""
         return self.dim == 0 and self.many == 1
+
+    def fitted(self, tensor: Tensor, size: int | None) -> Layout:
+        """How `size` samples lie in a tensor, if each may have other numbers of slices."""
+        if self.dim is None or not size or tensor.shape[self.dim] % size:
+            return self
+        return replace(self, many=tensor.shape[self.dim] // size)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """View a model's tensor as rows; what is the same for every sample is one row."""

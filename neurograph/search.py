@@ -325,7 +325,7 @@ def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[s
         named["position"] = neuron.position
         if tokens:
             named["token"] = tokens[neuron.position]
-    return {"name": _name(study, neuron, tokens), **named}
+    return {"name": study.name(neuron, tokens), **named}
 
 
 def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str, Any]:
@@ -371,20 +371,3 @@ def _statistics(study: Study, layer: str, units: Sequence[int]) -> list[dict[str
         {"count": count, **{key: values[i] for key, values in columns.items()}}
         for i in range(len(units))
     ]
-
-
-def _name(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> str:
-    layer = study.experiment.recording.layers[neuron.layer]
-    units = study.experiment.units(neuron.layer)
-    if layer.is_input and study.feature_names is not None and units.plain:
-        return study.feature_names[neuron.index]
-    if units.plain and _is_target_column(study, neuron):
-        return study.target.name
-    return units.name(neuron, tokens)
-
-
-def _is_target_column(study: Study, neuron: Neuron) -> bool:
-    """Whether a neuron is the very output column that the target is."""
-    layer = study.experiment.recording.layers[neuron.layer]
-    only = [n for n, d in study.profiled.nodes(data=True) if d["output"]] == [neuron.layer]
-    return only and len(layer.shape) == 1 and neuron.index == study.target.index

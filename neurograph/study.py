@@ -26,6 +26,7 @@ from neurograph.contrast import (
 )
 from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, OptionError
+from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
 from neurograph.nested import iter_tensors
 from neurograph.positions import Positions, check_positions, moving, token_names
@@ -97,6 +98,25 @@ class Study:
         recording = self.experiment.recording
         inputs = input_tensors(self.model, recording.batch)
         return token_names(inputs, recording.layers[layer], self.options.tokenizer)
+
+    def name(self, neuron: Neuron, tokens: Sequence[str] | None = None) -> str:
+        """What a neuron is called: a feature, the target, or ``layer[index]``.
+
+        `tokens` are those of its layer, if the positions are to be named.
+        """
+        layer = self.experiment.recording.layers[neuron.layer]
+        units = self.experiment.units(neuron.layer)
+        if layer.is_input and self.feature_names is not None and units.plain:
+            return self.feature_names[neuron.index]
+        if units.plain and self._is_target_column(neuron):
+            return self.target.name
+        return units.name(neuron, tokens)
+
+    def _is_target_column(self, neuron: Neuron) -> bool:
+        """Whether a neuron is the very output column that the target is."""
+        layer = self.experiment.recording.layers[neuron.layer]
+        only = [n for n, d in self.profiled.nodes(data=True) if d["output"]] == [neuron.layer]
+        return only and len(layer.shape) == 1 and neuron.index == self.target.index
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:

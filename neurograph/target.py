@@ -15,7 +15,14 @@ from neurograph.errors import ModelError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten
 
-__all__ = ["LogitDifference", "Target", "TargetFunction", "logit_difference", "resolve_target"]
+__all__ = [
+    "LogitDifference",
+    "Target",
+    "TargetFunction",
+    "logit_difference",
+    "logits_of",
+    "resolve_target",
+]
 
 TargetFunction = Callable[[Any, Batch], Tensor]
 
@@ -39,7 +46,7 @@ class LogitDifference:
 
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         """Return one difference a row."""
-        logits = _logits(output)
+        logits = logits_of(output)
         if logits.dim() not in (2, 3):
             raise OptionError(
                 f"logit_difference needs logits of shape [samples, words] or [samples, positions, "
@@ -182,7 +189,7 @@ class Target:
     def __call__(self, output: Any, batch: Callable[[], Batch]) -> Tensor:
         """Return one value a row; `batch()` makes the matching batch where it is needed."""
         if self.function is None:
-            logits = _logits(output)
+            logits = logits_of(output)
             column = logits if logits.dim() == 1 else logits[:, self.index]
             return column if self.sign > 0 else -column
         given = batch()
@@ -215,7 +222,7 @@ def resolve_target(
         return Target(name, function=target)
     if type(target) is not int:  # a bool would pass for an index
         raise OptionError(f"target is {target!r}: pass an output index or a callable")
-    logits = _logits(output)
+    logits = logits_of(output)
     if logits.dim() > 2:
         raise OptionError(
             f"the output has shape {tuple(logits.shape)}, so the index {target} names no single "
@@ -235,7 +242,14 @@ def resolve_target(
     return Target(name, index=0, sign=1 if target else -1)
 
 
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
+    """Find the logits in what a model returned: so called, or the first floating-point tensor.
+
+    Raises
+    ------
+    ModelError
+        There is none.
+    """
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.activations.statistics import ActivationStatistics, Statistics
+from neurograph.activations.collect import Arrived, parts_that_fit, stream
+from neurograph.activations.labels import Label, Labelled
+from neurograph.activations.statistics import ActivationStatistics, Statistics, merged
 from neurograph.data import Batch, Source
-from neurograph.errors import DataError, ModelError
-from neurograph.layers import Layer, channels_first
+from neurograph.errors import ModelError
+from neurograph.layers import channels_first
 from neurograph.memory import parse_memory
-from neurograph.nested import flatten
-from neurograph.positions import attended
-from neurograph.progress import Progress
-from neurograph.replay.observe import input_tensors, observe, placed, undisturbed
+from neurograph.replay.observe import placed
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
@@ -38,6 +37,7 @@ def profile(
     data: Any,
     *,
     layers: Choice | None = None,
+    labels: Any = None,
     levels: Sequence[float] = QUANTILES,
     memory: int | str = "512MB",
     seed: int = 0,
@@ -53,7 +53,10 @@ def profile(
     data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
         Everything is read; the memory it takes does not grow with its length.
     layers : str, type, predicate, or several of them, optional
-        Which modules are layers, as for `search`.
+        Which modules are layers, as for `search`: with ``["fc*", "fc*:input"]`` both sides of
+        them.
+    labels : bool or one class for each sample, optional
+        Also collect statistics of each class: True reads the labels in the data.
     levels : sequence of float
         Quantile levels in [0, 1].
     memory : int or str
@@ -75,14 +78,15 @@ def profile(
         ``mean``, ``std``, ``min``, ``max`` (tensors ``[neurons, *positions]``), ``quantiles``
         (``[levels, neurons, *positions]``), ``levels`` and ``rank_error``. Where samples differ in
         shape, or an attention mask says that some are padded, positions that hold something are
-        pooled and the tensors are ``[neurons]``. Units are the layer's own.
+        pooled and the tensors are ``[neurons]``. Units are the layer's own. With `labels`, each
+        also has ``classes``, a dict of `Statistics` with these fields.
 
     Raises
     ------
     ModelError
         The model cannot be replayed, raised, or has NaN or infinite weights or activations.
     DataError
-        No data, or NaN or infinity in it.
+        No data, NaN or infinity in it, or labels that do not fit it.
 
     Examples
     --------
@@ -103,11 +107,15 @@ def profile(
         room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies
         rows = min(_BATCH, room // recording.row_bytes)
         source = Source(data, model, batch_size=max(_EXAMPLE_ROWS, rows))
-        collect = _Collect(model, source, recording, levels, seed, progress)
-        for parts, rows in _passes(recording, list(graph), room):
-            for name, metric in collect(parts, rows).items():
-                _add_statistics(graph, name, metric.compute())
-                metric.reset()  # else its rows stay until the garbage collector finds them
+        labelled = None
+        if labels is not None and labels is not False:
+            labelled = Labelled(source, None if labels is True else labels)
+        collect = _Collect(model, source, labelled, recording, levels, seed, progress)
+        for parts, rows in _passes(recording, list(graph), room // len(collect.classes)):
+            for name, metrics in collect(parts, rows).items():
+                _add_statistics(graph, name, metrics)
+                for metric in metrics.values():
+                    metric.reset()  # else its rows stay until the garbage collector finds them
     return graph
 
 
@@ -120,21 +128,39 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
-def _add_statistics(graph: nx.DiGraph, name: str, statistics: Statistics) -> None:
+def _add_statistics(
+    graph: nx.DiGraph, name: str, metrics: dict[Label | None, ActivationStatistics]
+) -> None:
     """Put a layer's statistics on its node, or join them to those of the neurons before them.
 
     ModelError if its activations are not finite.
     """
-    if not statistics.finite:
+    node = graph.nodes[name]
+    found = {label: metric.compute() for label, metric in metrics.items()}
+    whole = found.pop(None) if None in found else merged(list(metrics.values())).compute()
+    if not whole.finite:
         raise ModelError(
             f"layer {name!r} returns NaN or infinity on this data: look for an overflow there "
             "or above it"
         )
-    node = graph.nodes[name]
-    for field, value in vars(statistics).items():
-        if isinstance(value, Tensor) and field in node:
-            value = torch.cat([node[field], value], dim=1 if field == "quantiles" else 0)
-        node[field] = value
+    node.update(_joined({key: node[key] for key in vars(whole) if key in node}, vars(whole)))
+    if found:
+        before = node.get("classes", {})
+        node["classes"] = {
+            label: Statistics(**_joined(vars(before[label]) if before else {}, vars(part)))
+            for label, part in found.items()
+        }
+
+
+def _joined(before: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Join fields of statistics along the neurons; what is no tensor is the same in both."""
+
+    def join(key: str) -> Any:
+        if key not in before or not isinstance(more[key], Tensor):
+            return more[key]
+        return torch.cat([before[key], more[key]], dim=1 if key == "quantiles" else 0)
+
+    return {key: join(key) for key in more}
 
 
 def _passes(
@@ -145,23 +171,13 @@ def _passes(
     Yields which neurons of which layers are profiled together, and how many samples' activations
     are kept of them.
     """
-    parts: dict[str, slice] = {}
-    free = room = memory // _FEWEST_ROWS
+    sizes = {}
     for name in names:
-        neurons = recording.layers[name].neurons
-        size = 4 * recording.main(name)[:1].numel() // max(1, neurons)
-        step = max(1, room // max(1, size))
-        for start in range(0, neurons, step):
-            part = slice(start, min(start + step, neurons))
-            taken = size * (part.stop - start)
-            if parts and (taken > free or name in parts):
-                yield parts, _FEWEST_ROWS
-                parts, free = {}, room
-            parts[name] = part
-            free -= taken
-    if parts:
-        whole = all(part.start == 0 for part in parts.values())
-        affordable = memory // max(1, room - free)
+        if neurons := recording.layers[name].neurons:
+            sizes[name] = (neurons, 4 * recording.main(name)[:1].numel() // neurons)
+    for parts, taken in parts_that_fit(sizes, memory // _FEWEST_ROWS):
+        whole = all(part == slice(0, sizes[name][0]) for name, part in parts.items())
+        affordable = memory // max(1, taken)
         yield parts, max(_FEWEST_ROWS, min(_MOST_ROWS, affordable)) if whole else _FEWEST_ROWS
 
 
@@ -172,26 +188,34 @@ class _Collect:
         self,
         model: nn.Module,
         source: Source,
+        labelled: Labelled | None,
         recording: Recording,
         levels: Sequence[float],
         seed: int,
         progress: bool | None,
     ) -> None:
-        self.model, self.source, self.recording = model, source, recording
+        self.model, self.recording = model, recording
+        self.batches: Iterable[Batch] = source if labelled is None else labelled
+        self.classes: tuple[Label | None, ...] = (None,) if labelled is None else labelled.classes
         self.levels, self.seed, self.progress = levels, seed, progress
         self.pooled: set[str] = set()
         self.parts: dict[str, slice] = {}
 
-    def __call__(self, parts: dict[str, slice], rows: int) -> dict[str, ActivationStatistics]:
+    def __call__(
+        self, parts: dict[str, slice], rows: int
+    ) -> dict[str, dict[Label | None, ActivationStatistics]]:
         self.parts = parts
         while True:
-            metrics = {name: self._metric(name, rows) for name in parts}
+            metrics = {
+                name: {c: self._metric(name, rows, i) for i, c in enumerate(self.classes)}
+                for name in parts
+            }
             varying = self._stream(metrics)
             if not varying:
                 return metrics
             self.pooled |= varying
 
-    def _metric(self, name: str, rows: int) -> ActivationStatistics:
+    def _metric(self, name: str, rows: int, number: int) -> ActivationStatistics:
         layer, example = self.recording.layers[name], self.recording.main(name)
         first = channels_first(example, layer.channel_dim)[:, self.parts[name]]
         shape = tuple(first.shape[1:2] if name in self.pooled else first.shape[1:])
@@ -200,73 +224,47 @@ class _Collect:
             quantiles=self.levels,
             reservoir=rows,
             seed=self.seed,
+            stream=number,
             dtype=torch.float64 if example.dtype == torch.float64 else torch.float32,
         )
         return metric.to(example.device)
 
-    def _stream(self, metrics: dict[str, ActivationStatistics]) -> set[str]:
+    def _stream(self, metrics: dict[str, dict[Label | None, ActivationStatistics]]) -> set[str]:
         """Update the metrics with every batch; return layers that turned out to need pooling."""
         varying: set[str] = set()
-        with undisturbed(self.model), Progress("profiling", self.progress, unit="samples") as bar:
-            for batch in self.source:
-                inputs = input_tensors(self.model, batch)
 
-                def visit(
-                    call: str,
-                    _path: str,
-                    _arguments: Any,
-                    output: Any,
-                    inputs: dict[str, Tensor] = inputs,
-                    size: int = batch.size,
-                ) -> None:
-                    leaves = flatten(output)[0]
-                    for layer in self.recording.by_call.get(call, ()):
-                        if layer.name in metrics:
-                            values = _rows(layer, leaves[layer.leaf], size)
-                            varying.update(self._update(metrics[layer.name], layer, values, inputs))
+        def receive(arrived: Arrived) -> None:
+            name = arrived.layer.name
+            part = arrived.of_channels(self.parts[name])
+            for number, metric in enumerate(metrics[name].values()):
+                if not self._update(metric, part.of_class(number) if self.by_class else part):
+                    varying.add(name)
 
-                for name, tensor in inputs.items():
-                    visit(name, "", None, tensor)
-                observe(self.model, batch, self.recording.sites, visit)
+        running = stream(
+            self.model,
+            self.batches,
+            self.recording,
+            metrics,
+            receive,
+            title="profiling",
+            progress=self.progress,
+        )
+        with contextlib.closing(running):
+            for _ in running:
                 if varying:
-                    return varying
-                _check_layers(batch, metrics)
-                bar.advance(batch.size)
+                    break
         return varying
 
-    def _update(
-        self,
-        metric: ActivationStatistics,
-        layer: Layer,
-        rows: Tensor,
-        inputs: dict[str, Tensor],
-    ) -> set[str]:
-        """Add a batch's values of a layer; if that cannot be position by position, its name."""
-        values = channels_first(rows, layer.channel_dim)[:, self.parts[layer.name]]
-        # Masks fit by length, and this batch may have another one than the example.
-        by_row = layer.layout.dim is not None
-        mask = attended(inputs, replace(layer, shape=tuple(rows.shape[1:]))) if by_row else None
-        if layer.name in self.pooled:
-            values = values.movedim(1, -1)
-            values = values.reshape(-1, values.shape[-1]) if mask is None else values[mask]
-        elif mask is not None or values.shape[1:] != metric.shape:
-            return {layer.name}
-        metric.update(values)
-        return set()
+    @property
+    def by_class(self) -> bool:
+        return self.classes != (None,)
 
-
-def _rows(layer: Layer, tensor: Tensor, size: int) -> Tensor:
-    """Rows of a layer's tensor in a batch of any size."""
-    layout = layer.layout
-    if layout.dim is not None and tensor.shape[layout.dim] != size * layout.many:
-        layout = replace(layout, many=tensor.shape[layout.dim] // size)
-    return layout.rows(tensor)
-
-
-def _check_layers(batch: Batch, metrics: dict[str, ActivationStatistics]) -> None:
-    silent = [name for name, metric in metrics.items() if not int(metric.count)]
-    if silent:
-        raise DataError(
-            f"layer {silent[0]!r} ran on the first samples but not on a batch of {batch.size}: "
-            "the model takes different layers for different data"
-        )
+    def _update(self, metric: ActivationStatistics, arrived: Arrived) -> bool:
+        """Add a batch's values of a layer; say whether that could be done position by position."""
+        if arrived.layer.name in self.pooled:
+            metric.update(arrived.at_positions())
+        elif arrived.attended is not None or arrived.values.shape[1:] != metric.shape:
+            return False
+        else:
+            metric.update(arrived.values)
+        return True

@@ -29,7 +29,7 @@ _SINGLE_LANE = 36  # neurons that still fit below each other in one lane
 _SIGN_ORDER = {"positive": 0, "both": 1, "negative": 2}
 _SHOWN = (
     "position token target effect stderr total_effect total_stderr mean std min max count "
-    "q0 q5 q25 q50 q75 q95 q100"
+    "q0 q5 q25 q50 q75 q95 q100 cut wasserstein_std mean_before mean_after"
 ).split()
 
 Neuron = tuple[Any, ...]

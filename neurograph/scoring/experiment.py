@@ -22,7 +22,7 @@ from neurograph.replay.wiring import Wiring
 from neurograph.target import Target
 from neurograph.units import Units
 
-__all__ = ["Effects", "Experiment", "Moves", "summarise"]
+__all__ = ["Effects", "Experiment", "Moves", "rounding", "summarise"]
 
 _CACHED_BYTES = 24 * 2**20
 
@@ -67,9 +67,13 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
         stderr = differences.std(dim=1, correction=1) / math.sqrt(samples)
     else:
         stderr = torch.full_like(effect, math.nan)
-    rounding = 4 * torch.finfo(targets.dtype).eps * response.abs().amax()
-    effect = torch.where(effect.abs() <= rounding, 0.0, effect)
+    effect = torch.where(effect.abs() <= rounding(response, targets.dtype), 0.0, effect)
     return Effects(effect, stderr, response[block])
+
+
+def rounding(response: Tensor, dtype: torch.dtype) -> Tensor:
+    """Largest difference of mean targets, computed in a dtype, that their rounding could make."""
+    return 4 * torch.finfo(dtype).eps * response.abs().amax()
 
 
 @dataclass(frozen=True, eq=False)

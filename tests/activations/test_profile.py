@@ -123,3 +123,47 @@ def test_profile_leaves_the_model_alone() -> None:
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any("forward" in m.__dict__ for m in model.modules())
+
+
+@pytest.mark.parametrize("memory", ["512MB", "30KB"])
+def test_statistics_of_each_class_equal_numpy(memory: str) -> None:
+    sample = zoo.branched_cnn(3, 2, 0, torch.float64)
+    X, labels = sample.data(120, 0), np.array(["left", "right", "right"])[np.arange(120) % 3]
+    graph = ng.profile(sample.model, X, labels=labels, memory=memory)
+    every = Reference(sample.network(), {"x": X})
+    for name, values in every.background.items():
+        node, wanted = graph.nodes[name], values.double().numpy()
+        assert list(node["classes"]) == ["left", "right"]
+        np.testing.assert_allclose(node["mean"], wanted.mean(0), rtol=1e-10)
+        np.testing.assert_allclose(node["std"], wanted.std(0, ddof=1), rtol=1e-10)
+        for label, found in node["classes"].items():
+            part = wanted[labels == label]
+            assert found.count == len(part)
+            np.testing.assert_allclose(found.mean, part.mean(0), rtol=1e-10)
+            np.testing.assert_allclose(found.std, part.std(0, ddof=1), rtol=1e-10)
+            np.testing.assert_allclose(found.max, part.max(0), rtol=1e-10)
+            if memory == "512MB":
+                table = np.quantile(part, found.levels, axis=0)
+                np.testing.assert_allclose(found.quantiles, table, rtol=1e-10)
+
+
+def test_labels_of_the_data_are_read_where_asked() -> None:
+    torch.manual_seed(0)
+    model, X = nn.Sequential(nn.Linear(2, 3)), torch.rand(30, 2)
+    batches = [(X[i : i + 7], (X[i : i + 7, 0] > 0.5).float()) for i in range(0, 30, 7)]
+    found = ng.profile(model, batches, labels=True).nodes["input"]["classes"]
+    assert float(found[0].max[0]) <= 0.5 < float(found[1].min[0])
+    assert found[0].count + found[1].count == 30
+    assert "classes" not in ng.profile(model, batches).nodes["input"]
+
+
+def test_both_sides_of_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    X = torch.randn(50, 2)
+    graph = ng.profile(model, X, layers=["0", "2", "0:input", "2:input"])
+    with torch.no_grad():
+        wanted = {"0:input": X, "0": model[0](X), "2:input": model[:2](X), "2": model(X)}
+    for name, values in wanted.items():
+        torch.testing.assert_close(graph.nodes[name]["max"], values.amax(0))
+        torch.testing.assert_close(graph.nodes[name]["mean"], values.mean(0))

@@ -1,0 +1,51 @@
+"""A page that a study writes while it runs: prose, tables and figures, printed as they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+__all__ = ["Notes"]
+
+
+class Notes:
+    """Markdown in `folder`/`name`.md, with figures in `folder`/figures, written by `save`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.parts: list[str] = []
+        self.figures: dict[str, Any] = {}
+
+    def __call__(self, *parts: Any, digits: int = 3) -> None:
+        """Add prose (strings) and tables (data frames, their index left out)."""
+        for part in parts:
+            text = _table(part, digits) if isinstance(part, pd.DataFrame) else str(part)
+            self.parts.append(text)
+            print(text, flush=True)
+
+    def figure(self, figure: Any, name: str, caption: str) -> None:
+        """Add a figure of matplotlib."""
+        self.figures[name] = figure
+        self(f"![{caption}](figures/{self.name}_{name}.png)")
+
+    def save(self) -> None:
+        """Write the page and its figures."""
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        for name, figure in self.figures.items():
+            figure.savefig(self.folder / "figures" / f"{self.name}_{name}.png")
+        text = "\n\n".join(self.parts) + "\n"
+        (self.folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+
+
+def _table(frame: pd.DataFrame, digits: int) -> str:
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            small = value != 0 and abs(value) < 10**-digits
+            return f"{value:.1e}" if small else f"{value:.{digits}f}"
+        return str(value).replace("|", "\\|")
+
+    rows = [[cell(value) for value in row] for row in frame.astype(object).to_numpy().tolist()]
+    lines = [[str(name) for name in frame.columns], ["---"] * frame.shape[1], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,1 @@
+"""Neurons silenced in a model that runs by itself: masks, criteria of importance, curves."""

@@ -1,0 +1,334 @@
+"""Silence neurons of a model for the length of a block, and leave the model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from neurograph.ablation.fillings import Filling, Zeros, find_means, find_others
+from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
+from neurograph.ablation.passing import find_place, passing, unknown_layer
+from neurograph.ablation.zeroed import check_weights_serve, zeroed
+from neurograph.activations.profile import profile
+from neurograph.data import Source
+from neurograph.errors import OptionError
+from neurograph.layers import Layer, Layout, Neuron, is_convolution
+from neurograph.replay.recording import Recording, capture
+from neurograph.sites import INPUT_SIDE, find_sites, refuse_unsupported
+from neurograph.units import Groups, find_groups
+
+__all__ = ["How", "Masker", "check_how", "mask_neurons"]
+
+How = Literal["weights", "zero", "mean", "resample"]
+"""What silencing means: no weights, an output of 0, of the mean, or of another sample."""
+
+_EXAMPLE_ROWS = 2
+
+
+@contextlib.contextmanager
+def mask_neurons(
+    model: nn.Module,
+    neurons: Neurons,
+    how: How = "zero",
+    *,
+    data: Any = None,
+    groups: Mapping[str, Groups] | None = None,
+    seed: int = 0,
+) -> Iterator[nn.Module]:
+    """Silence neurons while inside the block; the model is as it was afterwards, come what may.
+
+    Inside, the model is run as usual, by any code, with or without gradients. Blocks may be
+    nested: inner ones act last.
+
+    Parameters
+    ----------
+    model : Module
+        Any eager model. Its modes, gradients and other hooks are left alone.
+    neurons : iterable of Neuron or tuple, mapping of str to indices, or Circuit
+        ``(layer, index)``: a channel, at all positions, of a layer named as in `layer_graph`
+        (`cell#1` is the second call of `cell`, `fc:input` what arrives at `fc`, `input` the
+        model's input). ``(layer, index, position)`` is one position of a sequence. Any module's
+        path will do for a layer. Of a circuit, its neurons in hidden layers;
+        ``list(circuit.graph)`` has its features too.
+    how : {"zero", "weights", "mean", "resample"}
+        ``"zero"``: they pass on 0. ``"weights"``: their weights and biases are 0 meanwhile, which
+        gives the same, of Linears and convolutions. ``"mean"``: they pass on their mean over the
+        data, at each position where shapes are fixed, else over all positions. ``"resample"``:
+        each sample has the values that another, drawn at random for every run of the model,
+        gives them; all neurons have them from the same one, so that what they say together stays
+        plausible.
+    data : data of any kind, optional
+        As for `search`; needed for ``"mean"`` and ``"resample"`` (of at most 2,048 samples), and
+        wherever an example is needed to tell how a tensor is laid out: for the model's inputs,
+        positions and groups. With data, names and numbers are checked at once; without, of
+        modules of unknown width, when the model is run.
+    groups : mapping of str to groups, optional
+        As for `search`: an index is that of a group in layers that match. By default the groups
+        of the circuit.
+    seed : int
+        Chooses the samples of ``"resample"``.
+
+    Yields
+    ------
+    Module
+        The model.
+
+    Raises
+    ------
+    OptionError
+        An unknown layer or neuron, data that are needed but not given, a layer that the model was
+        run without calling, or ``how="weights"`` where weights are shared, computed, or make no
+        neurons.
+    ModelError, DataError
+        As for `profile`.
+
+    Notes
+    -----
+    Mean and zero ablation are compared in Wang et al. 2023 (arXiv:2211.00593); resampling is
+    that of causal scrubbing (Chan et al. 2022).
+
+    Calls are counted from each call of the model, so run the model itself rather than parts of
+    it. To search a masked model use ``how="weights"``: a search keeps what layers computed, not
+    what hooks make of it.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_(), model[2].weight.fill_(1)
+    >>> x = torch.tensor([[3.0, 4.0]])
+    >>> with mask_neurons(model, [("0", 1)]):
+    ...     model(x).item()
+    3.0
+    >>> with mask_neurons(model, {"0": [1]}, "mean", data=torch.tensor([[0.0, 1.0], [0.0, 5.0]])):
+    ...     model(x).item()
+    6.0
+    >>> model(x).item()
+    7.0
+    """
+    chosen = read_neurons(neurons)
+    given = groups_of(neurons) if groups is None else groups
+    masker = Masker(model, chosen, how, data=data, groups=given, seed=seed)
+    with masker.masked(chosen, seed):
+        yield model
+
+
+def check_how(how: str) -> None:
+    """Raise OptionError for a way of silencing that there is not."""
+    if how not in get_args(How):
+        raise OptionError(f"how={how!r} is none of {', '.join(map(repr, get_args(How)))}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What of a layer is silenced: channels, or elements ``[*shape]`` of its rows."""
+
+    channels: Sequence[int]
+    elements: Tensor | None = None
+
+
+class Masker:
+    """A model made ready to have neurons of some layers silenced, again and again.
+
+    Parameters
+    ----------
+    model : Module
+    layers : iterable of str
+        Names of the layers.
+    how, data, groups
+        As for `mask_neurons`.
+    seed : int
+        Chooses the samples kept for resampling.
+    progress : bool, optional
+        As for `profile`.
+
+    Attributes
+    ----------
+    row_bytes : int
+        Memory that one sample takes in a run; 0 without data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[str],
+        how: How,
+        *,
+        data: Any = None,
+        groups: Mapping[str, Groups] | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        check_how(how)
+        refuse_unsupported(model)
+        self.model, self.how = model, how
+        self.places = {name: find_place(name, model) for name in layers}
+        self.layers: dict[str, Layer] = {}
+        self.groups: dict[str, list[list[int]]] = {}
+        self.row_bytes = 0
+        self._filling: Filling = Zeros()
+        if how == "weights":
+            check_weights_serve(model, self.places)
+        if data is None:
+            self._check_without(groups)
+            return
+        choice = self._choice()
+        few = next(iter(Source(data, model))).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
+        recording = capture(model, few, find_sites(model, choice))
+        self.row_bytes = recording.row_bytes
+        self.layers = {name: self._layer(name, recording) for name in self.places}
+        if groups:
+            found = find_groups(groups, recording.layers, model)
+            self.groups = {name: channels for name, (_, channels) in found.items()}
+        if how == "mean":
+            profiled = profile(
+                model, data, layers=choice, levels=(0.5,), seed=seed, progress=progress
+            )
+            self._filling = find_means(profiled, self.layers.values())
+        elif how == "resample":
+            self._filling = find_others(model, data, self.layers, self.places, self.row_bytes, seed)
+
+    def _check_without(self, groups: object) -> None:
+        if self.how in ("mean", "resample"):
+            raise OptionError(f"how={self.how!r} needs data=: the samples that values come from")
+        for place in self.places.values():
+            if place.path is None:
+                raise OptionError(
+                    f"{place.layer!r} is an input of the model: pass data=, which tells along "
+                    "which dimension its features lie"
+                )
+        if groups:
+            raise OptionError("groups= needs data=, which tells how many channels layers have")
+
+    def _choice(self) -> list[str] | None:
+        """`layers=` with which these are layers; None for those that are by default."""
+        usual = find_sites(self.model).outputs
+        places = [place for place in self.places.values() if place.path is not None]
+        if all(place.path in usual and not place.side for place in places):
+            return None
+        names = (f"{place.path}{INPUT_SIDE if place.side else ''}" for place in places)
+        return list(dict.fromkeys(names))
+
+    def _layer(self, name: str, recording: Recording) -> Layer:
+        if name not in recording.layers:
+            raise unknown_layer(name, recording.layers)
+        if not recording.layers[name].neurons:
+            raise OptionError(
+                f"layer {name!r} has no neurons: its values are no floating-point numbers, or the "
+                "same for every sample"
+            )
+        return recording.layers[name]
+
+    # -- which neurons ---------------------------------------------------------------------------
+
+    def check(self, chosen: Mapping[str, Sequence[Neuron]]) -> None:
+        """Raise OptionError for the first neuron that the model has not."""
+        for layer, neurons in chosen.items():
+            self._part(layer, neurons)
+
+    def _part(self, layer: str, neurons: Sequence[Neuron]) -> _Part:
+        groups, known = self.groups.get(layer), self.layers.get(layer)
+        width = self._width(layer) if known is None else known.neurons
+        count = width if groups is None else len(groups)
+        for neuron in neurons:
+            if count is not None and neuron.index >= count:
+                raise OptionError(
+                    f"the model has no neuron {neuron}: layer {layer!r} has {count} neurons"
+                )
+        channels = [[n.index] if groups is None else groups[n.index] for n in neurons]
+        if all(neuron.position is None for neuron in neurons):
+            return _Part(sorted({channel for group in channels for channel in group}))
+        if known is None or self.how == "weights":
+            why = "needs data=, which tells how it lies" if known is None else "has no weights"
+            raise OptionError(f"one position of layer {layer!r} {why}: leave positions out")
+        return _Part([], _elements(known, neurons, channels))
+
+    def _width(self, layer: str) -> int | None:
+        """Neurons of a layer as far as its module tells without being run."""
+        place = self.places[layer]
+        module: Any = self.model.get_submodule(place.path or "")
+        if place.part is not None:
+            return None
+        if isinstance(module, nn.Linear):
+            return module.in_features if place.side else module.out_features
+        if is_convolution(module):
+            return int(module.in_channels if place.side else module.out_channels)
+        return None
+
+    # -- silencing -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def masked(self, chosen: Mapping[str, Sequence[Neuron]], seed: int) -> Iterator[None]:
+        """Silence some neurons for the length of a block; the seed is that of resampling."""
+        parts = {layer: self._part(layer, neurons) for layer, neurons in chosen.items() if neurons}
+        places = {layer: self.places[layer] for layer in parts}
+        if self.how == "weights":
+            channels = {layer: part.channels for layer, part in parts.items()}
+            with zeroed(self.model, channels, places):
+                yield
+            return
+        fill = self._filling.start(seed)
+
+        def change(layer: str, tensor: Tensor) -> Tensor:
+            known = self.layers.get(layer)
+            lying = Layout() if known is None else known.layout.fitted(tensor, passage.size)
+            rows = lying.rows(tensor)
+            silenced = self._where(layer, parts[layer], rows)
+            values = torch.where(silenced, fill(layer, rows, passage.runs), rows)
+            changed = lying.tensor(values)
+            return changed.contiguous() if tensor.is_contiguous() else changed
+
+        with passing(self.model, places.values(), change) as passage:
+            yield
+        missed = [layer for layer in parts if layer not in passage.met]
+        if passage.runs and missed:
+            raise OptionError(
+                f"layer {missed[0]!r} was to be silenced, but the model was run without calling it"
+            )
+
+    def _where(self, layer: str, part: _Part, rows: Tensor) -> Tensor:
+        """Mark what is silenced, in a shape that fits all rows."""
+        if part.elements is not None:
+            if part.elements.shape != rows.shape[1:]:
+                raise OptionError(
+                    f"layer {layer!r} is {tuple(rows.shape[1:])} here but "
+                    f"{tuple(part.elements.shape)} on data=: positions do not fit"
+                )
+            return part.elements.to(rows.device)
+        known, behind = self.layers.get(layer), 0
+        if known is not None:
+            behind = len(known.shape) - known.channel_dim
+        else:
+            module = self.model.get_submodule(self.places[layer].path or "")
+            if is_convolution(module):
+                behind = len(module.kernel_size)  # type: ignore[arg-type]
+        silenced = torch.zeros(rows.shape[-1 - behind], dtype=torch.bool, device=rows.device)
+        if part.channels[-1] >= len(silenced):
+            raise OptionError(
+                f"the model has no neuron {Neuron(layer, part.channels[-1])}: layer {layer!r} has "
+                f"{len(silenced)} neurons"
+            )
+        silenced[torch.tensor(part.channels, device=rows.device)] = True
+        return silenced.view(-1, *[1] * behind)
+
+
+def _elements(layer: Layer, neurons: Sequence[Neuron], channels: Sequence[Sequence[int]]) -> Tensor:
+    """Mark the elements of a row that neurons are, some at one position."""
+    marked = torch.zeros(layer.shape, dtype=torch.bool)
+    by_channel = marked.movedim(layer.channel_dim - 1, 0)
+    for neuron, group in zip(neurons, channels, strict=True):
+        if neuron.position is None:
+            by_channel[list(group)] = True
+            continue
+        if not layer.is_sequence or neuron.position >= by_channel.shape[1]:
+            length = by_channel.shape[1] if layer.is_sequence else "no"
+            raise OptionError(
+                f"the model has no neuron {neuron}: layer {layer.name!r} has {length} positions"
+            )
+        by_channel[list(group), neuron.position] = True
+    return marked
