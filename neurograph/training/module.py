@@ -42,8 +42,8 @@ class TrainingModule(pl.LightningModule):
     loss : callable
         ``(output, labels) -> scalar``; where it is a module, it is trained and moved along.
     metrics : torchmetrics.Metric, MetricCollection, mapping or sequence of Metric, optional
-        Each stage has a copy of its own, which follows the device. A mapping names them; else
-        they are called what their classes are.
+        Each computes one number. Each stage has copies of its own, which follow the device. A
+        mapping names them; else they are called what their classes are.
     predict : callable, optional
         From the model's output to what the metrics compare with the labels, such as
         `torch.sigmoid`; the output itself by default. `predict_step` returns the same.

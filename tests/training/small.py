@@ -19,12 +19,12 @@ def points(samples: int, seed: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(samples, 2, generator=generator)
     noise = 0.3 * torch.randn(samples, generator=generator)
-    return TensorDataset(inputs, (inputs.sum(1) + noise > 0).long())
+    return TensorDataset(inputs, (inputs[:, 0] - inputs[:, 1] + noise > 0).long())
 
 
 def network(outputs: int = 1) -> nn.Sequential:
     """Return a network in which a forward pass of training moves buffers and random numbers."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # a seed with which paths of both signs are learnt
     return nn.Sequential(
         nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, outputs)
     )
