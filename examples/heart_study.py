@@ -45,7 +45,7 @@ HOWS = ("weights", "mean", "resample")
 
 RUNS = Path("outputs/heart_study")  # networks and circuits
 
-note = Notes(FOLDER, "heart")
+note = Notes(FOLDER, "heart", globals().get("__file__"))
 started = time.perf_counter()
 
 # %% [markdown]
@@ -58,9 +58,7 @@ started = time.perf_counter()
 # %%
 note(
     "# The heart network, studied from end to end",
-    "Written by `python examples/heart_study.py --out docs`"
-    + (", reduced." if REDUCED else ".")
-    + " The script tells what each step is and why; this page has its numbers.",
+    "Written by `python examples/heart_study.py --out docs`" + (", reduced." if REDUCED else "."),
     "## 1. The network and its data",
 )
 runs = []
@@ -102,7 +100,7 @@ note(
             "layer": name,
             "neurons": node["neurons"],
             **{
-                f"mean spread, {data.class_names[label]}": found.std.mean().item()
+                f"mean std, {data.class_names[label]}": found.std.mean().item()
                 for label, found in node["classes"].items()
             },
             "least": node["min"].min().item(),
@@ -233,10 +231,6 @@ note(
     "important neurons silenced, 0.80 to 0.82 with the unimportant ones."
 )
 
-# %% [markdown]
-# A criterion predicts damage if accuracy falls further without what it calls important than
-# without what it calls unimportant: the difference, averaged over all shares.
-
 # %%
 mean_lost = by_seed.groupby(["how", "criterion", "seed", "group"], sort=False)["lost"].mean()
 apart = mean_lost.unstack("group")
@@ -244,7 +238,8 @@ apart = (apart["important"] - apart["unimportant"]).rename("gap").reset_index()
 ranking = apart.groupby(["how", "criterion"], sort=False)["gap"].agg(["mean", interval])
 ranking = ranking.sort_values(["how", "mean"], ascending=[True, False], kind="stable").reset_index()
 note(
-    "Accuracy lost without the important half more than without the other, averaged over shares:",
+    "A criterion predicts damage if accuracy falls further without what it calls important than "
+    "without what it calls unimportant. That difference, averaged over all shares:",
     ranking[["how", "criterion", "interval"]].rename(columns={"interval": "gap"}),
 )
 overall = apart.groupby(["criterion", "seed"])["gap"].mean().groupby("criterion")

@@ -12,10 +12,15 @@ __all__ = ["Notes"]
 
 
 class Notes:
-    """Markdown in `folder`/`name`.md, with figures in `folder`/figures, written by `save`."""
+    """Markdown in `folder`/`name`.md, with figures in `folder`/figures, written by `save`.
 
-    def __init__(self, folder: Path, name: str) -> None:
+    Headings bring along what the study's own script, if it is a file, says under them in cells of
+    prose.
+    """
+
+    def __init__(self, folder: Path, name: str, script: str | None = None) -> None:
         self.folder, self.name = folder, name
+        self.prose = {} if script is None else _prose(Path(script).read_text(encoding="utf-8"))
         self.parts: list[str] = []
         self.figures: dict[str, Any] = {}
 
@@ -23,7 +28,7 @@ class Notes:
         """Add prose (strings) and tables (data frames, their index left out)."""
         for part in parts:
             text = _table(part, digits) if isinstance(part, pd.DataFrame) else str(part)
-            self.parts.append(text)
+            self.parts += filter(None, [text, self.prose.get(text)])
             print(text, flush=True)
 
     def figure(self, figure: Any, name: str, caption: str) -> None:
@@ -35,9 +40,18 @@ class Notes:
         """Write the page and its figures."""
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         for name, figure in self.figures.items():
-            figure.savefig(self.folder / "figures" / f"{self.name}_{name}.png")
+            figure.savefig(self.folder / "figures" / f"{self.name}_{name}.png", dpi=150)
         text = "\n\n".join(self.parts) + "\n"
         (self.folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+
+
+def _prose(script: str) -> dict[str, str]:
+    """What stands under each heading of a script in percent format."""
+    found = {}
+    for cell in script.split("# %% [markdown]\n")[1:]:
+        lines = [line.removeprefix("#").strip() for line in cell.split("# %%")[0].splitlines()]
+        found[lines[0]] = "\n".join(lines[1:]).strip()
+    return found
 
 
 def _table(frame: pd.DataFrame, digits: int) -> str:
