@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ class Batch:
     kwargs: Mapping[str, Any]
     labels: Any = None
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """How many samples: the first dimension of the first input tensor."""
         first = next(iter_tensors((self.args, dict(self.kwargs))), None)

@@ -29,6 +29,8 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
     >>> leaves, rebuild([x * 10 for x in leaves])
     ([1, 2, 3], {'a': 10, 'b': (20, 30)})
     """
+    if isinstance(tree, Tensor):  # what most modules return
+        return [tree], _only
     tops, spec = tree_flatten(tree)
     if not any(map(_is_record, tops)):
         return tops, spec.unflatten
