@@ -1,11 +1,8 @@
 """One-pass statistics of activations: moments, extremes and quantiles in constant memory.
 
-Moments follow the pairwise update of Chan, Golub & LeVeque (1983, *The American Statistician* 37).
-Quantiles come from a uniform sample of whole rows, the problem of Vitter (1985, *ACM TOMS* 11),
-kept as the rows with the smallest random keys: Efraimidis & Spirakis (2006, *Inf. Process. Lett.*
-97) with equal weights. Two such samples merge exactly: pool them, keep the smallest keys. A row's
-key depends only on its position in the data, so the sample does not depend on how the data was cut
-into batches, and no generator state has to be stored.
+Moments are sums of gaps to a centre that rests on many rows, the shifted data of Chan, Golub &
+LeVeque (1983, *The American Statistician* 37): a small std on a large mean survives.
+Quantiles come from a uniform sample of whole rows: reservoir.py.
 """
 
 from __future__ import annotations
@@ -21,15 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torchmetrics import Metric
 
+from neurograph.activations.reservoir import Choice, choose, choose_next, no_keys
 from neurograph.errors import DataError, OptionError
 
 __all__ = ["ActivationStatistics", "Statistics", "by_itself", "merged"]
 
-_BLOCK = 4096  # random keys are made this many at a time
 _SORT_AT_ONCE = 2**22  # elements; bounds what quantiles take in memory beside the sample
+_ADD_AT_ONCE = 2**17  # elements for each thread, which stay in its cache from pass to pass
 
 _by_itself = ContextVar("_by_itself", default=False)
 
@@ -110,7 +108,8 @@ class ActivationStatistics(Metric):
     """
 
     count: Tensor
-    mean: Tensor
+    centre: Tensor
+    gaps: Tensor
     squares: Tensor
     low: Tensor
     high: Tensor
@@ -136,9 +135,9 @@ class ActivationStatistics(Metric):
         self.shape, self.levels, self.reservoir = tuple(shape), _levels(quantiles), reservoir
         self.seed, self.stream, self._own = seed, stream, torch.empty(0)
         double = torch.empty(0, dtype=torch.float64)
-        states = {"count": torch.tensor(0), "mean": double, "squares": double}
-        states |= {"low": double.to(dtype), "high": double.to(dtype), "keys": double}
-        states["rows"] = double.to(dtype)  # full sizes come with `_claim`
+        states = {"count": torch.tensor(0), "centre": double.to(dtype), "gaps": double}
+        states |= {"squares": double, "low": double.to(dtype), "high": double.to(dtype)}
+        states |= {"keys": double, "rows": double.to(dtype)}  # full sizes come with `_claim`
         for name, state in states.items():
             self.add_state(name, state, persistent=True)  # `sync` reduces rows with their keys
 
@@ -157,16 +156,23 @@ class ActivationStatistics(Metric):
             raise DataError(f"values has shape {tuple(values.shape)}, not [rows, *{self.shape}].")
         if not (total := len(values)):
             return
-        batch = values.to(self.low.dtype)
-        # A small std on a large mean does not survive squaring values. Squared gaps to the mean so
-        # far are as safe as to the batch's own, which costs a pass, unless it rests on fewer rows.
-        centre = batch.mean(0) if total > int(self.count) else self.mean.to(batch.dtype)
-        gaps = batch - centre
-        drift = gaps.sum(0).double()
-        part = {"count": total, "mean": drift / total + centre, "rows": batch}
-        part["squares"] = gaps.mul_(gaps).sum(0) - drift * drift / total
-        part |= {"low": batch.amin(0), "high": batch.amax(0), "keys": self._draw(total)}
-        self._absorb(part)
+        self._claim()
+        before, dtype = int(self.count), self.low.dtype
+        # The centre is a mean of a quarter of all rows or more. From one of fewer, gaps could be so
+        # large that float32 loses the spread in them, and that their sums all but cancel.
+        if total > before:
+            self._recentre(values.mean(0, dtype=dtype))
+        elif (before + total).bit_length() > before.bit_length():
+            self._recentre(self._mean().to(dtype))
+        for some in _portions(values):
+            some = some.to(dtype).contiguous()
+            torch.minimum(self.low, some.amin(0), out=self.low)
+            torch.maximum(self.high, some.amax(0), out=self.high)
+            gaps = some - self.centre
+            self.gaps.add_(gaps.sum(0))
+            self.squares.add_(gaps.mul_(gaps).sum(0))
+        self._keep(choose_next(self.keys, before, total, self.seed, self.stream), values)
+        self.count.add_(total)
 
     def reset(self) -> None:
         """Forget every row, and hand back the memory that they took."""
@@ -177,8 +183,9 @@ class ActivationStatistics(Metric):
         """Statistics of all rows, of all processes; `DataError` if there are none."""
         quantiles, count = self.quantiles_at(self.levels), int(self.count)
         low, high = self.low.clone(), self.high.clone()
-        mean = self.mean.to(low.dtype).clamp(low, high)
-        std = (self.squares.clamp(min=0) / max(count - 1, 1)).sqrt().to(low.dtype)
+        mean = self._mean().to(low.dtype).clamp(low, high)
+        squares = (self.squares - self.gaps * self.gaps / count).clamp(min=0)
+        std = (squares / max(count - 1, 1)).sqrt().to(low.dtype)
         std = std.masked_fill(low == high, 0)  # rounding must not make a constant vary
         error = math.sqrt(math.log(2 / 0.01) / 2 / self.reservoir) * (count > self.reservoir)
         return Statistics(count, mean, std, low, high, quantiles, self.levels, error)
@@ -191,11 +198,11 @@ class ActivationStatistics(Metric):
         if not self.count:
             raise DataError("there is no data: call `update` with at least one row first.")
         rows, parts = self.rows.flatten(1) if self.shape else self.rows[:, None], []
-        held = self.keys.isfinite().nonzero().squeeze(1)
-        place = torch.tensor(_levels(levels), dtype=torch.float64) * (len(held) - 1)
+        held = min(int(self.count), self.reservoir)
+        place = torch.tensor(_levels(levels), dtype=torch.float64) * (held - 1)
         for some in rows.chunk(rows.numel() // _SORT_AT_ONCE + 1, dim=1):
             # numpy sorts several times faster than torch
-            columns = torch.from_numpy(np.sort(some[held].cpu().T, axis=1))
+            columns = torch.from_numpy(np.sort(some[:held].cpu().T, axis=1))
             a, b = columns[:, place.floor().long()], columns[:, place.ceil().long()]
             parts.append(torch.where(a == b, a, a.double().lerp(b.double(), place.frac()).to(a)).T)
         out = torch.cat(parts, dim=1).view(-1, *self.shape).to(self.device)
@@ -222,7 +229,19 @@ class ActivationStatistics(Metric):
                 f"incoming_state has random keys of this metric (seed={self.seed}, stream="
                 f"{self.stream}): give each metric its own `stream`, and merge none twice."
             )
-        self._absorb(part)
+        self._claim()
+        count, extra = int(self.count), int(part["count"])
+        mine = count * self.centre.double() + self.gaps
+        other = extra * part["centre"].double() + part["gaps"]
+        self._recentre(((mine + other) / (count + extra)).to(self.low.dtype))
+        shift = part["centre"].double() - self.centre
+        self.squares.add_(part["squares"] + shift * (2 * part["gaps"] + extra * shift))
+        self.gaps.add_(part["gaps"] + extra * shift)
+        torch.minimum(self.low, part["low"], out=self.low)
+        torch.maximum(self.high, part["high"], out=self.high)
+        new = part["keys"][:extra].cpu().numpy()
+        self._keep(choose(self.keys, count, new), part["rows"])
+        self.count.add_(extra)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Replace the states by the merged states of all processes, see `torchmetrics.Metric`."""
@@ -254,24 +273,19 @@ class ActivationStatistics(Metric):
             home.update({name: home[name].to(self.device) for name in self._defaults})
         return self
 
-    def _absorb(self, part: Mapping[str, Any]) -> None:
-        self._claim()
-        before, extra = int(self.count), int(part["count"])
-        shift, share = part["mean"] - self.mean, extra / (before + extra)
-        self.squares.add_(part["squares"]).addcmul_(shift, shift, value=before * share)
-        self.mean.add_(shift, alpha=share)
-        self.count += extra
-        torch.minimum(self.low, part["low"], out=self.low)
-        torch.maximum(self.high, part["high"], out=self.high)
-        new = (part["keys"] < self.keys.max()).nonzero().squeeze(1)
-        if not len(new):
-            return
-        losers = torch.cat([self.keys, part["keys"][new]]).topk(len(new)).indices
-        slots = losers[losers < self.reservoir]
-        new[losers[losers >= self.reservoir] - self.reservoir] = -1
-        new = new[new >= 0]
-        self.keys[slots] = part["keys"][new]
-        self.rows[slots] = part["rows"][new].to(self.rows.dtype)
+    def _mean(self) -> Tensor:
+        return self.centre + self.gaps / self.count
+
+    def _recentre(self, centre: Tensor) -> None:
+        shift = self.centre.double() - centre
+        self.squares.add_(shift * (2 * self.gaps + self.count * shift))
+        self.gaps.add_(self.count * shift)
+        self.centre = centre
+
+    def _keep(self, choice: Choice, rows: Tensor) -> None:
+        self.keys = choice.keys
+        for slots, chosen in choice.moves:
+            self.rows[slots] = rows[chosen].to(self.rows.dtype)
 
     def _claim(self) -> None:
         if self.rows is self._own:
@@ -282,27 +296,23 @@ class ActivationStatistics(Metric):
             for name in self._defaults:
                 setattr(self, name, getattr(self, name).clone())
             if not len(self.rows):
-                self.mean = self.mean.new_zeros(self.shape)
-                self.squares = torch.zeros_like(self.mean)
+                self.centre = self.centre.new_zeros(self.shape)
+                self.gaps = self.gaps.new_zeros(self.shape)
+                self.squares = torch.zeros_like(self.gaps)
                 self.low = self.low.new_full(self.shape, math.inf)
                 self.high = -self.low
-                self.keys = self.keys.new_full((self.reservoir,), math.inf)
+                self.keys = no_keys(self.reservoir, self.keys.device)
                 self.rows = self.rows.new_empty(self.reservoir, *self.shape)
             self._own = self.rows
 
-    def _draw(self, total: int) -> Tensor:
-        shared = distributed.is_available() and distributed.is_initialized()
-        source = (self.seed, self.stream, distributed.get_rank() if shared else 0)
-        first, skip = divmod(int(self.count), _BLOCK)
-        last = first + (skip + total - 1) // _BLOCK
-        blocks = [_block(*source, number) for number in range(first, last + 1)]
-        return torch.cat(blocks)[skip : skip + total].to(self.device)
 
-
-@functools.lru_cache(maxsize=32)  # layers and batches of one stream ask for the same keys
-def _block(seed: int, *place: int) -> Tensor:
-    bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place))
-    return torch.from_numpy(np.random.Generator(bits).random(_BLOCK))
+def _portions(values: Tensor) -> Iterator[Tensor]:
+    """Some rows at a time: as many as stay in the processor's cache."""
+    step = len(values)
+    if values.is_cpu:
+        step = max(1, _ADD_AT_ONCE * torch.get_num_threads() * step // values.numel())
+    for start in range(0, len(values), step):
+        yield values[start : start + step]
 
 
 def merged(metrics: Sequence[ActivationStatistics]) -> ActivationStatistics:

@@ -17,7 +17,7 @@ from neurograph.activations.statistics import ActivationStatistics, Statistics, 
 from neurograph.errors import DataError, OptionError
 
 LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-STATES = ("count", "mean", "squares", "low", "high", "keys", "rows")
+STATES = ("count", "centre", "gaps", "squares", "low", "high", "keys", "rows")
 
 
 def fed(values: Tensor, cuts: tuple[int, ...] = (), **options: object) -> ActivationStatistics:
@@ -163,7 +163,50 @@ def test_merged_sample_is_fair_to_unequal_parts() -> None:
     assert np.mean(shares) == pytest.approx(0.1, abs=0.015)
 
 
-@pytest.mark.parametrize("cuts", [(), (1,), (3, 500), tuple(range(0, 1000, 37))])
+def in_batches(rows: int, size: int) -> tuple[int, ...]:
+    return tuple(range(size, rows, size))
+
+
+@pytest.mark.parametrize("size", [1, 7, 99, 100, 101, 250, 1000])
+@pytest.mark.parametrize("rows", [99, 100, 101, 1000])
+def test_sample_is_of_the_smallest_keys_while_it_fills_and_after(rows: int, size: int) -> None:
+    data = np.random.default_rng(3).normal(size=(rows, 2, 3))
+    values = torch.from_numpy(data)
+    every = fed(values, reservoir=1000)  # has the key of each row
+    assert torch.equal(every.rows[:rows], values)
+    kept = np.argsort(every.keys[:rows].numpy())[:100]
+    metric = fed(values, in_batches(rows, size), reservoir=100)
+    np.testing.assert_array_equal(metric.sample, data[kept])
+    found = metric.compute()
+    check_moments(found, data, 1e-10)
+    wanted = np.quantile(data[kept], LEVELS[1:-1], axis=0)
+    np.testing.assert_allclose(found.quantiles[1:-1], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_sizes_of_batches_may_change() -> None:
+    values = torch.randn(9000, 2)
+    sizes = [1, 300, 2, 1, 64, 1300, 5] * 4
+    cuts = tuple(itertools.accumulate(sizes))
+    check_equal(fed(values, cuts, reservoir=200), fed(values, reservoir=200))
+
+
+@pytest.mark.parametrize("reservoir", [50, 6000])  # choices are shared, and too large for that
+def test_layers_of_one_stream_keep_the_same_rows(reservoir: int) -> None:
+    values = torch.arange(12_000.0)[:, None]
+    narrow, wide = (ActivationStatistics(shape, reservoir=reservoir) for shape in ((1,), (2, 2)))
+    for part in values.split(256):
+        narrow.update(part)
+        wide.update(part[:, :, None].expand(-1, 2, 2))
+    assert (narrow.keys is wide.keys) == (reservoir == 50)
+    late = ActivationStatistics((1,), reservoir=reservoir)
+    late.load_state_dict(fed(values[:5000], reservoir=reservoir).state_dict())
+    late.update(values[5000:])
+    for metric in (wide, late):
+        assert torch.equal(metric.sample.flatten(1)[:, 0], narrow.sample[:, 0])
+    assert len(narrow.sample.unique()) == reservoir
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (3, 500), in_batches(1000, 37), in_batches(1000, 1)])
 def test_small_std_on_a_large_mean(cuts: tuple[int, ...]) -> None:
     noise = np.random.default_rng(1).normal(size=(1000, 5))
     for data in (1e4 + 1e-2 * noise, np.where(noise > 0, 1e4, 1e4 + 1e-2)):
@@ -181,6 +224,26 @@ def test_std_survives_means_that_jump_between_batches(sizes: tuple[int, ...]) ->
     values = torch.from_numpy(np.concatenate(parts).astype(np.float32))
     found = fed(values, tuple(np.cumsum(sizes[:-1]).tolist())).compute()
     np.testing.assert_allclose(found.std, values.double().numpy().std(0, ddof=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 10, 64, 3000])
+@pytest.mark.parametrize("drift", [1e-3, 1.0, 1e3])
+def test_std_survives_a_mean_that_drifts(drift: float, size: int) -> None:
+    noise = np.random.default_rng(4).normal(size=(3000, 3))
+    data = 1e4 + 1e-1 * noise + drift * np.linspace(0, 1, 3000)[:, None] ** 3
+    values = torch.from_numpy(data.astype(np.float32))
+    found = fed(values, in_batches(3000, size)).compute()
+    np.testing.assert_allclose(found.std, values.double().numpy().std(0, ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(found.mean, values.double().numpy().mean(0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_std_survives_an_outlier_at_the_start(size: int) -> None:
+    """All squares of gaps to it would round in the same direction, and all but cancel."""
+    values = torch.full((3000, 1), 1000.1)
+    values[0] = 0
+    found = fed(values, in_batches(3000, size)).compute()
+    np.testing.assert_allclose(found.std, values.double().numpy().std(0, ddof=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -213,6 +276,14 @@ def test_other_dtypes_and_layouts_are_taken() -> None:
     metric.update(values.half().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_())
     assert torch.equal(metric.compute().quantiles, expected.quantiles)
     assert not metric.sample.requires_grad
+
+
+def test_moments_do_not_depend_on_what_is_added_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(300, 2, 5, dtype=torch.float64)
+    expected = fed(values, (100, 250))
+    monkeypatch.setattr("neurograph.activations.statistics._ADD_AT_ONCE", 25)
+    check_equal(fed(values, (100, 250)), expected)
+    check_equal(fed(values.transpose(1, 2).contiguous().transpose(1, 2), (100, 250)), expected)
 
 
 def test_quantiles_do_not_depend_on_the_chunking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +329,38 @@ def test_merging_goes_on() -> None:
     one.update(values[2000:])
     check_moments(one.compute(), values.numpy(), 2e-6)
     assert len(np.unique(one.keys)) == 50
+
+
+def test_samples_that_are_not_full_merge_and_fill_up() -> None:
+    values = torch.randn(1000, 2)
+    parts = [fed(values[30 * i : 30 * i + 30], reservoir=100, stream=i) for i in range(3)]
+    whole = merged(parts)
+    np.testing.assert_array_equal(np.sort(whole.sample, axis=0), np.sort(values[:90], axis=0))
+    exact = np.quantile(values[:90].double(), LEVELS, axis=0)
+    np.testing.assert_allclose(whole.compute().quantiles, exact, rtol=1e-6, atol=1e-9)
+    for part in values[90:].split(64):
+        whole.update(part)
+    check_moments(whole.compute(), values.numpy(), 2e-6)
+    assert whole.sample.shape == (100, 2)
+    assert torch.equal(whole.quantiles_at([0.5])[0], whole.sample.double().quantile(0.5, 0).float())
+
+
+def test_std_survives_merging_means_far_apart() -> None:
+    rng = np.random.default_rng(5)
+    data = np.concatenate([rng.normal(mean, 1e-2, (n, 2)) for mean, n in ((0, 1), (1e4, 3000))])
+    values = torch.from_numpy(data.astype(np.float32))
+    for first, second in ((values[:1], values[1:]), (values[1:], values[:1])):
+        whole = merged([fed(first), fed(second, stream=1)])
+        whole.update(values[1:2000])
+        exact = np.concatenate([values, values[1:2000]]).astype(np.float64)
+        check_moments(whole.compute(), exact, 1e-7)
+
+
+def test_small_std_on_a_large_mean_survives_merging() -> None:
+    values = 1e6 + 1e-3 * torch.randn(1000, 2, dtype=torch.float64)
+    parts = [fed(values[:0]), *(fed(v, stream=i + 1) for i, v in enumerate(values.split(300)))]
+    exact = (values - 1e6).numpy().std(0, ddof=1)
+    np.testing.assert_allclose(merged(parts).compute().std, exact, rtol=1e-6)
 
 
 def gather_of(metrics: list[ActivationStatistics]) -> object:
@@ -353,10 +456,10 @@ def test_moves_keep_dtypes() -> None:
     metric = fed(torch.randn(100, 2))
     expected = metric.compute()
     metric.to(torch.bfloat16).half()
-    assert (metric.mean.dtype, metric.rows.dtype) == (torch.float64, torch.float32)
+    assert (metric.gaps.dtype, metric.rows.dtype) == (torch.float64, torch.float32)
     assert torch.equal(metric.compute().quantiles, expected.quantiles)
     assert metric.to("meta").rows.is_meta
-    assert metric._defaults["mean"].is_meta
+    assert metric._defaults["gaps"].is_meta
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
