@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo examples test lint bench constraints
+.PHONY: help env demo examples test lint bench study constraints
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -62,6 +62,9 @@ bench: env  ## write docs/benchmarks.md, scaling.md, activations.md, architectur
 	$(BIN)/python benchmarks/architectures.py --write docs/architectures.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/separation.py --write docs/separation.md
 	$(BIN)/python benchmarks/heart_accuracy.py
+
+study: env  ## write docs/heart.md: the heart network's study, top to bottom
+	OMP_NUM_THREADS=1 $(BIN)/python examples/heart_study.py --out docs
 
 constraints: env  ## pin what .venv holds now
 	@{ grep '^#' constraints.txt; \
