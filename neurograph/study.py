@@ -72,8 +72,8 @@ class Options:
         check_positions(self.positions)
         if isinstance(self.reference, int) and self.reference < 1:
             raise OptionError(f"reference={self.reference}: at least one sample is background")
-        if self.screen is not None and self.screen < 1:
-            raise OptionError(f"screen={self.screen}: at least one neuron is measured")
+        if self.screen is not None and (type(self.screen) is not int or self.screen < 1):
+            raise OptionError(f"screen={self.screen!r}: pass a number of neurons, 1 or more")
         if self.paths < 0:
             raise OptionError(f"paths={self.paths} must not be negative")
         return self

@@ -178,3 +178,5 @@ def test_screening_nothing_is_told() -> None:
     sample = zoo.mlp((2, 3, 1), "relu", False, 0, torch.float64)
     with pytest.raises(ng.NeurographError, match="screen=0"):
         ng.search(sample.model, sample.data(9, 0), 1, screen=0, progress=False)
+    with pytest.raises(ng.NeurographError, match="screen='3'"):
+        ng.search(sample.model, sample.data(9, 0), 1, screen="3", progress=False)
