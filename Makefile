@@ -55,7 +55,7 @@ lint: env  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: env  ## write docs/benchmarks.md, scaling.md, activations.md, architectures.md; the demo's accuracy
+bench: env  ## write docs/benchmarks.md, scaling.md, activations.md, architectures.md, separation.md; the demo's accuracy
 	$(BIN)/python benchmarks/notebook_loop.py --write docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --write docs/scaling.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/activations.py --write docs/activations.md

@@ -10,11 +10,7 @@ neuron's, as the study this comes from did, pays a forward pass a neuron besides
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +20,7 @@ from scipy import stats
 
 from neurograph.activations.two_samples import compare_two
 from neurograph.demos.heart import HeartNet
+from notebook_loop import cpu_name, timed
 
 _SAMPLE = 40  # neurons the loop is timed on
 
@@ -46,28 +43,18 @@ def one_by_one(a: np.ndarray, b: np.ndarray, alpha: float = 0.05) -> tuple[float
     return float(p), float(u.statistic / (len(a) * len(b))), float(js)
 
 
-def timed(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds."""
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
 def row(neurons: int, samples: int) -> str:
     generator = np.random.default_rng(0)
     a = np.tanh(generator.normal(0.2, 1, size=(samples, neurons)))
     b = generator.normal(0, 1, size=(samples, neurons))
     a[:, ::2], b[:, ::2] = np.arctanh(a[:, ::2]), b[:, ::2]  # every second one normal
     found = compare_two(a, b, 0.05)
-    at_once = timed(lambda: compare_two(a, b, 0.05))
+    at_once = timed(lambda: compare_two(a, b, 0.05), 3)
     some = generator.choice(neurons, _SAMPLE, replace=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = np.array([one_by_one(a[:, i], b[:, i]) for i in some])
-        loop = timed(lambda: [one_by_one(a[:, i], b[:, i]) for i in some]) / _SAMPLE * neurons
+        loop = timed(lambda: [one_by_one(a[:, i], b[:, i]) for i in some], 3) / _SAMPLE * neurons
     got = np.stack([found[name][some] for name in ("p", "auc", "js")], axis=1)
     gap = np.abs(got - wanted).max()
     return (
@@ -92,7 +79,7 @@ def main() -> None:
     text = f"""# Separation
 
 Written by `make bench`: scipy {scipy.__version__}, {torch.get_num_threads()} threads, \
-{platform.processor() or platform.machine()}. Times are medians of one run on a shared machine.
+{cpu_name()}. Times are medians of one run on a shared machine.
 
 All neurons of a layer tested at once, against a loop over neurons that calls scipy for each (timed
 on {_SAMPLE} of them and scaled), given the same activations. A loop that runs the model for each

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from scipy import stats
 from torch.utils.data import TensorDataset
 from torchmetrics.classification import BinaryAccuracy
 
 import neurograph as ng
 from neurograph.ablation import importance
+from neurograph.ablation.curves import interval
 from neurograph.activations.values import class_values
 from neurograph.demos import heart
 from neurograph.report import figures
@@ -208,23 +208,22 @@ draws = pd.concat(tables, ignore_index=True)
 most = max(SHARES)
 
 
-def interval(values: pd.Series) -> str:
+def over_seeds(values: pd.Series) -> str:
     """Mean with its 95 % interval (Student's t) over the seeds."""
-    reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    low, high = values.mean() - reach, values.mean() + reach
-    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
+    mean, low, high = interval(values.to_numpy(), 0.95)
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
 by_seed = draws.groupby(["how", "criterion", "group", "share", "seed"], sort=False)
 by_seed = by_seed[["value", "lost"]].mean().reset_index()
 whole = pd.Series([curves[HOWS[0], seed].baseline for seed in range(SEEDS)])
 note(
-    f"Accuracy on held-out patients, {SEEDS} seeds, {DRAWS} draws each: {interval(whole)} with "
+    f"Accuracy on held-out patients, {SEEDS} seeds, {DRAWS} draws each: {over_seeds(whole)} with "
     f"nothing silenced. With {most:.0%} of the better half silenced, of the other half, or as many "
     "of all (mean over seeds with its 95 % interval):"
 )
 at_most = by_seed[by_seed["share"] == most]
-rows = at_most.groupby(["how", "criterion", "group"], sort=False)["value"].apply(interval)
+rows = at_most.groupby(["how", "criterion", "group"], sort=False)["value"].apply(over_seeds)
 note(rows.unstack("group").reset_index())
 note(
     "The original, on one network: 0.79 with nothing silenced, 0.57 to 0.65 with 90% of the "
@@ -235,21 +234,20 @@ note(
 mean_lost = by_seed.groupby(["how", "criterion", "seed", "group"], sort=False)["lost"].mean()
 apart = mean_lost.unstack("group")
 apart = (apart["important"] - apart["unimportant"]).rename("gap").reset_index()
-ranking = apart.groupby(["how", "criterion"], sort=False)["gap"].agg(["mean", interval])
+ranking = apart.groupby(["how", "criterion"], sort=False)["gap"].agg(["mean", over_seeds])
 ranking = ranking.sort_values(["how", "mean"], ascending=[True, False], kind="stable").reset_index()
 note(
     "A criterion predicts damage if accuracy falls further without what it calls important than "
     "without what it calls unimportant. That difference, averaged over all shares:",
-    ranking[["how", "criterion", "interval"]].rename(columns={"interval": "gap"}),
+    ranking[["how", "criterion", "over_seeds"]].rename(columns={"over_seeds": "gap"}),
 )
-overall = apart.groupby(["criterion", "seed"])["gap"].mean().groupby("criterion")
-order = overall.mean().sort_values(ascending=False)
-first, second = order.index[:2]
 per_seed = apart.groupby(["criterion", "seed"])["gap"].mean().unstack("seed")
+order = per_seed.mean(axis=1).sort_values(ascending=False)
+first, second = order.index[:2]
 lead = per_seed.loc[first] - per_seed.loc[second]
 note(
     f"Over all three ways of silencing, **{first}** predicts damage best ({order[first]:.3f}), "
-    f"then {second} ({order[second]:.3f}); it leads by {interval(lead)} of accuracy. "
+    f"then {second} ({order[second]:.3f}); it leads by {over_seeds(lead)} of accuracy. "
     + "In falling order: "
     + ", ".join(f"{name} {value:.3f}" for name, value in order.items())
     + "."

@@ -168,11 +168,12 @@ def response_curves(
     >>> curves
     Response curves of 'output' at 3 levels, neurons: 1 bent
     """
+    sweep = _sweep(levels)
     options = Options(
         layers=layers,
         groups=groups,
         positions=positions,
-        contrast=_sweep(levels),
+        contrast=sweep,
         background=background,
         reference=reference,
         memory=memory,
@@ -185,7 +186,7 @@ def response_curves(
     )
     study = prepare(model, data, target, options, profile)
     chosen = _chosen(study, neurons)
-    swept, tables, summaries = _levels(study), [], []
+    tables, summaries = [], []
     with (
         study.open() as experiment,
         Progress("response curves", progress, total=len(chosen), unit="layers") as bar,
@@ -195,7 +196,7 @@ def response_curves(
             effects = total_effects(experiment, layer, units)
             names = _names(study, layer, units)
             values = _values(experiment, layer, units)
-            tables.append(_long(names, swept, values, effects.response))
+            tables.append(_long(names, sweep.levels, values, effects.response))
             dtype = experiment.recording.main(layer).dtype  # that of the targets
             summaries.append(_summarised(names, effects, dtype))
             bar.advance()
@@ -203,9 +204,9 @@ def response_curves(
     order = summary["variation"].sort_values(ascending=False, kind="stable").index
     return ResponseCurves(
         study.target.name,
-        swept,
+        sweep.levels,
         pd.concat(tables, ignore_index=True),
-        _provenance(study),
+        _provenance(study, sweep),
         summary.loc[order].reset_index(drop=True),
     )
 
@@ -217,12 +218,6 @@ def _sweep(levels: Sequence[float]) -> Quantiles:
         raise OptionError(
             f"levels={levels!r} must be two or more ascending quantiles in [0, 1]"
         ) from None
-
-
-def _levels(study: Study) -> tuple[float, ...]:
-    contrast = study.options.contrast
-    assert isinstance(contrast, Quantiles)
-    return contrast.levels
 
 
 def _chosen(
@@ -340,7 +335,7 @@ def _summarised(names: pd.DataFrame, effects: Effects, dtype: torch.dtype) -> pd
     return table
 
 
-def _provenance(study: Study) -> dict[str, Any]:
+def _provenance(study: Study, sweep: Quantiles) -> dict[str, Any]:
     options = study.provenance["options"]
     told = {key: value for key, value in options.items() if key not in _NO_PART}
-    return {**study.provenance, "options": told | {"levels": list(_levels(study))}}
+    return {**study.provenance, "options": told | {"levels": list(sweep.levels)}}

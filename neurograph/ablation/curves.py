@@ -25,7 +25,7 @@ from neurograph.progress import Progress
 from neurograph.replay.observe import undisturbed
 from neurograph.units import Groups
 
-__all__ = ["GROUPS", "MaskingCurves", "masking_curves"]
+__all__ = ["GROUPS", "MaskingCurves", "interval", "masking_curves"]
 
 Group = Literal["important", "unimportant", "random"]
 GROUPS: tuple[Group, Group, Group] = ("important", "unimportant", "random")

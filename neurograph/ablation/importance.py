@@ -25,7 +25,7 @@ from neurograph.layers import Layer
 from neurograph.memory import parse_memory
 from neurograph.progress import Progress
 from neurograph.replay.observe import call_model, undisturbed, without_parameter_gradients
-from neurograph.replay.recording import capture
+from neurograph.replay.recording import capture_few
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
 from neurograph.scoring.exact import total_effects
@@ -38,7 +38,6 @@ from neurograph.units import Groups, find_groups
 __all__ = ["at_random", "by_circuit", "by_gradient", "by_separation", "by_total_effect"]
 
 _BATCH = 256
-_EXAMPLE_ROWS = 2
 
 
 def by_circuit(circuit: Circuit, *, inputs: bool = False) -> pd.Series:
@@ -182,8 +181,7 @@ def by_gradient(
     refuse_unsupported(model)
     check_weights(model)
     room = parse_memory(memory)
-    few = next(iter(Source(data, model))).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
-    recording = capture(model, few, find_sites(model, layers))
+    recording = capture_few(model, data, find_sites(model, layers))
     with Replay(model, recording) as replay:
         graph = read_wiring(replay).layers
     searched = {name: recording.layers[name] for name in graph}

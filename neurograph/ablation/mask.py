@@ -15,10 +15,9 @@ from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
 from neurograph.ablation.passing import find_place, passing, unknown_layer
 from neurograph.ablation.zeroed import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
-from neurograph.data import Source
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, Layout, Neuron, is_convolution
-from neurograph.replay.recording import Recording, capture
+from neurograph.replay.recording import Recording, capture_few
 from neurograph.sites import INPUT_SIDE, find_sites, refuse_unsupported
 from neurograph.units import Groups, find_groups
 
@@ -26,8 +25,6 @@ __all__ = ["How", "Masker", "check_how", "mask_neurons"]
 
 How = Literal["weights", "zero", "mean", "resample"]
 """What silencing means: no weights, an output of 0, of the mean, or of another sample."""
-
-_EXAMPLE_ROWS = 2
 
 
 @contextlib.contextmanager
@@ -178,8 +175,7 @@ class Masker:
             self._check_without(groups)
             return
         choice = self._choice()
-        few = next(iter(Source(data, model))).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
-        recording = capture(model, few, find_sites(model, choice))
+        recording = capture_few(model, data, find_sites(model, choice))
         self.row_bytes = recording.row_bytes
         self.layers = {name: self._layer(name, recording) for name in self.places}
         if groups:

@@ -16,7 +16,7 @@ from neurograph.data import Batch
 from neurograph.errors import DataError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, leaf_names
-from neurograph.replay.observe import call_name, input_tensors
+from neurograph.replay.observe import call_name, input_name, input_tensors
 from neurograph.sites import INPUT_SIDE
 
 __all__ = ["Passage", "Place", "find_place", "passing", "unknown_layer"]
@@ -83,7 +83,7 @@ def find_place(layer: str, model: nn.Module) -> Place:
     Place(layer='1#2:input', path='1', call='1#2', part=None, side=True)
     """
     modules = dict(model.named_modules())
-    first = f"model{INPUT_SIDE}" if "input" in dict(model.named_children()) else "input"
+    first = input_name(model)
     if layer == first or layer.startswith(f"{first}."):
         return Place(layer, None, layer)
     call, _, part = layer.partition(":")

@@ -12,15 +12,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from neurograph.ablation.mask import How, mask_neurons
-from neurograph.ablation.neurons import Neurons, read_neurons
+from neurograph.ablation.mask import How, Masker
+from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
 from neurograph.activations.labels import Label
-from neurograph.activations.two_samples import effect_sizes, kruskal
+from neurograph.activations.two_samples import Ranks, effect_sizes, kruskal, moments
 from neurograph.activations.values import Collector
 from neurograph.data import Source
 from neurograph.errors import DataError, OptionError
 from neurograph.layers import Neuron
-from neurograph.memory import parse_memory
 from neurograph.replay.observe import placed
 from neurograph.replay.wiring import layer_graph
 from neurograph.sites import Choice
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CausalShift", "causal_shift"]
 
-_COPIES = 16  # what comparing values takes beside them
 _MARKED = ("wasserstein_std", "mean_before", "mean_after")
 
 
@@ -154,17 +152,15 @@ def causal_shift(
     with placed(model, device):
         graph = layer_graph(model, data, layers=layers)
         later = _later(graph, list(chosen))
-        if labels is None or labels is False:
-            given: Any = np.zeros(sum(batch.size for batch in Source(data, model)), dtype=int)
-            class_names = None
-        else:
-            given = None if labels is True else labels
-    collect = Collector(model, data, given, layers, samples, seed, device, class_names, progress)
+    if labels is None or labels is False:
+        labels, class_names = False, None
+    collect = Collector(model, data, labels, layers, samples, seed, device, class_names, progress)
     names = collect.feature_names(feature_names)
+    masker = Masker(model, chosen, how, data=data, groups=groups_of(neurons), seed=seed)
     tables = []
-    for parts in collect.passes(parse_memory(memory) // _COPIES, later):
+    for parts in collect.passes(memory, later):
         before = dict(collect(parts))
-        with mask_neurons(model, neurons, how, data=data, seed=seed):
+        with masker.masked(chosen, seed):
             after = dict(collect(parts))
         tables += [
             _table(name, part.start, before[name], after[name], names.get(name))
@@ -173,7 +169,7 @@ def causal_shift(
     table = pd.concat(tables, ignore_index=True)
     cut = {(n.layer, n.index) for each in chosen.values() for n in each}
     own = [pair in cut for pair in zip(table["layer"], table["index"], strict=True)]
-    table = _ordered(table[~np.array(own)], list(graph))
+    table = table[~np.array(own)].reset_index(drop=True)
     every = tuple(neuron for each in chosen.values() for neuron in each)
     return CausalShift(every, how, table, _on_layers(graph, table, chosen))
 
@@ -203,28 +199,23 @@ def _table(
     after: Mapping[Label, np.ndarray],
     names: Sequence[str] | None,
 ) -> pd.DataFrame:
-    a, b = (np.concatenate(list(x.values())).astype(np.float64) for x in (before, after))
-    index = range(first, first + a.shape[1])
+    a, b = (np.concatenate([part.T for part in x.values()], axis=1) for x in (before, after))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    (mean, std), (mean_after, std_after) = moments(a), moments(b)
+    index = range(first, first + len(a))
     columns: dict[str, Any] = {"layer": layer, "index": index}
     columns["name"] = [names[i] if names else str(Neuron(layer, i)) for i in index]
-    columns |= {"mean_before": a.mean(0), "mean_after": b.mean(0)}
-    columns["mean_shift"] = columns["mean_after"] - columns["mean_before"]
-    columns |= {"std_before": _std(a), "std_after": _std(b)}
-    distance = np.abs(np.sort(a, axis=0) - np.sort(b, axis=0)).mean(0)  # as many in both
+    columns |= {"mean_before": mean, "mean_after": mean_after, "mean_shift": mean_after - mean}
+    columns |= {"std_before": std, "std_after": std_after}
+    distance = np.abs(np.sort(a, axis=1) - np.sort(b, axis=1)).mean(1)  # as many in both
     with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.where(columns["std_before"] > 0, distance / columns["std_before"], np.nan)
+        scaled = np.where(std > 0, distance / std, np.nan)
     columns |= {"wasserstein": distance, "wasserstein_std": scaled}
-    columns["change"] = np.abs(a - b).mean(0)
+    columns["change"] = np.abs(a - b).mean(1)
     told = {"before": _classes_apart(before), "after": _classes_apart(after)}
     for name in told["before"]:
         columns |= {f"{name}_{when}": values[name] for when, values in told.items()}
     return pd.DataFrame(columns)
-
-
-def _std(values: np.ndarray) -> np.ndarray:
-    found: np.ndarray = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
-    found[(values == values[:1]).all(0)] = 0  # rounding is no variation
-    return found
 
 
 def _classes_apart(values: Mapping[Label, np.ndarray]) -> dict[str, np.ndarray]:
@@ -234,14 +225,7 @@ def _classes_apart(values: Mapping[Label, np.ndarray]) -> dict[str, np.ndarray]:
     if len(values) > 2:
         return {"kruskal_h": kruskal(list(values.values()))[0]}
     rest, own = (np.ascontiguousarray(x.T, dtype=np.float64) for x in values.values())
-    return effect_sizes(own, rest)
-
-
-def _ordered(table: pd.DataFrame, layers: list[str]) -> pd.DataFrame:
-    """Sort by layer and neuron: wide layers came in parts, several passes apart."""
-    number = {name: i for i, name in enumerate(layers)}
-    order = np.lexsort([table["index"], table["layer"].map(number)])
-    return table.iloc[order].reset_index(drop=True)
+    return effect_sizes(Ranks.of(own, rest), moments(own), moments(rest))
 
 
 def _on_layers(

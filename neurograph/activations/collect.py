@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,16 +72,22 @@ def stream(
     batches: Iterable[Batch],
     recording: Recording,
     names: Collection[str],
-    receive: Callable[[Arrived], None],
+    receive: Callable[[Arrived], bool],
     *,
     title: str,
     progress: bool | None,
-) -> Generator[Batch, None, None]:
-    """Run batches through the model, show `receive` what the named layers return, yield each batch.
+) -> set[str]:
+    """Run batches through the model and show `receive` what the named layers return.
 
-    The model runs in eval mode without gradients, and is as it was once the generator is closed.
-    DataError if a batch does not run through every named layer.
+    Where it says that it cannot take something, the batch is the last. The model runs in eval mode
+    without gradients. DataError if a batch does not run through every named layer.
+
+    Returns
+    -------
+    set of str
+        Layers of which something was not taken.
     """
+    refused: set[str] = set()
     with undisturbed(model), Progress(title, progress, unit="samples") as bar:
         for batch in batches:
             inputs = input_tensors(model, batch)
@@ -100,7 +106,8 @@ def stream(
                 leaves = flatten(output)[0] if wanted else []
                 for layer in wanted:
                     silent.discard(layer.name)
-                    receive(_arrived(layer, leaves[layer.leaf], inputs, batch))
+                    if not receive(_arrived(layer, leaves[layer.leaf], inputs, batch)):
+                        refused.add(layer.name)
 
             for name, tensor in inputs.items():
                 visit(name, "", None, tensor)
@@ -110,8 +117,10 @@ def stream(
                     f"layer {min(silent)!r} ran on the first samples but not on a batch of "
                     f"{batch.size}: the model takes different layers for different data"
                 )
-            yield batch
+            if refused:
+                break
             bar.advance(batch.size)
+    return refused
 
 
 def _arrived(layer: Layer, tensor: Tensor, inputs: Mapping[str, Tensor], batch: Batch) -> Arrived:

@@ -28,8 +28,9 @@ class Labelled:
     Parameters
     ----------
     source : Source
-    labels : sequence, ndarray, Series or Tensor, optional
-        One class for each sample, in the order of the data; by default what the batches hold.
+    labels : bool, sequence, ndarray, Series or Tensor
+        One class for each sample, in the order of the data; True for what the batches hold, False
+        for 0 everywhere.
     names : sequence of str, optional
         What the classes are called, in ascending order of their labels.
 
@@ -48,16 +49,14 @@ class Labelled:
         As many names as there are classes are not given.
     """
 
-    def __init__(
-        self, source: Source, labels: Any = None, names: Sequence[str] | None = None
-    ) -> None:
-        if labels is not None and source.shuffled:
+    def __init__(self, source: Source, labels: Any, names: Sequence[str] | None = None) -> None:
+        if not isinstance(labels, bool) and source.shuffled:
             raise DataError(
                 "labels= cannot be matched with the samples of a DataLoader that shuffles: make "
                 "one with shuffle=False, or batches that hold their labels"
             )
         self._source = source
-        self._given = None if labels is None else _array(labels)
+        self._given = labels if isinstance(labels, bool) else _array(labels)
         counts: dict[Label, int] = {}
         for _, found in self._read():
             for label, count in zip(*np.unique(found, return_counts=True), strict=True):
@@ -95,7 +94,9 @@ class Labelled:
     def _read(self) -> Iterator[tuple[Batch, np.ndarray]]:
         start = 0
         for batch in self._source:
-            if self._given is None:
+            if self._given is False:
+                yield batch, np.zeros(batch.size, dtype=np.int64)
+            elif self._given is True:
                 if batch.labels is None:
                     raise DataError("the data hold no labels: pass labels=, one class a sample")
                 yield batch, _checked(_array(batch.labels), batch.size)
@@ -104,7 +105,7 @@ class Labelled:
                 if stop <= len(self._given):
                     yield batch, _checked(self._given[start:stop], batch.size)
                 start = stop
-        if self._given is not None and start != len(self._given):
+        if not isinstance(self._given, bool) and start != len(self._given):
             raise DataError(f"labels has {len(self._given)} entries for {start} samples")
 
 

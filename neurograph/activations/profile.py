@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from neurograph.errors import ModelError
 from neurograph.layers import channels_first
 from neurograph.memory import parse_memory
 from neurograph.replay.observe import placed
-from neurograph.replay.recording import Recording, capture
+from neurograph.replay.recording import FEW, Recording, capture_few
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
 from neurograph.sites import Choice, find_sites, refuse_unsupported
@@ -27,7 +26,6 @@ __all__ = ["QUANTILES", "check_weights", "profile"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _BATCH = 256
-_EXAMPLE_ROWS = 2
 _FEWEST_ROWS = 64
 _MOST_ROWS = 2048
 
@@ -98,18 +96,14 @@ def profile(
     refuse_unsupported(model)
     check_weights(model)
     with placed(model, device):
-        source = Source(data, model)
-        few = next(iter(source)).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
-        recording = capture(model, few, find_sites(model, layers))
+        recording = capture_few(model, data, find_sites(model, layers))
         with Replay(model, recording) as replay:
             graph = read_wiring(replay).layers
         graph.graph["sites"] = recording.sites
         room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies
         rows = min(_BATCH, room // recording.row_bytes)
-        source = Source(data, model, batch_size=max(_EXAMPLE_ROWS, rows))
-        labelled = None
-        if labels is not None and labels is not False:
-            labelled = Labelled(source, None if labels is True else labels)
+        source = Source(data, model, batch_size=max(FEW, rows))
+        labelled = None if labels is None or labels is False else Labelled(source, labels)
         collect = _Collect(model, source, labelled, recording, levels, seed, progress)
         for parts, rows in _passes(recording, list(graph), room // len(collect.classes)):
             for name, metrics in collect(parts, rows).items():
@@ -231,16 +225,16 @@ class _Collect:
 
     def _stream(self, metrics: dict[str, dict[Label | None, ActivationStatistics]]) -> set[str]:
         """Update the metrics with every batch; return layers that turned out to need pooling."""
-        varying: set[str] = set()
 
-        def receive(arrived: Arrived) -> None:
+        def receive(arrived: Arrived) -> bool:
             name = arrived.layer.name
             part = arrived.of_channels(self.parts[name])
-            for number, metric in enumerate(metrics[name].values()):
-                if not self._update(metric, part.of_class(number) if self.by_class else part):
-                    varying.add(name)
+            return all(
+                self._update(metric, part if label is None else part.of_class(number))
+                for number, (label, metric) in enumerate(metrics[name].items())
+            )
 
-        running = stream(
+        return stream(
             self.model,
             self.batches,
             self.recording,
@@ -249,15 +243,6 @@ class _Collect:
             title="profiling",
             progress=self.progress,
         )
-        with contextlib.closing(running):
-            for _ in running:
-                if varying:
-                    break
-        return varying
-
-    @property
-    def by_class(self) -> bool:
-        return self.classes != (None,)
 
     def _update(self, metric: ActivationStatistics, arrived: Arrived) -> bool:
         """Add a batch's values of a layer; say whether that could be done position by position."""

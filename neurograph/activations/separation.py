@@ -12,18 +12,16 @@ from scipy import stats
 from torch import nn
 
 from neurograph.activations.labels import Label
-from neurograph.activations.two_samples import compare_two, kruskal
+from neurograph.activations.two_samples import SHAPIRO_MOST, compare_two, kruskal
 from neurograph.activations.values import Collector
 from neurograph.errors import OptionError
 from neurograph.layers import Neuron
-from neurograph.memory import parse_memory
 from neurograph.sites import Choice
 
 __all__ = ["separation"]
 
 _FEWEST = 3  # samples a class: Shapiro and Wilk's test needs as many
 _AT_ONCE = 2**20  # values compared at once: what caches hold
-_COPIES = 16  # what comparing values takes beside them
 
 
 def separation(
@@ -121,34 +119,34 @@ def separation(
     """
     if not 0 < alpha < 1:
         raise OptionError(f"alpha={alpha} is outside (0, 1)")
-    room = parse_memory(memory) // _COPIES
-    collect = Collector(model, data, labels, layers, samples, seed, device, class_names, progress)
+    asked = True if labels is None else labels
+    collect = Collector(model, data, asked, layers, samples, seed, device, class_names, progress)
     collect.batches.require(classes=2, samples=_FEWEST)
     names = collect.feature_names(feature_names)
     tables = [
-        _table(name, part.start, columns, names.get(name))
-        for parts in collect.passes(room)
+        _table(name, parts[name].start + start, columns, names.get(name))
+        for parts in collect.passes(memory)
         for name, values in collect(parts)
-        for part, columns in _compared(parts[name], values, collect.counts, alpha)
+        for start, columns in _compared(values, collect.counts, alpha)
     ]
     table = pd.concat(tables, ignore_index=True)
-    table = _ordered(table, list(collect.layers), list(collect.counts))
     _correct(table, alpha)
-    table.attrs = {"counts": collect.counts, "shapiro_samples": 5000}
+    table.attrs = {"counts": collect.counts, "shapiro_samples": SHAPIRO_MOST}
     return table
 
 
 def _compared(
-    part: slice, values: Mapping[Label, np.ndarray], counts: Mapping[Label, int], alpha: float
-) -> Iterator[tuple[slice, list[dict[str, Any]]]]:
-    """Compare the classes at some neurons at a time; yields columns for each comparison."""
-    step = max(1, _AT_ONCE // sum(map(len, values.values())))
-    for start in range(part.start, part.stop, step):
-        some = slice(start - part.start, min(start + step, part.stop) - part.start)
-        yield (
-            slice(start, start + some.stop - some.start),
-            list(_comparisons({c: v[:, some] for c, v in values.items()}, counts, alpha)),
-        )
+    values: Mapping[Label, np.ndarray], counts: Mapping[Label, int], alpha: float
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Compare the classes at some neurons at a time.
+
+    Yields which is the first of them, and the columns of each comparison.
+    """
+    samples, neurons = sum(map(len, values.values())), next(iter(values.values())).shape[1]
+    step = max(1, _AT_ONCE // samples)
+    for start in range(0, neurons, step):
+        some = {label: each[:, start : start + step] for label, each in values.items()}
+        yield start, list(_comparisons(some, counts, alpha))
 
 
 def _comparisons(
@@ -187,15 +185,7 @@ def _table(
         index = range(first, first + len(columns["p"]))
         called = [names[i] if names else str(Neuron(layer, i)) for i in index]
         parts.append(pd.DataFrame({"layer": layer, "index": index, "name": called, **columns}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _ordered(table: pd.DataFrame, layers: list[str], classes: list[Label]) -> pd.DataFrame:
-    """Sort by layer, neuron and class: wide layers came in parts, several passes apart."""
-    by_layer = {name: number for number, name in enumerate(layers)}
-    by_class = {label: number for number, label in enumerate(classes)}
-    keys = [table["class"].map(by_class), table["index"], table["layer"].map(by_layer)]
-    return table.iloc[np.lexsort(keys)].reset_index(drop=True)
+    return pd.concat(parts).sort_values("index", kind="stable")  # classes side by side
 
 
 def _correct(table: pd.DataFrame, alpha: float) -> None:

@@ -9,12 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-__all__ = ["Ranks", "compare_two", "divergences", "effect_sizes", "kruskal", "shapiro"]
+__all__ = [
+    "SHAPIRO_MOST",
+    "Ranks",
+    "compare_two",
+    "divergences",
+    "effect_sizes",
+    "kruskal",
+    "moments",
+]
 
 Columns = dict[str, np.ndarray]
 """One entry for each neuron."""
 
-_SHAPIRO_MOST = 5000  # scipy's p-values are not accurate beyond
+SHAPIRO_MOST = 5000  # scipy's p-values are not accurate beyond
 _EXACT_MOST = 8  # as scipy chooses: exact p-values of Mann-Whitney for samples as small as this
 
 
@@ -29,22 +37,22 @@ def compare_two(a: np.ndarray, b: np.ndarray, alpha: float) -> Columns:
     # A neuron's values side by side: sorting them is most of the work, and three times as fast so.
     a, b = (np.ascontiguousarray(x.T, dtype=np.float64) for x in (a, b))
     ranks = Ranks.of(a, b)
-    found: Columns = {"mean": a.mean(1), "mean_rest": b.mean(1)}
-    found |= {"std": _std(a), "std_rest": _std(b)}
-    found |= {"shapiro_p": shapiro(a), "shapiro_p_rest": shapiro(b)}
+    (mean, std), (mean_rest, std_rest) = moments(a), moments(b)
+    found: Columns = {"mean": mean, "mean_rest": mean_rest, "std": std, "std_rest": std_rest}
+    found |= {"shapiro_p": _shapiro(a), "shapiro_p_rest": _shapiro(b)}
     found["normal"] = (found["shapiro_p"] >= alpha) & (found["shapiro_p_rest"] >= alpha)
     found |= _location(a, b, ranks, found["normal"])
-    found |= effect_sizes(a, b, ranks)
+    found |= effect_sizes(ranks, (mean, std), (mean_rest, std_rest))
     found["kl"], found["kl_rest"], found["js"] = divergences(ranks)
     return found | _shapes(a, b, found, alpha)
 
 
-def shapiro(values: np.ndarray) -> np.ndarray:
+def _shapiro(values: np.ndarray) -> np.ndarray:
     """P-values of Shapiro & Wilk (1965) that values are normal; 0 where they are constant.
 
     Of the first 5,000 samples of ``[neurons, samples]``: there the approximation ends.
     """
-    few = values[:, :_SHAPIRO_MOST]
+    few = values[:, :SHAPIRO_MOST]
     varied = ~_never_varies(few)
     p = np.zeros(len(few))
     if varied.any():
@@ -134,12 +142,23 @@ def _u_p_values(ranks: Ranks) -> np.ndarray:
     return np.where(spread > 0, np.clip(2 * stats.norm.sf(z), 0, 1), 1.0)
 
 
-def effect_sizes(a: np.ndarray, b: np.ndarray, ranks: Ranks | None = None) -> Columns:
-    """Cohen's d and AUC of ``[neurons, samples]`` values."""
-    ranks = Ranks.of(a, b) if ranks is None else ranks
+Moments = tuple[np.ndarray, np.ndarray]
+"""Mean and standard deviation, ``[neurons]`` each."""
+
+
+def moments(values: np.ndarray) -> Moments:
+    """Mean and standard deviation of ``[neurons, samples]`` values; 0 of what does not vary."""
+    samples = values.shape[1]
+    std = values.std(1, ddof=1) if samples > 1 else np.zeros(len(values))
+    std[_never_varies(values)] = 0  # rounding is no variation
+    return values.mean(1), std
+
+
+def effect_sizes(ranks: Ranks, first: Moments, second: Moments) -> Columns:
+    """Cohen's d and AUC of two samples."""
     n, m = ranks.sizes
-    gap = np.where(ranks.constant, 0.0, a.mean(1) - b.mean(1))
-    pooled = np.sqrt(((n - 1) * _std(a) ** 2 + (m - 1) * _std(b) ** 2) / (n + m - 2))
+    gap = np.where(ranks.constant, 0.0, first[0] - second[0])
+    pooled = np.sqrt(((n - 1) * first[1] ** 2 + (m - 1) * second[1] ** 2) / (n + m - 2))
     with np.errstate(divide="ignore", invalid="ignore"):
         d = np.where(gap == 0, 0.0, gap / pooled)
     return {"cohens_d": d, "auc": ranks.u / (n * m)}
@@ -147,12 +166,6 @@ def effect_sizes(a: np.ndarray, b: np.ndarray, ranks: Ranks | None = None) -> Co
 
 def _never_varies(values: np.ndarray) -> np.ndarray:
     found: np.ndarray = (values == values[:, :1]).all(1)
-    return found
-
-
-def _std(values: np.ndarray) -> np.ndarray:
-    found: np.ndarray = values.std(1, ddof=1)
-    found[_never_varies(values)] = 0  # rounding is no variation
     return found
 
 

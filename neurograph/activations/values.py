@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from neurograph.activations.statistics import ActivationStatistics
 from neurograph.data import Source
 from neurograph.errors import ModelError, OptionError
 from neurograph.layers import Layer
+from neurograph.memory import parse_memory
 from neurograph.replay.observe import placed
-from neurograph.replay.recording import Recording, capture
+from neurograph.replay.recording import Recording, capture_few
 from neurograph.sites import Choice, find_sites, refuse_unsupported
 
 __all__ = ["ClassValues", "Collector", "class_values"]
 
 _BATCH = 256
-_EXAMPLE_ROWS = 2
+_COPIES = 16  # what comparing values takes beside them
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +50,6 @@ class ClassValues:
     values: Mapping[str, Mapping[Label, np.ndarray]]
     counts: Mapping[Label, int]
     names: Mapping[str, tuple[str, ...]]
-
-    @property
-    def classes(self) -> tuple[Label, ...]:
-        """The classes, ascending."""
-        return tuple(self.counts)
 
 
 def class_values(
@@ -100,14 +95,15 @@ def class_values(
     >>> sum(found.counts.values())
     50
     """
-    collect = Collector(model, data, labels, layers, samples, seed, device, class_names, progress)
+    asked = True if labels is None else labels
+    collect = Collector(model, data, asked, layers, samples, seed, device, class_names, progress)
     found = {name: parts for part in collect.passes(sys.maxsize) for name, parts in collect(part)}
     names = collect.feature_names(feature_names)
     return ClassValues(found, collect.counts, names)
 
 
 class Collector:
-    """Collects class values pass by pass; options as for `class_values`."""
+    """Collects class values pass by pass; labels as for `Labelled`, else as for `class_values`."""
 
     def __init__(
         self,
@@ -131,8 +127,7 @@ class Collector:
             source = Source(data, model, batch_size=_BATCH)
             self._columns = source.feature_names
             self.batches = Labelled(source, labels, class_names)
-            few = next(iter(source)).map(lambda leaf: leaf[:_EXAMPLE_ROWS])
-            self.recording: Recording = capture(model, few, find_sites(model, layers))
+            self.recording: Recording = capture_few(model, data, find_sites(model, layers))
         self.counts = dict(zip(self.batches.classes, self.batches.counts, strict=True))
 
     @property
@@ -157,15 +152,17 @@ class Collector:
             )
         return {inputs[0].name: tuple(map(str, names))}
 
-    def passes(self, room: int, names: Collection[str] | None = None) -> Iterator[dict[str, slice]]:
-        """Cut the neurons of the named layers into parts whose kept values fit `room` bytes."""
+    def passes(
+        self, memory: int | str, names: Collection[str] | None = None
+    ) -> Iterator[dict[str, slice]]:
+        """Cut the neurons of the named layers into parts that can be kept and compared at once."""
         rows = sum(min(count, self.samples) for count in self.counts.values())
         sizes = {
             name: (layer.neurons, rows * self.recording.main(name).element_size())
             for name, layer in self.layers.items()
             if names is None or name in names
         }
-        for parts, _ in parts_that_fit(sizes, room):
+        for parts, _ in parts_that_fit(sizes, parse_memory(memory) // _COPIES):
             yield parts
 
     def __call__(self, parts: Mapping[str, slice]) -> Iterator[tuple[str, dict[Label, np.ndarray]]]:
@@ -175,14 +172,14 @@ class Collector:
             for name, part in parts.items()
         }
 
-        def receive(arrived: Arrived) -> None:
-            name = arrived.layer.name
-            for number, metric in enumerate(metrics[name]):
-                chosen = arrived.of_channels(parts[name]).of_class(number)
-                metric.update(chosen.sample_means())
+        def receive(arrived: Arrived) -> bool:
+            part = arrived.of_channels(parts[arrived.layer.name])
+            for number, metric in enumerate(metrics[arrived.layer.name]):
+                metric.update(part.of_class(number).sample_means())
+            return True
 
         with placed(self.model, self.device):
-            running = stream(
+            stream(
                 self.model,
                 self.batches,
                 self.recording,
@@ -191,9 +188,6 @@ class Collector:
                 title="collecting activations",
                 progress=self.progress,
             )
-            with contextlib.closing(running):
-                for _ in running:
-                    pass
         for name, found in metrics.items():
             yield name, {c: self._taken(name, m) for c, m in zip(self.counts, found, strict=True)}
 

@@ -28,6 +28,7 @@ __all__ = [
     "StopReplay",
     "call_model",
     "call_name",
+    "input_name",
     "input_tensors",
     "main_argument",
     "observe",
@@ -159,10 +160,15 @@ def input_tensors(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         tensors = [t for t in iter_tensors(value) if t.dim() > 0]
         suffixes = [""] if len(tensors) == 1 else [f".{i}" for i in range(len(tensors))]
         found += [(name + suffix, t) for suffix, t in zip(suffixes, tensors, strict=True)]
-    first = f"model{INPUT_SIDE}" if "input" in dict(model.named_children()) else "input"
+    first = input_name(model)
     if len(found) == 1:
         return {first: found[0][1]}
     return {f"{first}.{name}": tensor for name, tensor in found}
+
+
+def input_name(model: nn.Module) -> str:
+    """What the model's input is called: `input`, or `model:input` where a module has that name."""
+    return f"model{INPUT_SIDE}" if "input" in dict(model.named_children()) else "input"
 
 
 def call_name(path: str, calls: Counter[str]) -> str:

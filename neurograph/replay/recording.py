@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neurograph.data import Batch
+from neurograph.data import Batch, Source
 from neurograph.errors import ModelError, OptionError
 from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
 from neurograph.nested import Rebuild
@@ -18,7 +18,9 @@ from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.observe import input_tensors, undisturbed
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 
-__all__ = ["Call", "Recording", "capture"]
+__all__ = ["FEW", "Call", "Recording", "capture", "capture_few"]
+
+FEW = 2  # samples: with one, nothing tells a batch dimension from others
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,12 @@ class Recording:
             leaves[layer.leaf] = layer.layout.tensor(values)
             calls[layer.call] = replace(calls[layer.call], leaves=leaves)
         return replace(self, calls=calls)
+
+
+def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Recording:
+    """Run the model on the first samples of data of any kind and record them; see `capture`."""
+    batch = next(iter(Source(data, model)))
+    return capture(model, batch.map(lambda leaf: leaf[:FEW]), sites)
 
 
 def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recording:

@@ -11,16 +11,13 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.data import Source
 from neurograph.nested import iter_tensors
 from neurograph.replay.plan import Plan
-from neurograph.replay.recording import Recording, capture
+from neurograph.replay.recording import Recording, capture_few
 from neurograph.replay.replay import Replay
 from neurograph.sites import Choice, find_sites, refuse_unsupported
 
 __all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]
-
-_EXAMPLE_ROWS = 2
 
 
 def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None) -> nx.DiGraph:
@@ -63,9 +60,7 @@ def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None)
     ('4', True)
     """
     refuse_unsupported(model)
-    batch = next(iter(Source(example, model)))
-    few = batch.map(lambda leaf: leaf[:_EXAMPLE_ROWS])
-    with Replay(model, capture(model, few, find_sites(model, layers))) as replay:
+    with Replay(model, capture_few(model, example, find_sites(model, layers))) as replay:
         return read_wiring(replay).layers
 
 

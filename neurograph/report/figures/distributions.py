@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,28 +26,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from neurograph.activations.values import ClassValues
+
 __all__ = ["distributions"]
 
 _BINS = 24
 _FILLED = 4  # classes whose areas can still be told apart
 
 
-class ByClass(Protocol):
-    """What holds values by layer and class."""
-
-    @property
-    def values(self) -> Mapping[str, Mapping[Any, NDArray[Any]]]:
-        """From layer to label to values ``[rows, neurons]``."""
-        ...
-
-    @property
-    def names(self) -> Mapping[str, Sequence[str]]:
-        """From layer to the names of its neurons, where they have some."""
-        ...
-
-
 def distributions(
-    values: ByClass,
+    values: ClassValues,
     neurons: Iterable[Neuron | tuple[str, int]],
     *,
     names: Sequence[str] | None = None,
@@ -120,7 +108,7 @@ def distributions(
     return figure
 
 
-def _columns(values: ByClass, neuron: Neuron) -> dict[Any, NDArray[np.float64]]:
+def _columns(values: ClassValues, neuron: Neuron) -> dict[Any, NDArray[np.float64]]:
     """A neuron's values in each class."""
     if neuron.layer not in values.values:
         raise OptionError(
@@ -143,7 +131,7 @@ def _columns(values: ByClass, neuron: Neuron) -> dict[Any, NDArray[np.float64]]:
     return found
 
 
-def _name(values: ByClass, neuron: Neuron) -> str:
+def _name(values: ClassValues, neuron: Neuron) -> str:
     known = values.names.get(neuron.layer, ())
     return known[neuron.index] if 0 <= neuron.index < len(known) else str(neuron)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from neurograph.errors import DataError
 from neurograph.report.figures.style import (
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from neurograph.ablation.curves import MaskingCurves
+
 __all__ = ["masking"]
 
 _LOOKS = {
@@ -33,35 +35,7 @@ _LOOKS = {
 }
 
 
-class Masked(Protocol):
-    """What `masking` reads of masking curves."""
-
-    @property
-    def baseline(self) -> float:
-        """The metric of the whole model."""
-        ...
-
-    @property
-    def metric(self) -> str:
-        """What is measured."""
-        ...
-
-    @property
-    def how(self) -> str:
-        """How neurons are silenced."""
-        ...
-
-    @property
-    def confidence(self) -> float:
-        """Level of the intervals."""
-        ...
-
-    def summary(self) -> pd.DataFrame:
-        """Table of means and intervals."""
-        ...
-
-
-def masking(curves: Masked) -> Figure:
+def masking(curves: MaskingCurves) -> Figure:
     """Draw masking curves with their intervals, a panel for each criterion of importance.
 
     Parameters
