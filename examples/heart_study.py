@@ -4,8 +4,8 @@
 # A small network tells patients with heart disease from healthy ones. Which of its neurons tell
 # the classes apart, which of them does it need, and what happens to the others when one is cut?
 # A notebook asked this first: it tested every neuron's distributions by class, silenced those
-# that differed, and watched accuracy fall. This is the same study with one library, every step a
-# function, every number with an interval.
+# that differed, and watched accuracy fall. This is the same study with one library: every step is
+# a function, and what is said of all networks has an interval over five of them.
 #
 # A plain script in cells: run it (`python examples/heart_study.py`, some minutes; with
 # `--reduced` half a minute), or open it as a notebook (Jupytext, VS Code, PyCharm). The page it
@@ -305,8 +305,8 @@ alone.mark(circuit).to_html(RUNS / "heart_cut.html")
 # %% [markdown]
 # ## 7. Response curves
 #
-# Each feature and each of the circuit's neurons is moved through its seven quantiles, everything
-# else at real patients: how far does the logit go, and does it go one way?
+# Each hidden neuron, and each feature, is moved through its seven quantiles, everything else at
+# real patients: how far does the logit go, and does it go one way?
 
 # %%
 note("## 7. Response curves")
