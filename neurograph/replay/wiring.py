@@ -94,9 +94,13 @@ class Wiring:
 
     def direct(self, writer: str, readers: Iterable[str]) -> Plan:
         """Plan that moves a writer and probes readers: as if it alone had moved."""
-        probed = frozenset(readers)
-        plan = Plan(given=frozenset({writer}), probed=probed)
-        return self._completed(plan, [writer], ends=probed)
+        return self.between([writer], readers)
+
+    def between(self, writers: Iterable[str], readers: Iterable[str]) -> Plan:
+        """Plan that supplies some layers and probes others: what they make of these alone."""
+        given, probed = frozenset(writers), frozenset(readers)
+        plan = Plan(given=given, probed=probed)
+        return self._completed(plan, given, ends=probed)
 
     def suffix(self, given: Iterable[str]) -> Plan:
         """Plan that supplies some layers and computes what descends from them, to the output."""
