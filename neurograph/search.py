@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.circuit import Circuit, Measure
-from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles
+from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles, Resample
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
 from neurograph.frontier import Found, find_edges, find_neurons, find_totals
 from neurograph.layers import Neuron, channels_first
@@ -205,7 +205,9 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
 
 def _read_contrast(told: dict[str, Any]) -> Contrast:
     if told["type"] == "Quantiles":
-        return Quantiles(tuple(told["levels"]))
+        return Quantiles(tuple(told["levels"]), told.get("pooled", False))
+    if told["type"] == "Resample":
+        return Resample(told.get("positions", False))
     return FromMean() if told["type"] == "FromMean" else FromZero()
 
 
