@@ -85,6 +85,10 @@ class Resample:
     of a BOS token, say) neither changes nor serves others, unless every position is so (position
     embeddings).
 
+    Of a plain logit, effects average out over the samples, since a value is as likely to come as
+    to go. Choose a target for which each sample's own values are the best: the logit of its own
+    label, or minus the squared distance to what the model returned.
+
     Notes
     -----
     Samples and positions are drawn by the search's `seed`. Resampling (Chan et al. 2022, *Causal
