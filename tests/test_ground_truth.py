@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.programs import PROGRAMS, WORDS
-from tests.ranking import auroc, measured_edges
+from tests.ranking import auroc, program_edges
 from tests.rasp import Program, load
 
 COMPILED = Path(__file__).parents[2] / "shared" / "ground_truth"
@@ -28,11 +28,9 @@ def test_compiled_programs_are_found_by_resampling(name: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(program.model(program.ids), logits, rtol=0, atol=1e-5)
     for seed in range(3):
-        check_ranking(program, measured_edges(program, contrast="resample", seed=seed))
+        check_ranking(program, program_edges(program, contrast="resample", seed=seed))
     # By shuffling samples alone, or by zeros, one or the other goes wrong.
-    others = {
-        c: auroc(measured_edges(program, contrast=c), program.edges) for c in ("mean", "zero")
-    }
+    others = {c: auroc(program_edges(program, contrast=c), program.edges) for c in ("mean", "zero")}
     assert min(others.values()) < 1
 
 
@@ -40,15 +38,15 @@ def test_compiled_programs_are_found_by_resampling(name: str) -> None:
 @pytest.mark.parametrize("length", [4, 6, 9])
 def test_hand_written_programs_are_found_by_resampling(name: str, length: int) -> None:
     program = PROGRAMS[name](length)
-    check_ranking(program, measured_edges(program, contrast="resample"))
+    check_ranking(program, program_edges(program, contrast="resample"))
 
 
 def test_constants_break_zeroing_and_positions_break_plain_resampling() -> None:
     """Why there is a contrast that does both."""
     count, reverse = PROGRAMS["count"](5), PROGRAMS["reverse"](5)
-    assert auroc(measured_edges(count, contrast="zero"), count.edges) < 1
+    assert auroc(program_edges(count, contrast="zero"), count.edges) < 1
     for contrast in ("mean", "quantiles"):
-        assert auroc(measured_edges(reverse, contrast=contrast), reverse.edges) < 1
+        assert auroc(program_edges(reverse, contrast=contrast), reverse.edges) < 1
 
 
 def test_hand_written_programs_do_what_they_say() -> None:
