@@ -22,6 +22,7 @@ from neurograph.contrast import Counterfactual
 from neurograph.errors import OptionError
 from neurograph.faithfulness.ablated import Ablation, ablated_values, check_ablations
 from neurograph.faithfulness.components import Components, Flags, edges_of, neurons_of
+from neurograph.faithfulness.keep_edges import KeepEdges
 from neurograph.faithfulness.keep_neurons import KeepNeurons
 from neurograph.faithfulness.measure import Ends, Measure, Point
 from neurograph.faithfulness.rankings import (
@@ -247,7 +248,11 @@ def _measuring(
     with study.open() as experiment:
         ablated = {name: ablated_values(study, name, seed) for name in ablations}
         score = None if metric is None else _score(study.model, experiment.recording, metric)
-        runs = KeepNeurons(experiment, components)
+        runs: KeepNeurons | KeepEdges
+        if components.of == "neurons":
+            runs = KeepNeurons(experiment, components)
+        else:
+            runs = KeepEdges(experiment, components)
         yield Measure(experiment, components, runs, runs.at_once, ablated, score)
 
 

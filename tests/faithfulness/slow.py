@@ -108,3 +108,16 @@ def drawn(places: list[tuple[Any, ...]], columns: list[str], seed: int) -> pd.Se
     index = pd.MultiIndex.from_frame(pd.DataFrame(places, columns=columns))
     effects = pd.Series(generator.standard_normal(len(places)), index, name="drawn")
     return effects.sample(frac=1, random_state=seed)
+
+
+def in_order(ranking: pd.Series, places: list[tuple[Any, ...]]) -> np.ndarray:
+    """Effects of some places, whatever the order of the ranking."""
+    known = {tuple(None if x != x else x for x in key): i for i, key in enumerate(ranking.index)}
+    return ranking.to_numpy()[[known[key] for key in places]]
+
+
+def row(draws: pd.DataFrame, order: str, direction: str, share: float) -> pd.Series:
+    """The one row of a circuit that is not random."""
+    table = draws.query("order == @order and direction == @direction and share == @share")
+    assert len(table) == 1
+    return table.iloc[0]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,28 +10,10 @@ from torch import Tensor, nn
 import neurograph as ng
 from tests import zoo
 from tests.case import Case, as_data
-from tests.faithfulness.slow import drawn, options, place, slow
-from tests.zoo.chosen import heads
+from tests.faithfulness.networks import F64, SMALL
+from tests.faithfulness.slow import drawn, in_order, options, place, row, slow
 from tests.zoo.network import Network
 
-F64 = torch.float64
-
-
-def attention() -> Network:
-    """Heads of two channels before they are mixed."""
-    network = zoo.attention(4, 2, 1, F64).network()
-    groups = dict.fromkeys("qkv", 2)
-    return replace(network, options={"groups": groups}, units=heads(2, lambda n: n in groups))
-
-
-SMALL = {
-    "mlp": lambda: zoo.mlp((3, 5, 4, 2), "gelu", False, 0, F64).network(),
-    "in place": lambda: zoo.mlp((3, 5, 4, 2), "relu", True, 0, F64).network(),
-    "residual mlp": lambda: zoo.residual_mlp(4, 2, 1, F64).network(),
-    "cnn": lambda: zoo.branched_cnn(3, 2, 2, F64).network(),
-    "shared": lambda: zoo.shared_layer(3, 2, 3, F64).network(),
-    "attention": attention,
-}
 ZOO = ("resnet_half", "lstm_states", "lstm", "gpt2_heads", "gpt2_each", "bert_last", "swin")
 
 
@@ -51,7 +30,7 @@ def check(network: Network, ablation: str, *, inputs: bool = False, seed: int = 
         sizes=(0.3, 0.7, 1), draws=1, **options(case, ablation),
     )  # fmt: skip
     assert found.components == len(units)
-    effects = ranking.to_numpy()[_order(ranking, [place(case, *unit) for unit in units])]
+    effects = in_order(ranking, [place(case, *unit) for unit in units])
     for order, strength in (("signed", effects), ("absolute", np.abs(effects))):
         strongest = np.argsort(-strength)
         for share in (0.3, 0.7, 1):
@@ -63,19 +42,8 @@ def check(network: Network, ablation: str, *, inputs: bool = False, seed: int = 
                     for name in layers
                 }
                 wanted = float(truth.with_neurons(kept).mean())
-                got = _row(found.draws, order, direction, share)
+                got = row(found.draws, order, direction, share)
                 assert got["value"] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
-
-
-def _order(ranking: pd.Series, places: list[tuple]) -> list[int]:
-    known = {tuple(None if x != x else x for x in key): i for i, key in enumerate(ranking.index)}
-    return [known[key] for key in places]
-
-
-def _row(draws: pd.DataFrame, order: str, direction: str, share: float) -> pd.Series:
-    table = draws.query("order == @order and direction == @direction and share == @share")
-    assert len(table) == 1
-    return table.iloc[0]
 
 
 @pytest.mark.parametrize("ablation", ["mean", "zero", "counterfactual"])
@@ -135,7 +103,7 @@ def test_resampled_neurons_come_from_one_other_sample() -> None:
         on = torch.tensor([(name, j) in kept for j in range(width)])
         h = torch.where(on, computed, own[name].flip(0)).tanh()
     wanted = (sample.model.layers[2](h)[:, 0] * X[:, 0]).mean().item()
-    got = _row(found.draws, "signed", "keep", 0.4)
+    got = row(found.draws, "signed", "keep", 0.4)
     assert got["value"] == pytest.approx(wanted, rel=1e-9)
 
 
@@ -166,4 +134,4 @@ def test_circuits_do_not_share_a_batch_that_mixes_samples() -> None:
         h[:, [i for i in range(4) if i not in best]] = 0
         h = h.tanh()
         wanted = (model.b(h - h.mean(0))[:, 0] * X[:, 0]).mean().item()
-    assert _row(found.draws, "signed", "keep", 0.5)["value"] == pytest.approx(wanted, rel=1e-9)
+    assert row(found.draws, "signed", "keep", 0.5)["value"] == pytest.approx(wanted, rel=1e-9)
