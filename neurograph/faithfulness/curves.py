@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from neurograph.faithfulness.components import Components, Flags, edges_of, neur
 from neurograph.faithfulness.keep_edges import KeepEdges
 from neurograph.faithfulness.keep_neurons import KeepNeurons
 from neurograph.faithfulness.measure import Ends, Measure, Point
+from neurograph.faithfulness.parts import Circuits
 from neurograph.faithfulness.rankings import (
     Ranking,
     inputs_of,
@@ -198,6 +200,7 @@ def faithfulness(
         tuple(map(float, sizes)),
         confidence,
         _provenance(study, wanted, sizes, draws),
+        _circuits(study, components, wanted, series, seed),
     )
 
 
@@ -311,6 +314,22 @@ def _series(
     for draw in range(draws):
         numbers = np.random.default_rng([seed, _RANDOM, draw]).permutation(total)
         yield _Series("random", "random", draw, numbers, counts + also)
+
+
+def _circuits(
+    study: Study,
+    components: Components,
+    ablations: tuple[Ablation, ...],
+    series: Sequence[_Series],
+    seed: int,
+) -> Circuits:
+    ranked = [one for one in series if one.order != "random"]
+    return Circuits(
+        functools.partial(_measuring, study, components, ablations, None, seed),
+        {(one.ranking, one.order): one.numbers for one in ranked},
+        {one.ranking: one.sizes[0][1] for one in ranked if one.order == "kept"},
+        ablations,
+    )
 
 
 def _measured(

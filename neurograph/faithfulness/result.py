@@ -11,6 +11,10 @@ import pandas as pd
 from scipy.integrate import trapezoid
 
 from neurograph.ablation.curves import interval
+from neurograph.errors import OptionError
+from neurograph.faithfulness.ablated import Ablation
+from neurograph.faithfulness.parts import Circuits, Size, incompleteness, minimality
+from neurograph.faithfulness.rankings import Order
 
 __all__ = ["Areas", "Faithfulness", "areas"]
 
@@ -107,6 +111,7 @@ class Faithfulness:
     sizes: tuple[float, ...]
     confidence: float = 0.95
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    _circuits: Circuits | None = field(default=None)
 
     def curves(self) -> pd.DataFrame:
         """Means over the draws, with Student's t confidence intervals.
@@ -152,6 +157,86 @@ class Faithfulness:
             rows.append(row)
         columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
         return pd.DataFrame(rows, columns=[*_LINE, *columns])
+
+    def incompleteness(
+        self,
+        size: Size,
+        *,
+        ranking: str | None = None,
+        order: Order = "signed",
+        ablation: Ablation | None = None,
+        draws: int = 20,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Say how alike circuit and model stay as random parts of the circuit are knocked out.
+
+        Parameters
+        ----------
+        size : float or "kept"
+            The share of all components that the circuit is; or what a circuit kept.
+        ranking : str, optional
+            The first one by default.
+        order : {"signed", "absolute"}
+        ablation : str, optional
+            One of those measured; the first by default.
+        draws : int
+            How many parts K of the circuit C, each component in K with probability one half.
+        seed : int
+            Chooses them.
+
+        Returns
+        -------
+        DataFrame
+            ``draw``, ``removed`` (size of K), the mean targets ``circuit`` m(C∖K) and ``model``
+            m(M∖K), their distance ``incompleteness``, and that as a ``share`` of m(M) − m(∅). The
+            mean over the draws is the score of Wang et al. 2023 (arXiv:2211.00593).
+        """
+        circuits = self._again()
+        chosen = circuits.circuit(size, ranking, order)
+        told = circuits.ablation(ablation)
+        with circuits.open() as measure:
+            return incompleteness(measure, chosen, told, draws, seed)
+
+    def minimality(
+        self,
+        size: Size,
+        *,
+        ranking: str | None = None,
+        order: Order = "signed",
+        ablation: Ablation | None = None,
+        most: int = 100,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """What each component does for one circuit, beside what others would do for it.
+
+        Parameters
+        ----------
+        size, ranking, order, ablation
+            As for `incompleteness`.
+        most : int
+            How many components of the circuit are tried, and how many others; if there are more,
+            they are drawn at random.
+        seed : int
+            Chooses them.
+
+        Returns
+        -------
+        DataFrame
+            Where a component is; ``inside``, whether it is of the circuit; ``change``, by how much
+            it raises the mean target of the circuit: with it less without it. The circuit's own
+            come first, in both the largest changes. A circuit is minimal if all of its own do
+            more than the others.
+        """
+        circuits = self._again()
+        chosen = circuits.circuit(size, ranking, order)
+        told = circuits.ablation(ablation)
+        with circuits.open() as measure:
+            return minimality(measure, chosen, told, most, seed)
+
+    def _again(self) -> Circuits:
+        if self._circuits is None:
+            raise OptionError("this result has no model to measure on: call faithfulness() again")
+        return self._circuits
 
     def __repr__(self) -> str:
         head = f"Faithfulness to {self.target!r} of circuits of {self.components} {self.of}"

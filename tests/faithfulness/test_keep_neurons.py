@@ -14,7 +14,7 @@ from tests.faithfulness.networks import F64, SMALL
 from tests.faithfulness.slow import drawn, in_order, options, place, row, slow
 from tests.zoo.network import Network
 
-ZOO = ("resnet_half", "lstm_states", "lstm", "gpt2_heads", "gpt2_each", "bert_last", "swin")
+ZOO = ("resnet_half", "lstm_states", "lstm", "gpt2_each", "bert_last", "swin")
 
 
 def check(network: Network, ablation: str, *, inputs: bool = False, seed: int = 0) -> None:
