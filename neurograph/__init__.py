@@ -13,6 +13,7 @@ from neurograph.faithfulness.curves import faithfulness
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import layer_graph
 from neurograph.response import response_curves
+from neurograph.score import score
 from neurograph.search import search
 from neurograph.target import logit_difference
 
@@ -31,6 +32,7 @@ __all__ = [
     "masking_curves",
     "profile",
     "response_curves",
+    "score",
     "search",
     "separation",
 ]
