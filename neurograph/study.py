@@ -20,6 +20,8 @@ from neurograph.contrast import (
     Contrast,
     Counterfactual,
     Quantiles,
+    Resample,
+    Twins,
     as_contrast,
     levels_of,
     with_background,
@@ -34,6 +36,7 @@ from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring
+from neurograph.resampling import Resampled, draw_donors
 from neurograph.scoring.budget import parse_budget
 from neurograph.scoring.choose import check_scorer
 from neurograph.scoring.experiment import Experiment
@@ -151,9 +154,14 @@ def prepare(
         actual = capture(model, batch, sites)
         _check_profile(profiled, actual)
         resolved = resolve_target(target, actual.output, options.class_names)
-        corrupt = _corrupt(contrast, model, positions, actual, sites)
-        background = with_background(actual, options.background, profiled)
         inputs = input_tensors(model, actual.batch)
+        twins: Twins | None = None
+        if isinstance(contrast, Counterfactual):
+            twins = _corrupt(contrast, model, positions, actual, sites)
+        elif isinstance(contrast, Resample):
+            donors = draw_donors(actual.size, options.seed)
+            twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
+        background = with_background(actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)
 
@@ -164,7 +172,7 @@ def prepare(
         return replace(found, members=found.members.to(actual.main(layer).device))
 
     def levels(layer: str) -> Tensor:
-        values = levels_of(contrast, actual.layers[layer], profiled.nodes[layer], actual, corrupt)
+        values = levels_of(contrast, actual.layers[layer], profiled.nodes[layer], actual, twins)
         return values.to(actual.main(layer))
 
     def may_move(layer: str) -> Tensor | None:
@@ -261,15 +269,13 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
 
 
 def _corrupt(
-    contrast: Contrast,
+    contrast: Counterfactual,
     model: nn.Module,
     positions: tuple[int, ...],
     actual: Recording,
     sites: Sites,
-) -> Recording | None:
+) -> Recording:
     """Record the counterfactual twins of the reference samples."""
-    if not isinstance(contrast, Counterfactual):
-        return None
     everything = concatenate(list(Source(contrast.data, model)))
     if max(positions) >= everything.size:
         raise DataError(
@@ -331,8 +337,10 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
         "seed": options.seed,
     }
     if not isinstance(contrast, Counterfactual):  # it holds data
-        # Lists for tuples, so that it is equal to what is read back from a file.
-        told["contrast"] |= json.loads(json.dumps(asdict(contrast)))
+        # Lists for tuples, so that it is equal to what is read back from a file; a switch that is
+        # off is left out, as it was before there was one.
+        fields = json.loads(json.dumps(asdict(contrast)))
+        told["contrast"] |= {key: value for key, value in fields.items() if value is not False}
     for key in ("feature_names", "class_names"):
         names = getattr(options, key)
         told[key] = None if names is None else list(map(str, names))
