@@ -14,11 +14,12 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.activations.profile import QUANTILES, check_weights, profile
+from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
 from neurograph.contrast import (
     Background,
     Contrast,
     Counterfactual,
+    FromMean,
     Quantiles,
     Resample,
     Twins,
@@ -138,8 +139,14 @@ def prepare(
     target: int | TargetFunction,
     options: Options,
     profiled: nx.DiGraph | None,
+    *,
+    statistics: bool = True,
 ) -> Study:
-    """Profile, draw the reference samples, record them, and set up the experiment."""
+    """Profile, draw the reference samples, record them, and set up the experiment.
+
+    Without `statistics` a pass over the data is spared where neither contrast nor background asks
+    for any: then the layer graph holds none.
+    """
     refuse_unsupported(model)
     options.checked()
     contrast = as_contrast(options.contrast)
@@ -147,12 +154,15 @@ def prepare(
     with placed(model, options.device):
         source = Source(data, model)
         made = profiled is None
-        if profiled is None:
+        statistics |= _needs_statistics(contrast, options.background)
+        if profiled is None and statistics:
             profiled = _profile(model, data, contrast, options)
+        elif profiled is None:
+            profiled, _ = wired(model, data, options.layers)
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
         actual = capture(model, batch, sites)
-        _check_profile(profiled, actual)
+        _check_profile(profiled, actual, statistics)
         resolved = resolve_target(target, actual.output, options.class_names)
         inputs = input_tensors(model, actual.batch)
         twins: Twins | None = None
@@ -198,6 +208,11 @@ def prepare(
         "versions": _versions(),
     }
     return Study(model, options, experiment, profiled, resolved, names, provenance)
+
+
+def _needs_statistics(contrast: Contrast, background: Background) -> bool:
+    own = isinstance(contrast, Quantiles) and not contrast.pooled
+    return own or isinstance(contrast, FromMean) or background == "mean"
 
 
 def _profile(model: nn.Module, data: Any, contrast: Contrast, options: Options) -> nx.DiGraph:
@@ -248,7 +263,7 @@ def _reference(
     return batch, positions, digest.hexdigest(), count
 
 
-def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
+def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:
     for name, layer in actual.layers.items():
         whole = Wiring.of(profiled).whole
         if name not in whole and layer.leaf == min(n.leaf for n in actual.by_call[layer.call]):
@@ -257,7 +272,7 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
         if name not in actual.layers:
             raise OptionError(f"the model never called layer {name!r} of the profile on this data")
         layer = actual.layers[name]
-        if layer.neurons and "mean" not in profiled.nodes[name]:
+        if statistics and layer.neurons and "mean" not in profiled.nodes[name]:
             raise OptionError(
                 f"the profile has no statistics for {name!r}: use profile(), not layer_graph()"
             )
