@@ -142,6 +142,7 @@ def draw(curves: Mapping[str, np.ndarray], path: Path) -> None:
             ax.set_title(("neurons", "edges")[what])
             ax.set_xlabel("noise: what distractors add")
             ax.set_xscale("symlog", linthresh=NOISE[1])
+            ax.minorticks_off()
             ax.set_xticks(NOISE, [f"{noise:g}" for noise in NOISE])
             ax.tick_params(labelleft=first)
             if first:
@@ -156,6 +157,8 @@ def addition_rows() -> tuple[str, list[object]]:
     data, known = (network.X, network.y), dict(enumerate(network.key.tolist()))
     alone, without = network.accuracy(network.key), network.accuracy(~network.key)
     told = (
+        "Modular addition (a + b modulo 23; squares between two layers: Gromov 2023, "
+        "arXiv:2301.02679; Nanda et al. 2023, arXiv:2301.05217): "
         f"{int(network.key.sum())} of {len(known)} hidden neurons follow one frequency, and are "
         f"not silent; right sums: {network.accuracy():.0%}, with these neurons alone {alone:.0%}, "
         f"without them {without:.0%} (a guess: {1 / 23:.0%})"
@@ -181,8 +184,11 @@ def greater_rows() -> tuple[str, list[object]]:
     network = greater_than()
     rest = torch.arange(1, 20).double().log()[18 - network.year]
     told = (
-        f"only head {SEEING} may see the year; cross-entropy {network.loss():.3f}, a guess among "
-        f"the later years has {float(rest.mean()):.3f}"
+        "Greater-than (which years come after the one in the sentence; after Hanna et al. 2023, "
+        f"arXiv:2305.00586): only head {SEEING} may see the year; cross-entropy "
+        f"{network.loss():.3f}, a guess among the later years has {float(rest.mean()):.3f}. So "
+        "what can matter is the embedding where the year stands and the output of that head at "
+        "the end; other tokens are random, and other heads have seen only them"
     )
     found = []
     for contrast in CONTRASTS.values():
@@ -203,6 +209,9 @@ def greater_rows() -> tuple[str, list[object]]:
 def page(curves: Mapping[str, np.ndarray]) -> str:
     by_contrast, by_scorer = program_tables()
     (addition, first), (greater, second) = addition_rows(), greater_rows()
+    known = "\n".join(
+        textwrap.fill(f"- {text}.", 100, subsequent_indent="  ") for text in (addition, greater)
+    )
     return f"""# Ground truth
 
 Written by `python benchmarks/ground_truth.py --write docs/ground_truth.md`. Circuits that are known
@@ -261,22 +270,10 @@ Edges:
 
 Trained in seconds, from random weights (`tests/trained.py`).
 
-{
-        _item(f'''Modular addition (a + b modulo 23; squares between two layers: Gromov 2023,
-arXiv:2301.02679; Nanda et al. 2023, arXiv:2301.05217): {addition}.''')
-    }
-{
-        _item(f'''Greater-than (which years come after the one in the sentence; after Hanna et al. 2023,
-arXiv:2305.00586): {greater}. So what can matter is the embedding where the year stands and the
-output of that head at the end; other tokens are random, and other heads have seen only them.''')
-    }
+{known}
 
 {table(["neurons", *CONTRASTS], [first, second])}
 """
-
-
-def _item(text: str) -> str:
-    return textwrap.fill(f"- {text}", 100, subsequent_indent="  ")
 
 
 def main() -> None:
