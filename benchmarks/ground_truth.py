@@ -236,9 +236,9 @@ same in all samples: its false edges have an effect of exactly 0. `pooled` quant
 embeddings, but one channel at a time knows nothing of the others: a group of channels at their
 quantiles is no value that it ever has.
 
-What no contrast can see is an edge whose content is the same wherever it is not BOS, such as
-whether a token is any word at all: on data of one length that is a constant like others. Where
-lengths vary it is none.
+What no values that occur can tell from a constant is an edge that carries the same wherever there
+is no BOS, such as whether a token is any word at all: on sentences of one length it never changes.
+Where shorter ones are filled up it does, and is found.
 
 The same edges under `resample`, by scorer. At the unmoved model this target is at its best, so its
 slope there is 0: scorers that take slopes at the background alone, `hybrid` and `gradient`, see
