@@ -10,6 +10,7 @@ from neurograph.circuit import Circuit, Path
 from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
+from neurograph.pathways.strongest import strongest_paths
 from neurograph.replay.wiring import layer_graph
 from neurograph.response import response_curves
 from neurograph.search import search
@@ -31,4 +32,5 @@ __all__ = [
     "response_curves",
     "search",
     "separation",
+    "strongest_paths",
 ]

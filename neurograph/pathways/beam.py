@@ -247,13 +247,13 @@ class Beam:
             nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)
             none = rows.new_zeros(0, 2, len(rows), units.members.shape[1])
             return Prefixes(nothing, none, nothing.view(0, 2))
-        neurons, parents = (torch.cat([c[i] for c in kept]) for i in (2, 3))
-        return Prefixes(neurons, torch.cat(values), parents)
+        neurons, parents = [c.neurons for c in kept], [c.parents for c in kept]
+        return Prefixes(torch.cat(neurons), torch.cat(values), torch.cat(parents))
 
     def _values(self, layer: str, some: Candidates, done: Mapping[str, Prefixes]) -> Tensor:
         """What neurons behind a chain become, all of whose prefixes come from one layer."""
         writer, parents = self.layers[int(some.parents[0, 0])], some.parents[:, 1]
-        unique, which = parents.unique(return_inverse=True)
+        unique, which = torch.unique(parents, return_inverse=True)
         sources = done[writer].neurons[unique]
         change = self._arriving(writer, layer, sources, done[writer].values[unique])[which]
         weight = self.experiment.linear(layer).weight[some.neurons, sources[which]]

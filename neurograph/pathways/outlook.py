@@ -119,7 +119,7 @@ def find_ending(experiment: Experiment) -> Ending | None:
     if target.index is None or replay.one_by_one:
         return None
     layer, chain = find_output_chain(replay, logits_of)
-    if layer is None or layer not in experiment.graph:
+    if layer is None or chain is None or layer not in experiment.graph:
         return None
     units = experiment.units(layer)
     flat = len(experiment.recording.layers[layer].shape) == 1
@@ -248,7 +248,8 @@ def probe_ends(
     """
     moves = Moves(layer, neurons.repeat_interleave(2), values.flatten(0, 1))
     outputs = range(len(experiment.units(reader)))
-    return probe_all(experiment, moves, {reader: outputs})[reader].unflatten(0, (-1, 2))
+    moved = probe_all(experiment, moves, {reader: outputs})[reader]
+    return moved.view(-1, 2, *moved.shape[1:])
 
 
 def pieces(experiment: Experiment, moves: int, reader: str) -> Iterator[slice]:

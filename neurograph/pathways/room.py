@@ -39,8 +39,13 @@ class Candidates(NamedTuple):
     def take(self, chosen: Tensor) -> Candidates:
         """Return some of them."""
         values = None if self.values is None else self.values[chosen]
-        first = (part[chosen] for part in (self.promise, self.limit, self.neurons, self.parents))
-        return Candidates(*first, values)
+        return Candidates(
+            self.promise[chosen],
+            self.limit[chosen],
+            self.neurons[chosen],
+            self.parents[chosen],
+            values,
+        )
 
 
 class Room:
@@ -88,10 +93,11 @@ class Room:
         sizes = list(map(len, self._kept))
         if sum(sizes) <= self.width:
             return
-        promise, limit = (torch.cat([c[i] for c in self._kept]) for i in (0, 1))
+        promise = torch.cat([c.promise for c in self._kept])
+        limit = torch.cat([c.limit for c in self._kept])
         chosen = torch.zeros_like(limit, dtype=torch.bool)
         chosen[self.choose(promise, limit)] = True
-        parts = zip(self._kept, chosen.split(sizes), strict=True)
+        parts = zip(self._kept, torch.split(chosen, sizes), strict=True)
         self._kept = [c.take(some) for c, some in parts if some.any()]
 
     def _lose(self, limits: Tensor) -> None:

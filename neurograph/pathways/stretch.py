@@ -24,7 +24,6 @@ _CONSTANT = {
     "erf": 1.1284,
     "gelu": 1.13,
     "hardsigmoid": 0.16667,
-    "hardswish": 1.5,
     "hardtanh": 1.0,
     "mish": 1.09,
     "neg": 1.0,

@@ -16,8 +16,8 @@ from torch import nn
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.layers import Neuron
-from neurograph.pathways.beam import Beam, Pass, Strength
 from neurograph.paths import Path, check_sign
+from neurograph.pathways.beam import Beam, Pass, Strength
 from neurograph.positions import Positions
 from neurograph.progress import Progress
 from neurograph.selection import Sign
@@ -172,7 +172,7 @@ def strongest_paths(
     >>> strongest_paths(model, X, target=1, feature_names=["up", "other"], progress=False)
     The 2 strongest of 4 paths to 'output', certainly
       up → 0[0] → output +2.7000 ± 0.0000
-      other → 0[1] → output +0.9000 ± 0.0000
+      other → 0[1] → output +0.90000 ± 0.00000
     """
     if type(k) is not int or k < 1:
         raise OptionError(f"k={k!r}: ask for one path or more")
@@ -193,24 +193,22 @@ def strongest_paths(
         tokenizer=tokenizer,
         progress=progress,
     )
-    study = prepare(model, data, target, options, profile)
-    begin = read_sources(study, sources)
-    asked = {
-        "k": k,
-        "sign": sign,
-        "budget": budget,
-        "sources": {n: list(i) for n, i in begin.items()},
-    }
-    found = _Found(k)
     sense = {"positive": 1, "negative": -1, None: 0}[sign]
-    with study.open() as experiment, Progress("searching paths", progress, unit="passes") as bar:
-        beam = Beam(experiment, begin, k, sense)
-        try:
-            _widen(beam, found, seconds, bar)
-        except KeyboardInterrupt as stop:
-            so_far = _result(study, beam, found, asked) if found.best else None
-            raise SearchInterrupted(so_far) from stop
-        return _result(study, beam, found, asked)
+    found, study, beam = _Found(k), None, None
+    try:
+        study = prepare(model, data, target, options, profile)
+        begin = read_sources(study, sources)
+        asked = {"k": k, "sign": sign, "budget": seconds, "sources": begin}
+        with study.open() as experiment:
+            beam = Beam(experiment, begin, k, sense)
+            if not beam.total:
+                raise OptionError(f"no path leads from {', '.join(begin)} to the target")
+            _widen(beam, found, seconds, progress)
+            return _result(study, beam, found, asked)
+    except KeyboardInterrupt as stop:
+        if study is None or beam is None or not found.best:
+            raise SearchInterrupted(None) from stop
+        raise SearchInterrupted(_result(study, beam, found, asked)) from stop
 
 
 class _Found:
@@ -245,7 +243,7 @@ class _Spent(Exception):
     """The budget is."""
 
 
-def _widen(beam: Beam, found: _Found, seconds: float, bar: Progress) -> None:
+def _widen(beam: Beam, found: _Found, seconds: float, progress: bool | None) -> None:
     """Pass after pass, each wider, until nothing is left to find or no time."""
     start, width = time.monotonic(), max(_WIDTH, 2 * found.k)
 
@@ -254,17 +252,18 @@ def _widen(beam: Beam, found: _Found, seconds: float, bar: Progress) -> None:
             raise _Spent
 
     beam.check = check
-    while not found.certain:
-        bar.describe(f"searching paths, {width:,} at each layer")
-        try:
-            one = beam.run(width, found.weakest)
-        except _Spent:
-            return
-        found.add(one)
-        bar.advance()
-        if not one.wider or time.monotonic() - start > seconds:
-            return
-        width *= _WIDER
+    with Progress("searching paths", progress, unit="passes") as bar:
+        while not found.certain:
+            bar.describe(f"searching paths, {width:,} at each layer")
+            try:
+                one = beam.run(width, found.weakest)
+            except _Spent:
+                return
+            found.add(one)
+            bar.advance()
+            if not one.wider or time.monotonic() - start > seconds:
+                return
+            width *= _WIDER
 
 
 def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> StrongestPaths:
@@ -292,7 +291,7 @@ def read_sources(study: Study, sources: Sources | None) -> dict[str, list[int]]:
     Raises
     ------
     OptionError
-        There is no such layer or neuron, none leads to the target, or the layer has no neurons.
+        There is no such layer or neuron, or the layer has no neurons.
     """
     layers, graph = study.experiment.recording.layers, study.profiled
     moving = [name for name in graph if layers[name].neurons]
