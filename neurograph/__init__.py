@@ -9,10 +9,12 @@ from neurograph.archive import load
 from neurograph.circuit import Circuit, Path
 from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
+from neurograph.faithfulness.curves import faithfulness
 from neurograph.layers import Neuron
 from neurograph.pathways.strongest import strongest_paths
 from neurograph.replay.wiring import layer_graph
 from neurograph.response import response_curves
+from neurograph.score import score
 from neurograph.search import search
 from neurograph.target import logit_difference
 
@@ -23,6 +25,7 @@ __all__ = [
     "Neuron",
     "Path",
     "causal_shift",
+    "faithfulness",
     "layer_graph",
     "load",
     "logit_difference",
@@ -30,6 +33,7 @@ __all__ = [
     "masking_curves",
     "profile",
     "response_curves",
+    "score",
     "search",
     "separation",
     "strongest_paths",
