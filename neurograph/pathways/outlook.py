@@ -18,10 +18,10 @@ from torch import Tensor
 from neurograph.pathways.stretch import stretch
 from neurograph.replay.elementwise import Chain, find_output_chain
 from neurograph.replay.wiring import target_layers
-from neurograph.scoring.edges import _probed as probe_all
+from neurograph.scoring.edges import probe_outputs
 from neurograph.scoring.experiment import Experiment, Moves
-from neurograph.scoring.gradient import Gradients
 from neurograph.scoring.routes import fits_narrow
+from neurograph.scoring.slopes import by_output
 from neurograph.target import logits_of
 
 __all__ = ["Ending", "Outlook", "find_ending", "look_ahead", "pieces", "probe_ends", "times"]
@@ -176,8 +176,7 @@ def _to_target(experiment: Experiment, layer: str, ending: Ending | None) -> Way
         slope = torch.zeros_like(rows)
         slope[:, ending.column] = _slope(experiment, layer, ending.chain)[:, ending.column]
     else:
-        plan = experiment.wiring.output(layer)
-        slope = Gradients(experiment)._slope(layer, plan, None)
+        slope = by_output(experiment, layer)
     each = slope[:, units.members] * units.once * units.members.shape[1]
     return Way(_by_neuron(each), slope.new_ones(len(units)))
 
@@ -248,7 +247,7 @@ def probe_ends(
     """
     moves = Moves(layer, neurons.repeat_interleave(2), values.flatten(0, 1))
     outputs = range(len(experiment.units(reader)))
-    moved = probe_all(experiment, moves, {reader: outputs})[reader]
+    moved = probe_outputs(experiment, moves, {reader: outputs})[reader]
     return moved.view(-1, 2, *moved.shape[1:])
 
 

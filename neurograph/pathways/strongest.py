@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from neurograph.paths import Path, check_sign
 from neurograph.pathways.beam import Beam, Pass, Strength
 from neurograph.positions import Positions
 from neurograph.progress import Progress
+from neurograph.scoring.budget import Budget, parse_budget
 from neurograph.selection import Sign
 from neurograph.sites import Choice
 from neurograph.study import Options, Study, prepare
@@ -33,7 +36,7 @@ Sources = str | Neuron | Iterable[str | Neuron | tuple[Any, ...]]
 
 _WIDTH = 1024  # prefixes kept at each layer in the first pass
 _WIDER = 4  # times as many in each further one
-_NO_PART = ("keep", "screen", "scorer", "paths", "profile")  # options of `search` alone
+_NO_PART = ("keep", "scorer", "paths")  # options of `search` alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,7 +99,7 @@ def strongest_paths(
     *,
     sign: Sign | None = None,
     sources: Sources | None = None,
-    budget: str | float = "60s",
+    budget: int | str = "60s",
     profile: nx.DiGraph | None = None,
     layers: Choice | None = None,
     groups: Mapping[str, Groups] | None = None,
@@ -136,8 +139,9 @@ def strongest_paths(
     sources : str, Neuron, or several of them, optional
         Where paths begin: a layer's name stands for all of its neurons. By default the model's
         inputs, or where these are no floating-point numbers the layers that read them.
-    budget : str or float
-        Seconds, or like ``"60s"`` or ``"5min"``; the first pass is finished in any case.
+    budget : int or str
+        A time, like ``"60s"`` or ``"5min"``: the first pass is finished in any case. Or how many
+        prefixes are kept at each layer, which gives the same on every machine.
     profile, layers, groups, positions, contrast, background, reference, memory, seed, device
         As for `search`; of a contrast of several levels, a path goes from the first to the last.
     feature_names, class_names, tokenizer, progress
@@ -177,7 +181,7 @@ def strongest_paths(
     if type(k) is not int or k < 1:
         raise OptionError(f"k={k!r}: ask for one path or more")
     check_sign(sign)
-    seconds = _seconds(budget)
+    allowed = parse_budget(budget)
     options = Options(
         layers=layers,
         groups=groups,
@@ -185,6 +189,7 @@ def strongest_paths(
         contrast=contrast,
         background=background,
         reference=reference,
+        budget=budget,
         memory=memory,
         seed=seed,
         device=device,
@@ -196,14 +201,14 @@ def strongest_paths(
     sense = {"positive": 1, "negative": -1, None: 0}[sign]
     found, study, beam = _Found(k), None, None
     try:
-        study = prepare(model, data, target, options, profile)
+        study = prepare(model, data, target, options, profile, statistics=False)
         begin = read_sources(study, sources)
-        asked = {"k": k, "sign": sign, "budget": seconds, "sources": begin}
+        asked = {"k": k, "sign": sign, "sources": begin}
         with study.open() as experiment:
             beam = Beam(experiment, begin, k, sense)
             if not beam.total:
                 raise OptionError(f"no path leads from {', '.join(begin)} to the target")
-            _widen(beam, found, seconds, progress)
+            _widen(beam, found, allowed, progress)
             return _result(study, beam, found, asked)
     except KeyboardInterrupt as stop:
         if study is None or beam is None or not found.best:
@@ -243,27 +248,34 @@ class _Spent(Exception):
     """The budget is."""
 
 
-def _widen(beam: Beam, found: _Found, seconds: float, progress: bool | None) -> None:
+def _widen(beam: Beam, found: _Found, budget: Budget, progress: bool | None) -> None:
     """Pass after pass, each wider, until nothing is left to find or no time."""
-    start, width = time.monotonic(), max(_WIDTH, 2 * found.k)
+    until = math.inf if budget.seconds is None else time.monotonic() + budget.seconds
+    # A second pass as wide knows what can be left out, and so may be certain.
+    widths = _widths(2 * found.k) if budget.count is None else iter([budget.count] * 2)
 
     def check() -> None:
-        if found.measured and time.monotonic() - start > seconds:
+        if found.measured and time.monotonic() > until:
             raise _Spent
 
     beam.check = check
-    with Progress("searching paths", progress, unit="passes") as bar:
-        while not found.certain:
+    with (
+        contextlib.suppress(_Spent),
+        Progress("searching paths", progress, unit="passes") as bar,
+    ):
+        for width in widths:
             bar.describe(f"searching paths, {width:,} at each layer")
-            try:
-                one = beam.run(width, found.weakest)
-            except _Spent:
-                return
+            one = beam.run(width, found.weakest)
             found.add(one)
             bar.advance()
-            if not one.wider or time.monotonic() - start > seconds:
-                return
-            width *= _WIDER
+            if found.certain or not one.wider:
+                break
+            check()
+
+
+def _widths(least: int) -> Iterator[int]:
+    """How wide one pass is after the other."""
+    return (max(_WIDTH, least) * _WIDER**step for step in itertools.count())
 
 
 def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> StrongestPaths:
@@ -328,17 +340,3 @@ def _several(sources: Sources) -> list[str | Neuron]:
         raise OptionError(
             f"sources={sources!r}: pass names of layers, (layer, index) pairs, or several of them"
         ) from None
-
-
-def _seconds(budget: str | float) -> float:
-    """Read a budget of time."""
-    units = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
-    words = str(budget).strip()
-    number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    try:
-        seconds = float(number) * units[words[len(number) :].strip()]
-    except (KeyError, ValueError):
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise OptionError(f"budget={budget!r} is no time: write seconds, or like '60s' or '5min'")
-    return seconds

@@ -42,10 +42,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     st.integers(0, 1000),
     st.integers(1, 8),
     st.sampled_from([None, "positive", "negative"]),
-    st.sampled_from(["0s", "60s"]),
+    st.sampled_from([2, "60s"]),
 )
 def test_certain_is_the_truth(
-    widths: list[int], activation: type[nn.Module], seed: int, k: int, sign: Any, budget: str
+    widths: list[int], activation: type[nn.Module], seed: int, k: int, sign: Any, budget: int | str
 ) -> None:
     torch.manual_seed(seed)
     model, X = mlp([*widths, 2], activation).double(), torch.randn(30, widths[0]).double()
@@ -65,7 +65,7 @@ def test_certain_is_the_truth(
         # Up to ties: paths that begin at neurons of equal weight have equal effects.
         assert list(map(abs, effects)) == pytest.approx(list(map(abs, wanted)), rel=1e-9)
     else:
-        assert budget == "0s" or activation is nn.Softsign
+        assert budget == 2 or activation is nn.Softsign
 
 
 @pytest.mark.usefixtures("few")
@@ -200,7 +200,7 @@ def test_a_spent_budget_says_what_is_not_certain() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(mlp([6, 8, 8]), nn.LayerNorm(8), mlp([8, 8, 2]))
     X = torch.randn(40, 6)
-    early, late = search(model, X, k=3, budget=0), search(model, X, k=3, budget="5min")
+    early, late = search(model, X, k=3, budget="1ms"), search(model, X, k=3)
     assert not early.certain
     assert early.bound == float("inf")
     assert len(early) == 3
@@ -271,7 +271,6 @@ def test_an_interrupted_search_brings_what_it_has() -> None:
         ({"sign": "up"}, "sign='up'"),
         ({"budget": "soon"}, "budget='soon'"),
         ({"budget": -1}, "budget=-1"),
-        ({"budget": "nan"}, "budget='nan'"),
         ({"sources": "nowhere"}, "there is no layer 'nowhere'"),
         ({"sources": ("0", 99)}, "no neuron 0[99]"),
         ({"sources": []}, "sources= is empty"),
