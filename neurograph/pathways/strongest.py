@@ -211,7 +211,7 @@ def strongest_paths(
             _widen(beam, found, allowed, progress)
             return _result(study, beam, found, asked)
     except KeyboardInterrupt as stop:
-        if study is None or beam is None or not found.best:
+        if study is None or beam is None or not found.passes:
             raise SearchInterrupted(None) from stop
         raise SearchInterrupted(_result(study, beam, found, asked)) from stop
 
@@ -222,7 +222,7 @@ class _Found:
     def __init__(self, k: int) -> None:
         self.k = k
         self.best: dict[tuple[Neuron, ...], Strength] = {}
-        self.measured, self.bound = 0, math.inf
+        self.passes, self.measured, self.bound = 0, 0, math.inf
 
     @property
     def weakest(self) -> float:
@@ -240,6 +240,7 @@ class _Found:
     def add(self, one: Pass) -> None:
         every = sorted((self.best | one.best).items(), key=lambda item: -abs(item[1][0]))
         self.best = dict(every[: self.k])
+        self.passes += 1
         self.measured = max(self.measured, one.measured)
         self.bound = min(self.bound, one.bound)
 
@@ -255,7 +256,7 @@ def _widen(beam: Beam, found: _Found, budget: Budget, progress: bool | None) -> 
     widths = _widths(2 * found.k) if budget.count is None else iter([budget.count] * 2)
 
     def check() -> None:
-        if found.measured and time.monotonic() > until:
+        if found.passes and time.monotonic() > until:
             raise _Spent
 
     beam.check = check
