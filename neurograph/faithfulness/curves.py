@@ -51,7 +51,7 @@ __all__ = ["SIZES", "faithfulness"]
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151)."""
 
-_NO_PART = ("contrast", "background", "keep", "screen", "scorer", "budget", "paths")  # of `search`
+_NO_PART = ("contrast", "background", "keep", "scorer", "budget", "paths")  # of `search`
 _RANDOM = 2  # tells this use of the seed from others
 
 
@@ -102,8 +102,8 @@ def faithfulness(
         Ascending shares, in (0, 1], of all neurons or edges; ``int(share × number)`` are kept.
     ablations : sequence of {"mean", "resample", "zero", "counterfactual"}
         What an ablated neuron is: its mean over the data, at each position where shapes are
-        fixed; what it is in another reference sample, the same one for all neurons; 0; what it is
-        in the sample's twin.
+        fixed; what it is in another reference sample, the same one for all neurons, at the same
+        position; 0; what it is in the sample's twin.
     draws : int
         How many series of random circuits.
     confidence : float

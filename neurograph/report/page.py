@@ -131,12 +131,19 @@ def _network(graph: Any, ids: dict[Neuron, str], places: Places, radius: float) 
         node |= {"label": str(attributes.get("name", f"{layer}[{index}]")), "shape": "custom"}
         node |= {"size": 3.5 + (radius - 3.5) * share, "sign": _sign(attributes)}
         node |= {key: attributes[key] for key in _SHOWN if key in attributes}
+        node |= _estimated(attributes)
         net.nodes.append(node)
         for reader in sorted(graph.succ[neuron], key=lambda n: int(ids[n])):
             edge = graph.edges[neuron, reader]
             ends = {"from": node_id, "to": ids[reader], "sign": _sign(edge)}
-            net.edges.append(ends | {key: edge.get(key) for key in ("effect", "stderr")})
+            ends |= {key: edge.get(key) for key in ("effect", "stderr")}
+            net.edges.append(ends | _estimated(edge))
     return net
+
+
+def _estimated(attributes: Any) -> dict[str, bool]:
+    """Mark what was not measured by intervention."""
+    return {} if attributes.get("measured", True) else {"estimated": True}
 
 
 def _columns(graph: Any, layers: Any) -> Columns:
