@@ -140,7 +140,7 @@ def score(
     ModelError, DataError, OptionError
         As for `search`.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``circuit`` is the `Scores` of the layers done.
+        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `Scores` of the layers done.
 
     Examples
     --------

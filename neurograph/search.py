@@ -140,7 +140,7 @@ def search(
     DataError, OptionError
         Unusable data or options; the message names what and says what to do.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``circuit`` is what was found until then.
+        On Ctrl-C, a KeyboardInterrupt whose ``found`` is what was found until then.
 
     Notes
     -----

@@ -119,7 +119,7 @@ def test_what_is_interrupted_keeps_the_layers_done(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(SearchInterrupted) as stop:
         ng.score(sample.model, sample.data(20, 0), target, scorer="exact", progress=False)
-    part = stop.value.circuit
+    part = stop.value.found
     assert isinstance(part, Scores)
     assert set(part.table["layer"]) == {"input", "layers.0"} or len(part.table) < 13
     assert not any("forward" in vars(module) for module in sample.model.modules())

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from neurograph.scoring.budget import Allowance, Budget
 from neurograph.scoring.edges import probe_edges
+from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects, total_effects
-from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.gradient import Gradient
 from neurograph.scoring.routes import Through
 from neurograph.scoring.scorer import Edges, Scored

@@ -14,7 +14,7 @@ from torch import Tensor
 import neurograph as ng
 from neurograph.scoring.auto import Verifier
 from neurograph.scoring.budget import Allowance, Budget
-from neurograph.scoring.experiment import Effects
+from neurograph.scoring.effects import Effects
 from neurograph.scoring.screening import Screened, Screening
 from tests import zoo
 
