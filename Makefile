@@ -55,12 +55,14 @@ lint: env  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: env  ## write docs/benchmarks.md, scaling.md, activations.md, architectures.md, separation.md; the demo's accuracy
+bench: env  ## write docs/benchmarks.md and the other pages of numbers; the demo's accuracy
 	$(BIN)/python benchmarks/notebook_loop.py --write docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --write docs/scaling.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/activations.py --write docs/activations.md
 	$(BIN)/python benchmarks/architectures.py --write docs/architectures.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/separation.py --write docs/separation.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ground_truth.py --write docs/ground_truth.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paths.py --write docs/paths.md
 	$(BIN)/python benchmarks/heart_accuracy.py
 
 study: env  ## write docs/heart.md: the heart network's study, top to bottom
