@@ -20,8 +20,16 @@ from tests.case import as_data
 SCORERS = ["auto", "exact", "hybrid", "gradient", "integrated"]
 
 
-def test_every_edge_has_the_effect_that_it_has_alone() -> None:
-    sample = zoo.branched_cnn(3, 2, 0, torch.float64)
+@pytest.mark.parametrize(
+    "sample",
+    [
+        zoo.branched_cnn(3, 2, 0, torch.float64),
+        zoo.mlp((3, 6, 5, 2), "gelu", False, 0, torch.float64),
+        zoo.attention(4, 2, 0, torch.float64),
+    ],
+    ids=["cnn", "mlp", "attention"],
+)
+def test_every_edge_has_the_effect_that_it_has_alone(sample: zoo.Sample) -> None:
     x = sample.data(20, 0)
     found = ng.score(sample.model, x, 1, of="edges", reference=4, progress=False)
     ranking = found.ranking()
