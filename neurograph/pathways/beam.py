@@ -289,7 +289,7 @@ class Beam:
             # No other neuron of the layer has a promise, so none was kept.
             targets = ending.sign * ending.chain(prefixes.values[..., 0].flatten(0, 1))
             return summarise(targets, block)
-        plan = experiment.wiring.output(layer)
+        plan = experiment.wiring.output([layer])
         neurons = prefixes.neurons.repeat_interleave(2)
         moves = Moves(layer, neurons, prefixes.values.flatten(0, 1))
         targets = moves.values.new_empty(len(moves), experiment.recording.size)

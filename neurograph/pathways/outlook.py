@@ -20,8 +20,8 @@ from neurograph.replay.elementwise import Chain, find_output_chain
 from neurograph.replay.wiring import target_layers
 from neurograph.scoring.edges import probe_outputs
 from neurograph.scoring.experiment import Experiment, Moves
+from neurograph.scoring.points import Background, by_output
 from neurograph.scoring.routes import fits_narrow
-from neurograph.scoring.slopes import by_output
 from neurograph.target import logits_of
 
 __all__ = ["Ending", "Outlook", "find_ending", "look_ahead", "pieces", "probe_ends", "times"]
@@ -176,7 +176,7 @@ def _to_target(experiment: Experiment, layer: str, ending: Ending | None) -> Way
         slope = torch.zeros_like(rows)
         slope[:, ending.column] = _slope(experiment, layer, ending.chain)[:, ending.column]
     else:
-        slope = by_output(experiment, layer)
+        slope = by_output(experiment, Background(experiment), layer)
     each = slope[:, units.members] * units.once * units.members.shape[1]
     return Way(_by_neuron(each), slope.new_ones(len(units)))
 

@@ -84,6 +84,7 @@ class Replay:
         blocks: int = 1,
         samples: slice = slice(None),
         masks: Mapping[str, Tensor] | None = None,
+        shares: Mapping[str, Tensor] | None = None,
         listen: Callable[[str, str, Any], None] | None = None,
     ) -> Outcome:
         """Replay the model once.
@@ -102,6 +103,9 @@ class Replay:
         masks : dict of str to bool Tensor
             For each mixed layer, which elements of a row see the moved world: ``[*shape]``, or
             ``[size, *shape]`` where that differs between the recorded samples.
+        shares : dict of str to Tensor
+            For nudged layers, how much of what they compute they pass on, beside the rows given;
+            all by default. Gradients pass through as if it were all.
         listen : callable, optional
             `listen("arrived", call, arguments)` before and `listen("returned", call, output)`
             after every call of a layer.
@@ -111,7 +115,7 @@ class Replay:
         Outcome
             With no output if the plan has probed layers: the run stops at the last of them.
         """
-        job = Job(plan, given or {}, blocks, samples, masks or {}, listen)
+        job = Job(plan, given or {}, blocks, samples, masks or {}, shares or {}, listen)
         alone = replace(job, plan=self._full(plan))
         if listen is not None or blocks == 1:
             return self._execute(alone)

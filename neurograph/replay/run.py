@@ -27,11 +27,24 @@ CHECKED = 2
 
 @dataclass
 class Outcome:
-    """What a replay returned: the model's output, and the rows that probed layers computed."""
+    """What a replay returned.
+
+    Attributes
+    ----------
+    output : nested tensors
+        The model's own.
+    layouts : tuple of Layout
+        Of its leaves.
+    probed : dict of str to Tensor
+        Rows that probed layers computed.
+    passed : dict of str to Tensor
+        Rows that nudged layers passed on.
+    """
 
     output: Any = None
     layouts: tuple[Layout, ...] = ()
     probed: dict[str, Tensor] = field(default_factory=dict)
+    passed: dict[str, Tensor] = field(default_factory=dict)
 
     def first(self, rows: int) -> Outcome:
         """Return what belongs to the first rows."""
@@ -69,6 +82,7 @@ class Job:
     blocks: int
     samples: slice
     masks: Mapping[str, Tensor]
+    shares: Mapping[str, Tensor]
     listen: Callable[[str, str, Any], None] | None
 
     def block(self, number: int, rows: int) -> Job:
@@ -223,7 +237,13 @@ class Run:
     def _nudge(self, layer: Layer, tensor: Any) -> Any:
         if layer.name not in self.job.plan.nudged:
             return tensor
-        return layer.layout.tensor(layer.layout.rows(tensor) + self.job.given[layer.name])
+        rows = layer.layout.rows(tensor)
+        share = self.job.shares.get(layer.name)
+        if share is not None:  # gradients see the whole
+            rows = rows + (rows * (share - 1)).detach()
+        rows = rows + self.job.given[layer.name]
+        self.outcome.passed[layer.name] = rows
+        return layer.layout.tensor(rows.clone())  # glue may write to what it gets
 
     def _recorded(self, leaf: Any, layout: Layout, *, busy: bool) -> Any:
         """Return a copy of a recorded leaf, for every row or for one sample."""

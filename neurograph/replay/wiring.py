@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,9 +116,9 @@ class Wiring:
         nudged = frozenset(name for name in self.layers if self.layers.nodes[name]["neurons"])
         return Plan(live=frozenset(layers) - inputs, frozen=inputs, nudged=nudged)
 
-    def output(self, writer: str) -> Plan:
-        """Plan that shows a moved layer to the model's output through glue alone."""
-        return self._completed(Plan(given=frozenset({writer})), [writer])
+    def output(self, writers: Sequence[str]) -> Plan:
+        """Plan that shows moved layers to the model's output through glue alone."""
+        return self._completed(Plan(given=frozenset(writers)), writers)
 
     def worlds(self, writer: str, readers: Iterable[str], *, output_moved: bool) -> Plan:
         """Plan that shows a moved writer to masked outputs of several readers at once.

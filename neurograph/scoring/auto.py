@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from neurograph.scoring.budget import Allowance, Budget
-from neurograph.scoring.edges import probe_edges
+from neurograph.scoring.edges import Probe, probe_edges
 from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.gradient import Gradient
+from neurograph.scoring.points import Background
 from neurograph.scoring.routes import Through, fits_narrow
 from neurograph.scoring.scorer import Edges, Scored
 from neurograph.scoring.screening import Screened, Screening
@@ -195,7 +196,8 @@ class Auto:
         seed: int,
         phases: Mapping[str, float],
     ) -> None:
-        self.experiment, self.screen = experiment, Gradient(experiment)
+        self.experiment, self.point = experiment, Background(experiment)
+        self.screen = Gradient(experiment, [self.point])
         graph = experiment.graph
         layers = [name for name in graph if experiment.recording.layers[name].neurons]
         nodes = sum(self._work(name, len(experiment.units(name))) for name in layers)
@@ -271,7 +273,7 @@ class Auto:
         for probe in probe_edges(self.experiment, writer, neurons, readers):
             scored = verifier.verify(
                 len(probe.pairs),
-                functools.partial(probe.estimate, self.screen.slopes),
+                functools.partial(self._estimate, probe),
                 probe.measure,
                 work=self._work(probe.reader, len(probe.pairs)),
                 cost=cost,
@@ -281,6 +283,9 @@ class Auto:
             pairs = probe.pairs + probe.pairs.new_tensor([start, 0])
             yield Edges(probe.reader, pairs, probe.transfer, scored)
         verifier.allowance.left -= cost * len(left)
+
+    def _estimate(self, probe: Probe) -> Effects:
+        return probe.estimate(self.point.slope(probe.reader))
 
     def report(self) -> dict[str, Screening]:
         """Say for each phase that scored anything what was screened and verified."""

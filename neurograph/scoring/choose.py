@@ -15,9 +15,9 @@ from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.gradient import Gradient
 from neurograph.scoring.hybrid import Hybrid
+from neurograph.scoring.points import Background, along
 from neurograph.scoring.routes import Through
 from neurograph.scoring.scorer import Edges, Scored, Scorer, ScorerName
-from neurograph.scoring.slopes import AlongMove, AtBackground
 
 __all__ = ["Exact", "check_scorer", "choose_scorer"]
 
@@ -78,9 +78,9 @@ def choose_scorer(
     if scorer == "exact":
         return Exact(experiment)
     if scorer == "gradient":
-        return Gradient(experiment)
+        return Gradient(experiment, [Background(experiment)])
     if scorer == "hybrid":
-        return Hybrid(experiment, AtBackground(experiment))
+        return Hybrid(experiment)
     if scorer == "integrated":
-        return Hybrid(experiment, AlongMove(experiment, _STEPS))
+        return Gradient(experiment, along(experiment, _STEPS))
     return Auto(experiment, budget, start, seed, phases)

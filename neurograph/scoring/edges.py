@@ -14,7 +14,6 @@ from neurograph.scoring.exact import edge_effects, reader_effects
 from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.routes import fits_narrow
-from neurograph.scoring.slopes import Slopes
 
 __all__ = ["Probe", "probe_edges", "probe_outputs"]
 
@@ -40,8 +39,8 @@ class Probe(Protocol):
         """Exact effects of some of the edges."""
         ...
 
-    def estimate(self, slopes: Slopes) -> Effects:
-        """Effects of all edges, linear behind the reader."""
+    def estimate(self, slope: Tensor) -> Effects:
+        """Effects of all edges, linear behind the reader: by its slope, ``[samples, elements]``."""
         ...
 
 
@@ -86,8 +85,8 @@ class _Near:
         self.experiment, self.writer, self.reader = experiment, writer, reader
         self.neurons, self.outputs = list(neurons), list(outputs)
         self.linear = LinearEdges(experiment, writer, reader)
-        self.changes = self.linear.changes()
-        share = self.linear.transfers(self.changes, self.neurons, self.outputs)
+        self.change = self.linear.change()
+        share = self.linear.transfers(self.change, self.neurons, self.outputs)
         self.pairs = _moving(experiment, reader, share)
         self.transfer = share[self.pairs[:, 0], self.pairs[:, 1]]
 
@@ -106,11 +105,9 @@ class _Near:
             )
         return Effects.joined(parts).at(order.argsort())
 
-    def estimate(self, slopes: Slopes) -> Effects:
+    def estimate(self, slope: Tensor) -> Effects:
         """Weight times change times slope."""
-        table = self.linear.effects(
-            self.changes, slopes(self.reader, self.outputs), self.neurons, self.outputs
-        )
+        table = self.linear.effects([(self.change, slope)], self.neurons, self.outputs)
         return table.at(self.pairs[:, 0] * len(self.outputs) + self.pairs[:, 1])
 
 
@@ -144,19 +141,16 @@ class _Far:
         arrived = Moves(self.reader, outputs[keys % len(outputs)], moved)
         return reader_effects(self.experiment, arrived, index)
 
-    def estimate(self, slopes: Slopes) -> Effects:
+    def estimate(self, slope: Tensor) -> Effects:
         """Change of the output times slope."""
         units = self.experiment.units(self.reader)
         members, once = units.members[self.outputs], units.once[self.outputs]
+        weight = slope[:, members].movedim(1, 0) * once[:, None]  # [outputs, samples, elements]
         still = self.experiment.recording.main(self.reader).flatten(1)[:, members].movedim(1, 0)
-        change = (self.moved - still) * once[:, None]
+        answers = ((self.moved - still) * weight).sum(dim=3).double()
         i, j = self._pairs.T
-        ends = []
-        for end, slope in zip((0, 1), slopes(self.reader, self.outputs), strict=True):
-            answer = (change * slope[:, members].movedim(1, 0)).sum(dim=3)  # [moves, outputs, s]
-            ends.append(answer[self.block[i, end], j])
-        idle = (self.block[i, 0] == self.block[i, 1])[:, None]  # both ends are the same move
-        return estimate(torch.where(idle, 0.0, ends[1] - ends[0]))
+        low, high = (answers[self.block[i, end], j] for end in (0, 1))
+        return estimate(high - low)
 
 
 def _groups(

@@ -102,7 +102,7 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     first = ends[:, :, experiment.units(start).members[steps[:, 0]]].movedim(2, 0).flatten(0, 1)
     indices = steps.repeat_interleave(2, dim=0)
     moves = Moves(start, indices[:, 0], first)
-    plan = experiment.wiring.output(layers[-1])
+    plan = experiment.wiring.output([layers[-1]])
     hops = [experiment.wiring.direct(a, [b]) for a, b in pairwise(layers)]
     targets = first.new_empty(len(moves), experiment.recording.size)
     for blocks, samples in experiment.chunks(len(moves), [plan, *hops]):

@@ -1,7 +1,8 @@
-"""First-order effects: how the target's gradient predicts what moves would do.
+"""Effects by gradients: linear all the way from the move to the target, at one point or several.
 
-Edge attribution patching (Syed, Rager & Conmy 2023, arXiv:2310.10348), from masked outputs of the
-readers: gradients at the background, linear all the way.
+At the background alone this is edge attribution patching (Syed, Rager & Conmy 2023,
+arXiv:2310.10348), which equals exact effects to first order. At points along a joint move it is
+integrated gradients; see `neurograph.scoring.points.along`.
 """
 
 from __future__ import annotations
@@ -16,46 +17,39 @@ from neurograph.scoring.edges import probe_edges
 from neurograph.scoring.effects import Effects, estimate
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
+from neurograph.scoring.points import Point, by_output, gradients, pull_back
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
 from neurograph.scoring.scorer import Edges, Scored
-from neurograph.scoring.slopes import AtBackground, by_output, pull_back
 
 __all__ = ["Gradient"]
 
+_FEW = 16  # neurons of a layer whose sums a matrix product gives faster than gathering
+
 
 class Gradient:
-    """Estimates to first order in the move; remembers gradients within one experiment."""
+    """Estimates from gradients at some points; remembers them within one experiment.
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.slopes = AtBackground(experiment)
+    Parameters
+    ----------
+    experiment : Experiment
+    points : sequence of Point
+        What they give is weighted and added.
+    """
+
+    def __init__(self, experiment: Experiment, points: Sequence[Point]) -> None:
+        self.experiment, self.points = experiment, points
         self._tables: dict[tuple[str, tuple[int, ...]], dict[str, Effects]] = {}
+        self._sums: dict[str, Tensor] = {}
 
     def nodes(self, writer: str, through: Through, signs: int = 2) -> Scored:
         """Gradient through the readers' outputs in `through`, times the move."""
-        experiment = self.experiment
-        differences = torch.zeros(
-            (len(experiment.units(writer)), experiment.recording.size), dtype=torch.float64
-        ).to(experiment.recording.main(writer).device)
-        far: dict[str, Tensor] = {}
-        for name, seen in through.items():
-            if name == TARGET:
-                differences += self._moved(writer, by_output(experiment, writer))
-                continue
-            slopes = self.slopes(name, seen)
-            if fits_narrow(experiment, writer, name):
-                linear = LinearEdges(experiment, writer, name)
-                differences += linear.through(linear.derivatives(), slopes)
-            else:
-                far[name] = slopes[0]
-        if far:
-            differences += self._moved(writer, pull_back(experiment, writer, far))
-        return Scored.estimated(estimate(differences))
+        parts = [point.weight * self._nodes(point, writer, through) for point in self.points]
+        return Scored.estimated(estimate(self._added(writer, parts)))
 
     def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
         """Gradient through everything, times the move."""
-        moved = self._moved(writer, self.slopes.whole(writer))
-        return Scored.estimated(estimate(moved[list(neurons)]))
+        parts = [p.weight * self._moved(p, writer, p.slope(writer)) for p in self.points]
+        return Scored.estimated(estimate(self._added(writer, parts)[list(neurons)]))
 
     def edges(
         self,
@@ -80,14 +74,53 @@ class Gradient:
             pairs = pairs.view(-1, 2).to(effects.effect.device)
             yield Edges(reader, pairs, unknown, Scored.estimated(effects))
 
+    def _slope(self, point: Point, reader: str, seen: Sequence[int] | None) -> Tensor:
+        """Gradient by a layer's outputs; 0 by those that do not see the move."""
+        slope = point.slope(reader).view_as(self.experiment.recording.main(reader))
+        return (slope * self.experiment.mask(reader, seen)).flatten(1)
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    def _nodes(self, point: Point, writer: str, through: Through) -> Tensor:
+        parts, far = [], dict[str, Tensor]()
+        for name, seen in through.items():
+            if name == TARGET:
+                slope = by_output(self.experiment, point, writer)
+                parts.append(self._moved(point, writer, slope))
+            elif fits_narrow(self.experiment, writer, name):
+                linear = LinearEdges(self.experiment, writer, name)
+                change = linear.derivative(point.rows(writer), point.span(writer))
+                parts.append(linear.through(change, self._slope(point, name, seen)).double())
+            else:
+                far[name] = self._slope(point, name, seen)
+        if far:
+            slope = pull_back(self.experiment, point, writer, far)
+            parts.append(self._moved(point, writer, slope))
+        return self._added(writer, parts)
+
+    def _added(self, writer: str, parts: Sequence[Tensor]) -> Tensor:
+        """Sum of differences ``[neurons, samples]``, 0 if there are none."""
+        rows = self.experiment.recording.main(writer)
+        shape = len(self.experiment.units(writer)), len(rows)
+        none = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+        return sum(parts, start=none)
+
+    # -- edges -----------------------------------------------------------------------------------
+
     def _table(
         self, writer: str, neurons: Sequence[int], reader: str, outputs: Sequence[int]
     ) -> Effects:
         """Effects of all edges from the neurons to the outputs, ``[neurons × outputs]``."""
         if fits_narrow(self.experiment, writer, reader):
             linear = LinearEdges(self.experiment, writer, reader)
-            slopes = self.slopes(reader, outputs)
-            return linear.effects(linear.derivatives(), slopes, neurons, outputs)
+            terms = [
+                (
+                    linear.derivative(point.rows(writer), point.span(writer)),
+                    point.weight * self._slope(point, reader, outputs),
+                )
+                for point in self.points
+            ]
+            return linear.effects(terms, neurons, outputs)
         key = reader, tuple(outputs)
         if key not in self._tables:
             self._tables[key] = self._pulled(reader, outputs)
@@ -98,50 +131,54 @@ class Gradient:
 
     def _pulled(self, reader: str, outputs: Sequence[int]) -> dict[str, Effects]:
         """Pull the slope of each output back to all writers of a reader at once."""
-        experiment = self.experiment
-        units = experiment.units(reader)
-        slope = self.slopes(reader, outputs)[0]
-        writers = [
-            name
-            for name in experiment.graph.predecessors(reader)
-            if experiment.recording.layers[name].neurons
-        ]
-        plan = experiment.wiring.between(writers, [reader])
-        found: dict[str, list[Tensor]] = {name: [] for name in writers}
-        for samples in experiment.sample_pieces():
-            with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
-                rows = {
-                    name: experiment.recording.main(name)[samples].clone().requires_grad_()
-                    for name in writers
-                }
-                # In-place glue may not write to a leaf.
-                given = {name: tensor.clone() for name, tensor in rows.items()}
-                probed = experiment.replay.run(plan, given, samples=samples).probed[reader]
-                answers = (probed.flatten(1) * slope[samples]).sum(dim=0)
-                totals = [answers[torch.unique(units.members[o])].sum() for o in outputs]
+        layers = self.experiment.recording.layers
+        writers = [w for w in self.experiment.graph.predecessors(reader) if layers[w].neurons]
+        whole: dict[str, Tensor] = {}
+        for point in self.points:
             pieces: dict[str, list[Tensor]] = {name: [] for name in writers}
-            for total in totals:
-                for name, gradient in _gradients(total, rows).items():
-                    pieces[name].append(self._moved(name, gradient.flatten(1), samples))
-            for name, moved in pieces.items():
-                found[name].append(torch.stack(moved, dim=1))
-        return {name: estimate(torch.cat(m, dim=2).flatten(0, 1)) for name, m in found.items()}
+            for samples in self.experiment.sample_pieces():
+                for name, moved in self._pulled_at(point, reader, outputs, writers, samples):
+                    pieces[name].append(moved)
+            for name, parts in pieces.items():
+                moved = point.weight * torch.cat(parts, dim=2)
+                whole[name] = whole[name] + moved if name in whole else moved
+        return {name: estimate(moved.flatten(0, 1)) for name, moved in whole.items()}
 
-    def _moved(self, layer: str, slope: Tensor, samples: slice = slice(None)) -> Tensor:
+    def _pulled_at(
+        self,
+        point: Point,
+        reader: str,
+        outputs: Sequence[int],
+        writers: Sequence[str],
+        samples: slice,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Differences ``[neurons, outputs, samples]`` of each writer, at one point."""
+        experiment, units = self.experiment, self.experiment.units(reader)
+        plan = experiment.wiring.between(writers, [reader])
+        slope = self._slope(point, reader, outputs)[samples]
+        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+            leaves = [point.rows(name)[samples].clone().requires_grad_() for name in writers]
+            # In-place glue may not write to a leaf.
+            given = {name: leaf.clone() for name, leaf in zip(writers, leaves, strict=True)}
+            probed = experiment.replay.run(plan, given, samples=samples).probed[reader]
+            answers = (probed.flatten(1) * slope).sum(dim=0)
+            totals = [answers[torch.unique(units.members[o])].sum() for o in outputs]
+        moved: list[list[Tensor]] = [[] for _ in writers]
+        for total in totals:
+            for i, gradient in enumerate(gradients(total, leaves, again=True)):
+                moved[i].append(self._moved(point, writers[i], gradient.flatten(1), samples))
+        for name, parts in zip(writers, moved, strict=True):
+            yield name, torch.stack(parts, dim=1)
+
+    def _moved(
+        self, point: Point, layer: str, slope: Tensor, samples: slice = slice(None)
+    ) -> Tensor:
         """What each neuron's move adds to the target along a slope, ``[neurons, samples]``."""
-        levels, units = self.experiment.levels(layer), self.experiment.units(layer)
-        span = levels[-1] - levels[0]
+        units, span = self.experiment.units(layer), point.span(layer)
         change = slope * (span[samples] if len(span) > 1 else span)
-        if len(units) == 1:
-            return (change[:, units.members[0]] * units.once[0]).sum(1)[None].double()
-        return (change[:, units.members] * units.once).sum(2).T.double()
-
-
-def _gradients(total: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of a number by several rows; 0 by those that it does not depend on."""
-    if not total.requires_grad:
-        return {name: torch.zeros_like(tensor) for name, tensor in rows.items()}
-    slopes = torch.autograd.grad(
-        total, list(rows.values()), retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(rows, slopes, strict=True))
+        if len(units) > _FEW:
+            return (change[:, units.members] * units.once).sum(2).T.double()
+        if layer not in self._sums:
+            marks = change.new_zeros(len(units), change.shape[1])
+            self._sums[layer] = marks.scatter_(1, units.members, 1.0)
+        return (self._sums[layer] @ change.T).double()

@@ -1,9 +1,7 @@
 """Readers computed exactly, all behind them to first order.
 
 How far a moved neuron moves each output of its readers is executed; what that does to the target
-is the output's slope times its change. With slopes at the background this is the hybrid scorer;
-with slopes averaged along the readers' own moves it is integrated gradients from there on, as in
-EAP-IG (Hanna, Pezzelle & Belinkov 2024, arXiv:2403.17806).
+is the output's slope at the background times its change.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from neurograph.scoring.effects import estimate
 from neurograph.scoring.exact import node_differences
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
+from neurograph.scoring.points import Background
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
 from neurograph.scoring.scorer import Edges, Scored
-from neurograph.scoring.slopes import Slopes
 
 __all__ = ["Hybrid"]
 
@@ -31,12 +29,10 @@ class Hybrid:
     Parameters
     ----------
     experiment : Experiment
-    slopes : Slopes
-        How the target answers to the readers' outputs.
     """
 
-    def __init__(self, experiment: Experiment, slopes: Slopes) -> None:
-        self.experiment, self.slopes = experiment, slopes
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.point = experiment, Background(experiment)
 
     def nodes(self, writer: str, through: Through, signs: int = 2) -> Scored:
         """Effects of all neurons of a layer through the readers' outputs in `through`."""
@@ -62,7 +58,7 @@ class Hybrid:
     ) -> Iterator[Edges]:
         """Effects of the edges that move anything."""
         for probe in probe_edges(self.experiment, writer, neurons, readers):
-            effects = probe.estimate(self.slopes)
+            effects = probe.estimate(self.point.slope(probe.reader))
             yield Edges(probe.reader, probe.pairs, probe.transfer, Scored.estimated(effects))
 
     def _through(self, writer: str, neurons: Sequence[int], through: Through) -> Scored:
@@ -70,29 +66,28 @@ class Hybrid:
         shape = len(chosen), experiment.recording.size
         device = experiment.recording.main(writer).device
         differences = torch.zeros(shape, dtype=torch.float64, device=device)
-        far: dict[str, tuple[Tensor, Tensor]] = {}
+        far: dict[str, Tensor] = {}
         for name, seen in through.items():
             if name == TARGET:
                 differences += node_differences(experiment, writer, chosen, {TARGET: None})
                 continue
-            slopes = self.slopes(name, seen)
+            mask = experiment.mask(name, seen)
+            slope = self.point.slope(name).view_as(experiment.recording.main(name)) * mask
             if fits_narrow(experiment, writer, name):
                 linear = LinearEdges(experiment, writer, name)
-                differences += linear.through(linear.changes(), slopes)[chosen]
+                differences += linear.through(linear.change(), slope)[chosen]
             else:
-                far[name] = slopes
+                far[name] = slope.flatten(1)
         if far:
             differences += self._far(writer, chosen, far)
         return Scored.estimated(estimate(differences))
 
-    def _far(
-        self, writer: str, neurons: Sequence[int], slopes: Mapping[str, tuple[Tensor, Tensor]]
-    ) -> Tensor:
+    def _far(self, writer: str, neurons: Sequence[int], slopes: Mapping[str, Tensor]) -> Tensor:
         """Differences by way of readers that are replayed, ``[neurons, samples]``."""
         experiment = self.experiment
         moves, block = experiment.ends(writer, neurons)
         plan = experiment.wiring.direct(writer, slopes)
-        shape = 2, len(moves), experiment.recording.size
+        shape = len(moves), experiment.recording.size
         answers = torch.zeros(shape, dtype=torch.float64, device=block.device)
         for blocks, samples in experiment.chunks(len(moves), [plan]):
             some = moves.cut(blocks, samples)
@@ -101,8 +96,5 @@ class Hybrid:
             for name, probed in outcome.probed.items():
                 still = experiment.recording.main(name)[samples].flatten(1)
                 change = probed.reshape(len(some), *still.shape) - still
-                for end, slope in enumerate(slopes[name]):
-                    answers[end, blocks, samples] += (change * slope[samples]).sum(dim=2)
-        low, high = answers[0][block[:, 0]], answers[1][block[:, 1]]
-        idle = (block[:, 0] == block[:, 1])[:, None]  # both ends are the same move
-        return torch.where(idle, 0.0, high - low)
+                answers[blocks, samples] += (change * slopes[name][samples]).sum(dim=2)
+        return answers[block[:, 1]] - answers[block[:, 0]]

@@ -55,7 +55,7 @@ def choose(experiment: Experiment, writer: str, through: Through) -> Route:
     graph = experiment.graph
     readers = [name for name in through if name != TARGET]
     if not readers:
-        return _Whole(experiment, experiment.wiring.output(writer))
+        return _Whole(experiment, experiment.wiring.output([writer]))
     if TARGET in through or not _independent(graph, readers):
         return _Worlds(experiment, writer, through)
     if len(readers) == 1 and fits_narrow(experiment, writer, readers[0]):

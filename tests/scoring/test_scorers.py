@@ -15,9 +15,9 @@ from neurograph.scoring.choose import Exact
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.gradient import Gradient
 from neurograph.scoring.hybrid import Hybrid
+from neurograph.scoring.points import Background, along
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.scoring.scorer import Scorer
-from neurograph.scoring.slopes import AlongMove, AtBackground
 from neurograph.study import Options, prepare
 from tests import zoo
 from tests.case import as_data
@@ -181,13 +181,12 @@ def test_one_backward_run_gives_every_gradient(name: str) -> None:
     options = Options(reference=SAMPLES, progress=False, **network.options)
     study = prepare(network.model, as_data(network.inputs(8, 1)), network.target, options, None)
     with study.open() as experiment:
-        together = AtBackground(experiment)
-        alone = AtBackground(experiment)
+        together, alone = Background(experiment), Background(experiment)
         experiment.real = True
-        found = {layer: together.whole(layer) for layer in neurons_of(experiment)}
+        found = {layer: together.slope(layer) for layer in neurons_of(experiment)}
         experiment.real = False
         for layer, slope in found.items():
-            torch.testing.assert_close(slope, alone.whole(layer), rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(slope, alone.slope(layer), rtol=1e-9, atol=1e-11)
         assert any(bool(slope.any()) for slope in found.values())
 
 
@@ -205,40 +204,63 @@ def test_hybrid_is_exact_where_all_behind_the_readers_is_linear() -> None:
     model, x = bent(0, nn.Identity()), torch.randn(40, 5, dtype=torch.float64)
     model[0].weight.data *= 3  # moves far into the bends
     with prepare(model, x, 1, Options(progress=False), None).open() as experiment:
-        hybrid, exact = Hybrid(experiment, AtBackground(experiment)), Exact(experiment)
+        hybrid, exact = Hybrid(experiment), Exact(experiment)
         for layer in ("0", "2"):
             through = {next(experiment.graph.successors(layer)): [0]}
             found, wanted = hybrid.nodes(layer, through), exact.nodes(layer, through)
             torch.testing.assert_close(found.effects.effect, wanted.effects.effect)
-        gradient = Gradient(experiment).nodes("0", {"2": [0]}).effects.effect
+        gradient = (
+            Gradient(experiment, [Background(experiment)]).nodes("0", {"2": [0]}).effects.effect
+        )
         gap = (gradient - exact.nodes("0", {"2": [0]}).effects.effect).abs().max()
         assert gap > 0.01, "nothing bends here: the test would prove nothing"
 
 
+def towards(share: float, end: Tensor, computed: Tensor) -> Tensor:
+    """Part of the way to an end; gradients see what was computed."""
+    return computed + share * (end - computed).detach()
+
+
 @pytest.mark.parametrize("contrast", ["mean", "zero", "quantiles"])
-def test_integrated_effects_add_up_to_the_joint_move(contrast: str) -> None:
-    """Where neurons add up in the reader, their effects sum to that of moving all of them."""
+def test_integrated_effects_are_gradients_averaged_along_the_joint_move(contrast: str) -> None:
+    """Written out for one network: each layer goes part of the way from what it computes."""
     model, x = bent(1, nn.GELU()), torch.randn(40, 5, dtype=torch.float64)
-    options = Options(contrast=contrast, progress=False)
-    seen = [0, 2, 3]
+    options, steps = Options(contrast=contrast, reference=SAMPLES, progress=False), 3
     with prepare(model, x, 1, options, None).open() as experiment:
-        joint = []
-        still = experiment.recording.main("2")
-        for end in (0, -1):
-            with torch.no_grad():
-                moved = model[2](model[1](experiment.end("0", end)))
-                reader = still.clone()
-                reader[:, seen] = moved[:, seen]
-                joint.append(model[4](model[3](reader))[:, 0])
-        wanted = (joint[1] - joint[0]).mean()
-        gaps = []
-        for steps in (2, 8, 64):
-            scorer = Hybrid(experiment, AlongMove(experiment, steps))
-            found = scorer.nodes("0", {"2": seen}).effects.effect.sum()
-            gaps.append(float((found - wanted).abs()))
-    assert gaps[2] < 1e-4 < 1e-3 * 40 * abs(float(wanted))
-    assert gaps[2] < gaps[1] / 16  # the midpoint rule's error falls with the square of the steps
-    assert gaps[1] < gaps[0]
+        scorer = Gradient(experiment, along(experiment, steps))
+        still = {n: experiment.recording.main(n) for n in ("input", "0", "2", "4")}
+        ends = {n: [experiment.end(n, end) for end in (0, -1)] for n in still}
+        wanted = {n: torch.zeros_like(rows) for n, rows in still.items()}
+        edges = torch.zeros(SAMPLES, 8, 6, dtype=torch.float64)
+        for end, sense in ((0, -1), (1, 1)):
+            for step in range(steps):
+                share = (step + 0.5) / steps
+
+                def blended(
+                    name: str, computed: Tensor, share: float = share, end: int = end
+                ) -> Tensor:
+                    return computed + share * (ends[name][end] - computed).detach()
+
+                with torch.enable_grad():
+                    rows = {"input": blended("input", still["input"].clone().requires_grad_())}
+                    rows["0"] = blended("0", model[0](rows["input"]))
+                    rows["2"] = blended("2", model[2](model[1](rows["0"])))
+                    rows["4"] = blended("4", model[4](model[3](rows["2"])))
+                    slopes = torch.autograd.grad(
+                        rows["4"].sum(), list(rows.values()), retain_graph=True
+                    )
+                    bend = torch.autograd.grad(torch.tanh(rows["0"]).sum(), rows["0"])[0]
+                weight = sense / steps
+                for name, slope in zip(rows, slopes, strict=True):
+                    wanted[name] += weight * slope * (ends[name][end] - still[name])
+                moved = bend * (ends["0"][end] - still["0"])
+                edges += weight * torch.einsum(
+                    "si,pi,sp->sip", moved, model[2].weight.detach(), slopes[2]
+                )
+        for name, parts in wanted.items():
+            found = scorer.totals(name, range(parts.shape[1])).effects.effect
+            torch.testing.assert_close(found, parts.mean(0))
+        np.testing.assert_allclose(all_edges(scorer, experiment, "0")["2"], edges.mean(0))
 
 
 def test_estimates_average_over_samples() -> None:
@@ -249,8 +271,8 @@ def test_estimates_average_over_samples() -> None:
     for reference in (x[:8], twice):
         options = Options(reference=reference, progress=False)
         with prepare(model, x, 1, options, None).open() as experiment:
-            slopes = AlongMove(experiment, 3)
-            scorers: list[Scorer] = [Gradient(experiment), Hybrid(experiment, slopes)]
+            points = [Background(experiment)], along(experiment, 3)
+            scorers: list[Scorer] = [Gradient(experiment, some) for some in points]
             found[len(reference)] = [
                 torch.from_numpy(all_edges(s, experiment, "0")["2"]) for s in scorers
             ] + [s.nodes("0", {"2": [1]}, 2).effects.effect for s in scorers]
@@ -273,7 +295,7 @@ def test_gradients_take_a_few_copies_of_the_activations() -> None:
         copy = sum(experiment.recording.main(name).nbytes for name in layers)
         copy = max(copy, 16 * experiment.recording.row_bytes)
         with PeakMeter() as meter:
-            gradient = Gradient(experiment)
+            gradient = Gradient(experiment, [Background(experiment)])
             for layer in neurons_of(experiment):
                 gradient.totals(layer, range(len(experiment.units(layer))))
                 all_edges(gradient, experiment, layer)
