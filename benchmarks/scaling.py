@@ -31,10 +31,11 @@ import neurograph
 from neurograph.data import Source
 from neurograph.memory import parse_memory
 from neurograph.replay.observe import call_model
-from neurograph.scoring.edges import Measured, edges_from
+from neurograph.scoring.choose import Exact
 from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, choose
+from neurograph.scoring.scorer import Edges
 from neurograph.study import Options, prepare
 from peak_memory import PeakMemory
 
@@ -161,10 +162,10 @@ def edge_cost(build: Build, width: int, neurons: int, outputs: int) -> float:
         reader = next(iter(experiment.graph.successors(writer)))
         wanted = {reader: range(outputs)}
 
-        def work() -> list[Measured]:
-            return list(edges_from(experiment, writer, range(neurons), wanted))
+        def work() -> list[Edges]:
+            return list(Exact(experiment).edges(writer, range(neurons), wanted))
 
-        return cpu_seconds(work) / sum(len(measured.pairs) for measured in work())
+        return cpu_seconds(work) / sum(len(edges.pairs) for edges in work())
 
 
 @contextlib.contextmanager
@@ -285,7 +286,7 @@ def edges_of(experiment: Experiment, writer: str) -> None:
     """Measure the edges of a few neurons to as many outputs of the first reader."""
     for reader in list(experiment.graph.successors(writer))[:1]:
         outputs = range(min(MOVED, len(experiment.units(reader).members)))
-        for _ in edges_from(experiment, writer, range(MOVED), {reader: outputs}):
+        for _ in Exact(experiment).edges(writer, range(MOVED), {reader: outputs}):
             pass
 
 

@@ -62,7 +62,7 @@ def main() -> None:
             contrast="mean",
             reference=coffee,
             keep="top:4",
-            screen=16,
+            budget=16,
             paths=20,
             memory="2GB",
             class_names=names,

@@ -83,7 +83,7 @@ def main() -> None:
             ),
             reference=len(SCENES),
             keep="above:0.1",
-            screen=8,
+            budget=8,
             paths=20,
             memory="1GB",
         )

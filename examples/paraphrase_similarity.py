@@ -84,7 +84,7 @@ def main() -> None:
             contrast=ng.Counterfactual(unrelated),
             reference=len(PAIRS),
             keep="top:3",
-            screen=8,
+            budget=8,
             paths=20,
             memory="2GB",
         )

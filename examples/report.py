@@ -35,14 +35,8 @@ def publish(circuit: ng.Circuit, name: str, source: str | None = None) -> None:
     """
     neurons, edges = len(circuit.graph), circuit.graph.number_of_edges()
     print(f"\ncircuit of {circuit.target}: {neurons} neurons, {edges} edges")
-    screening = circuit.provenance.get("screening")
-    if screening:
-        print(
-            f"measured exactly, by intervention: {screening['measured']:,} of "
-            f"{screening['neurons']:,} neurons; a gradient ranked the rest below them"
-        )
-    else:
-        print("measured exactly, by intervention: every neuron, edge and path")
+    for line in circuit.screened() or ["measured exactly, by intervention: all neurons and edges"]:
+        print(line)
     for sign in ("positive", "negative"):
         for path in circuit.paths(3, sign=sign, source=source):
             print(f"  {path}")

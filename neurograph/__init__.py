@@ -12,6 +12,7 @@ from neurograph.errors import NeurographError
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import layer_graph
 from neurograph.response import response_curves
+from neurograph.score import score
 from neurograph.search import search
 from neurograph.target import logit_difference
 
@@ -29,6 +30,7 @@ __all__ = [
     "masking_curves",
     "profile",
     "response_curves",
+    "score",
     "search",
     "separation",
 ]

@@ -16,6 +16,7 @@ import pandas as pd
 from neurograph.errors import OptionError
 from neurograph.layers import Neuron
 from neurograph.paths import Path, PathQuery, check_sign, format_effect, name_of
+from neurograph.scoring.screening import Screening
 from neurograph.selection import SIGNS, Sign
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Measure = Callable[[Sequence[tuple[Neuron, ...]]], list[tuple[float, float]]]
 """From paths to their measured (effect, standard error)."""
 
 _PLACE = ("layer", "index", "position")
+_STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
 
 
@@ -44,13 +46,14 @@ class Circuit:
         Node attributes, all plain scalars: ``name``, ``layer``, ``index``, with positions
         ``position`` and, with a tokenizer, ``token``; ``effect``, ``stderr``
         and ``sign`` (``positive``, ``negative`` or ``both``) through the part of the circuit
-        behind the neuron; ``positive_effect``, ``negative_effect`` and their ``_stderr`` where
-        the search of that sign kept it; ``total_effect``, ``total_stderr`` through everything;
+        behind the neuron; ``measured``, whether that was measured by intervention or estimated;
+        ``positive_effect``, ``negative_effect`` and their ``_stderr`` where the search of that
+        sign kept it; ``total_effect``, ``total_stderr`` through everything;
         ``target``, whether the target reads it directly, and where it is not the only reader
         ``direct_effect`` and ``direct_stderr`` of that; ``count``, ``mean``, ``std``, ``min``,
         ``max`` and quantiles ``q5``, ``q50``, … of its activations. Edges have ``effect``,
-        ``stderr``, ``sign`` and ``transfer``, how far the neuron moves its reader as a share of
-        the reader's own range. Effects are in units of the target.
+        ``stderr``, ``measured``, ``sign`` and ``transfer``, how far the neuron moves its reader as
+        a share of the reader's own range. Effects are in units of the target.
     layers : networkx.DiGraph
         The layer graph, as from `layer_graph`.
     target : str
@@ -60,8 +63,8 @@ class Circuit:
     scores : mapping of str to mapping of str to ndarray
         For each layer, the effects of *all* its neurons, kept or not: arrays ``positive``,
         ``positive_stderr``, ``negative``, ``negative_stderr``, float64, ``[neurons]`` or
-        ``[neurons, positions]``. With `screen`, ``positive_measured`` and ``negative_measured``
-        say which were measured; the others are estimates.
+        ``[neurons, positions]``. Where some are estimates, ``positive_measured`` and
+        ``negative_measured`` say which were measured.
     provenance : mapping
         Model hash, data fingerprint, options, versions, seed: how it was found. JSON-able.
     """
@@ -292,7 +295,25 @@ class Circuit:
         )
         if not self.provenance.get("complete", True):
             head += ", incomplete"
-        return "\n".join([head, *(f"  {path}" for s in SIGNS for path in self._top(s, 3))])
+        return "\n".join(
+            [
+                head,
+                *(f"  {line}" for line in self.screened()),
+                *(f"  {path}" for s in SIGNS for path in self._top(s, 3)),
+            ]
+        )
+
+    def screened(self) -> list[str]:
+        """Say of each step of the search how much of it was measured, where that was not all.
+
+        With how well the estimates rank (Spearman's correlation, of a few measured at random), and
+        which share of the strongest was measured, estimated from these few.
+        """
+        told = {
+            _STEPS[step]: Screening(**numbers)
+            for step, numbers in self.provenance.get("screening", {}).items()
+        }
+        return [f"{step}: {s}" for step, s in told.items() if s.measured < s.scored]
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -164,12 +164,19 @@ def explore(
             help="Kept of each layer and sign: quantile:0.95, top:20, share:0.8 or above:0.1."
         ),
     ] = "quantile:0.95",
-    screen: Annotated[
-        int | None,
+    scorer: Annotated[
+        str,
         typer.Option(
-            metavar="N", help="Measure only the N of each layer that gradients promise most."
+            help="How effects are found: exact measures all; gradient, hybrid and integrated "
+            "estimate; auto measures what fits the budget."
         ),
-    ] = None,
+    ] = "auto",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME|N", help="For auto: as 60s or 5min, or neurons of each layer and sign."
+        ),
+    ] = "60s",
     paths: Annotated[int, typer.Option(help="Paths of each sign to measure and store.")] = 100,
     memory: Annotated[str, typer.Option(help="Limit for interventions run at once.")] = "512MB",
     seed: Annotated[int, typer.Option(help="Makes the result reproducible.")] = 0,
@@ -204,7 +211,8 @@ def explore(
             background=background,  # type: ignore[arg-type]  # checked there
             reference=int(reference) if reference.isdecimal() else _data(reference, label),
             keep=keep,
-            screen=screen,
+            scorer=scorer,  # type: ignore[arg-type]  # checked there
+            budget=int(budget) if budget.isdecimal() else budget,
             paths=paths,
             memory=memory,
             seed=seed,
@@ -217,6 +225,8 @@ def explore(
         _save_part(stop.circuit, out)
         raise
     _write(circuit, out, html, quiet)
+    for line in circuit.screened():
+        say(line)
     tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
 
 

@@ -8,15 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import target_layers
-from neurograph.scoring.edges import edges_from
-from neurograph.scoring.exact import node_effects, total_effects
+from neurograph.scoring.exact import node_effects
 from neurograph.scoring.experiment import Effects, Experiment
-from neurograph.scoring.gradient import Gradients
 from neurograph.scoring.routes import TARGET, Through
+from neurograph.scoring.scorer import Scored, Scorer
+from neurograph.scoring.screening import Screening
 from neurograph.selection import SIGNS, Above, Keep, Sign, TopK, select
 
 __all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons", "find_totals"]
@@ -26,10 +25,11 @@ Measured = tuple[float, float]
 
 
 class Edge(NamedTuple):
-    """An edge's effect, its standard error, its transfer, and the search that kept its ends."""
+    """An edge: `measured` says whether by intervention, `sign` whose search kept its ends."""
 
     effect: float
     stderr: float
+    measured: bool
     transfer: float
     sign: Sign
 
@@ -46,6 +46,7 @@ class Found:
     totals : effects of kept neurons through everything
     direct : effects of kept neurons on a target that reads them, through glue alone
     edges : effects of edges among kept neurons
+    screening : what was screened and verified in each step, where the scorer does so
     """
 
     kept: dict[Sign, dict[str, dict[int, Measured]]] = field(
@@ -56,72 +57,37 @@ class Found:
     totals: dict[Neuron, Measured] = field(default_factory=dict)
     direct: dict[Neuron, Measured] = field(default_factory=dict)
     edges: dict[tuple[Neuron, Neuron], Edge] = field(default_factory=dict)
+    screening: dict[str, Screening] = field(default_factory=dict)
 
     def indices(self, sign: Sign, layer: str) -> list[int]:
         """Numbers of the kept neurons of a layer, strongest first."""
         return list(self.kept[sign].get(layer, ()))
 
 
-def find_neurons(
-    experiment: Experiment, keep: Keep, found: Found, screen: int | None = None
-) -> Iterator[str]:
+def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Found) -> Iterator[str]:
     """Score every layer's neurons through the frontiers of its readers; yields finished layers.
 
     Readers come in reverse topological order. A writer with several readers is seen by the kept
     outputs of all of them at once. A layer that nothing but the target reads starts both signs:
     its neurons of either sign belong to both frontiers. From there on the signs never meet.
-
-    With `screen`, so many neurons of each layer and sign are measured, those that gradients
-    promise most; of the others the estimates are kept as scores.
     """
     ends = set(target_layers(experiment.graph))
-    gradients = Gradients(experiment)
     for layer in reversed(list(experiment.graph)):
         if not experiment.recording.layers[layer].neurons:
             continue
         through = {sign: _through(experiment, found, sign, layer, layer in ends) for sign in SIGNS}
-        known: list[tuple[Through, Scores]] = []
+        known: list[tuple[Through, Scored]] = []
         if layer in ends and all(set(t) == {TARGET} for t in through.values()):
             found.starts.add(layer)
         for sign in SIGNS:
             if through[sign]:
                 scores = next((s for t, s in known if t == through[sign]), None)
                 if scores is None:
-                    wanted = SIGNS if through["positive"] == through["negative"] else (sign,)
-                    scores = _score(experiment, gradients, layer, through[sign], wanted, screen)
+                    signs = 2 if through["positive"] == through["negative"] else 1
+                    scores = scorer.nodes(layer, through[sign], signs)
                     known.append((through[sign], scores))
                 _keep(found, sign, layer, scores, keep)
         yield layer
-
-
-class Scores(NamedTuple):
-    """Effects of all neurons of a layer, and which of them were measured (None: all)."""
-
-    effects: Effects
-    measured: Tensor | None
-
-
-def _score(
-    experiment: Experiment,
-    gradients: Gradients,
-    layer: str,
-    through: Through,
-    signs: Sequence[Sign],
-    screen: int | None,
-) -> Scores:
-    neurons = range(len(experiment.units(layer)))
-    if screen is None or len(neurons) <= screen * len(signs):
-        return Scores(node_effects(experiment, layer, neurons, through), None)
-    estimated = gradients.node_effects(layer, through)
-    senses = [1 if sign == "positive" else -1 for sign in signs]
-    promising = torch.cat([(s * estimated.effect).topk(screen).indices for s in senses])
-    chosen = torch.tensor(sorted(set(promising.tolist())), device=promising.device)
-    exact = node_effects(experiment, layer, chosen.tolist(), through)
-    measured = torch.zeros(len(neurons), dtype=torch.bool, device=chosen.device)
-    measured[chosen] = True
-    effect = estimated.effect.index_copy(0, chosen, exact.effect)
-    stderr = estimated.stderr.index_copy(0, chosen, exact.stderr)
-    return Scores(Effects(effect, stderr, estimated.response), measured)
 
 
 def _through(
@@ -134,7 +100,7 @@ def _through(
     return through | ({TARGET: None} if is_end else {})
 
 
-def _keep(found: Found, sign: Sign, layer: str, scores: Scores, keep: Keep) -> None:
+def _keep(found: Found, sign: Sign, layer: str, scores: Scored, keep: Keep) -> None:
     effects, measured = scores
     told = found.scores.setdefault(layer, {})
     told[sign] = effects.effect.cpu().numpy()
@@ -148,13 +114,13 @@ def _keep(found: Found, sign: Sign, layer: str, scores: Scores, keep: Keep) -> N
         found.kept[sign][layer] = {i: values[i] for i in chosen}
 
 
-def _select(scores: Scores, sign: Sign, keep: Keep) -> list[int]:
-    """Choose by the rule; of a layer that was screened as many, but only measured ones.
+def _select(scores: Scored, sign: Sign, keep: Keep) -> list[int]:
+    """Choose by the rule; of a layer that was measured in part as many, but only measured ones.
 
     Estimates may be too large, and must not take the place of what was measured.
     """
     effect, stderr, measured = scores.effects.effect, scores.effects.stderr, scores.measured
-    if measured is None:
+    if measured is None or not measured.any():
         return select(effect, stderr, sign, keep)
     known = torch.where(measured, effect, 0.0)
     if isinstance(keep, Above):
@@ -167,8 +133,8 @@ def _pairs(effects: Effects) -> list[Measured]:
     return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
 
 
-def find_totals(experiment: Experiment, found: Found) -> Iterator[str]:
-    """Measure each kept neuron's effect through everything; yields finished layers.
+def find_totals(experiment: Experiment, scorer: Scorer, found: Found) -> Iterator[str]:
+    """Score each kept neuron's effect through everything; yields finished layers.
 
     Where the target reads a layer and others do too, what it sees by itself is measured besides.
     """
@@ -177,7 +143,7 @@ def find_totals(experiment: Experiment, found: Found) -> Iterator[str]:
         kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
         neurons = [experiment.units(layer).neuron(unit) for unit in kept]
         if kept:
-            effects = total_effects(experiment, layer, kept)
+            effects = scorer.totals(layer, kept).effects
             found.totals |= zip(neurons, _pairs(effects), strict=True)
         if kept and layer in ends and experiment.graph.out_degree(layer):
             effects = node_effects(experiment, layer, kept, {TARGET: None})
@@ -185,8 +151,8 @@ def find_totals(experiment: Experiment, found: Found) -> Iterator[str]:
         yield layer
 
 
-def find_edges(experiment: Experiment, found: Found) -> Iterator[str]:
-    """Measure the edges among the kept neurons of each sign; yields finished writers."""
+def find_edges(experiment: Experiment, scorer: Scorer, found: Found) -> Iterator[str]:
+    """Score the edges among the kept neurons of each sign; yields finished writers."""
     for writer in experiment.graph:
         for sign in SIGNS:
             sources = found.indices(sign, writer)
@@ -198,15 +164,17 @@ def find_edges(experiment: Experiment, found: Found) -> Iterator[str]:
             if not sources or not readers:
                 continue
             start = experiment.units(writer)
-            for edges in edges_from(experiment, writer, sources, readers):
+            for edges in scorer.edges(writer, sources, readers):
                 end, outputs = experiment.units(edges.reader), readers[edges.reader]
+                measured = edges.scored.measured
                 table = zip(
                     edges.pairs.tolist(),
-                    _pairs(edges.effects),
+                    _pairs(edges.scored.effects),
+                    [True] * len(edges.pairs) if measured is None else measured.tolist(),
                     edges.transfer.tolist(),
                     strict=True,
                 )
-                for (i, j), (effect, stderr), transfer in table:
+                for (i, j), (effect, stderr), was, transfer in table:
                     edge = start.neuron(sources[i]), end.neuron(outputs[j])
-                    found.edges[edge] = Edge(effect, stderr, transfer, sign)
+                    found.edges[edge] = Edge(effect, stderr, was, transfer, sign)
         yield writer

@@ -30,7 +30,7 @@ __all__ = ["SHAPES", "ResponseCurves", "response_curves"]
 Shape = Literal["rising", "falling", "flat", "bent"]
 SHAPES: tuple[Shape, ...] = ("rising", "falling", "flat", "bent")
 
-_NO_PART = ("contrast", "keep", "screen", "paths")  # options of `search` alone
+_NO_PART = ("contrast", "keep", "scorer", "budget", "paths")  # options of `search` alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import networkx as nx
@@ -20,8 +21,12 @@ from neurograph.layers import Neuron, channels_first
 from neurograph.paths import Path, PathQuery
 from neurograph.positions import Positions
 from neurograph.progress import Progress
+from neurograph.scoring.auto import Auto
+from neurograph.scoring.budget import parse_budget
+from neurograph.scoring.choose import choose_scorer
 from neurograph.scoring.exact import path_effects
-from neurograph.selection import SIGNS, Keep, as_keep
+from neurograph.scoring.scorer import ScorerName
+from neurograph.selection import SIGNS, Keep, Sign, as_keep
 from neurograph.sites import Choice
 from neurograph.study import Options, Study, model_hash, prepare
 from neurograph.target import TargetFunction
@@ -29,6 +34,7 @@ from neurograph.units import Groups
 
 __all__ = ["attach", "search"]
 
+_PHASES = {"nodes": 0.6, "totals": 0.7, "edges": 0.9}  # of the budget; paths have the rest
 _STATISTICS = ("mean", "std", "min", "max")
 _PLAIN = ("type", "shape", "neurons", "parameters", "output")
 
@@ -46,7 +52,8 @@ def search(
     background: Background = "data",
     reference: int | Any = 32,
     keep: str | Keep = "quantile:0.95",
-    screen: int | None = None,
+    scorer: ScorerName = "auto",
+    budget: int | str = "60s",
     paths: int = 100,
     memory: int | str = "512MB",
     seed: int = 0,
@@ -97,9 +104,16 @@ def search(
     keep : str or rule
         Of each layer and sign: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
         ``"share:0.8"`` (of their sum), or ``"above:0.1"`` (in units of the target).
-    screen : int, optional
-        Measure only so many neurons of each layer and sign, those that gradients promise most
-        (edge attribution patching); only measured ones are kept. For large models.
+    scorer : {"auto", "exact", "hybrid", "gradient", "integrated"}
+        ``"exact"`` measures every neuron and edge by intervention. Three estimate: ``"gradient"``
+        is linear from the move to the target (edge attribution patching), ``"hybrid"`` computes
+        the readers and is linear behind them, ``"integrated"`` also averages the gradients there
+        along the readers' own moves. ``"auto"`` measures everything if the budget allows; if not
+        it screens by gradients, measures what they promise most, and says how well they ranked.
+    budget : int or str
+        For ``"auto"``: a time, like ``"60s"`` or ``"5min"``, for the whole search; or how many
+        neurons of each layer and sign are measured, which is the same on every machine. Only
+        measured neurons are kept; a few, drawn at random, are measured beside them.
     paths : int
         How many paths of each sign are measured and stored.
     memory : int or str
@@ -154,7 +168,8 @@ def search(
         background=background,
         reference=reference,
         keep=keep,
-        screen=screen,
+        scorer=scorer,
+        budget=budget,
         paths=paths,
         memory=memory,
         seed=seed,
@@ -164,10 +179,10 @@ def search(
         tokenizer=tokenizer,
         progress=progress,
     )
-    found, study = Found(), None
+    found, study, start = Found(), None, time.monotonic()
     try:
         study = prepare(model, data, target, options, profile)
-        _fill(study, found)
+        _fill(study, found, start)
         bare = _circuit(study, found, complete=True)
         return replace(bare, strongest=_strongest(study, bare))
     except KeyboardInterrupt as stop:
@@ -209,21 +224,31 @@ def _read_contrast(told: dict[str, Any]) -> Contrast:
     return FromMean() if told["type"] == "FromMean" else FromZero()
 
 
-def _fill(study: Study, found: Found) -> None:
+def _fill(study: Study, found: Found, start: float) -> None:
     """Run the search's steps; `found` keeps what is done if one is interrupted."""
-    keep = as_keep(study.options.keep)
-    layers = len(study.profiled)
+    options, layers = study.options, len(study.profiled)
+    keep = as_keep(options.keep)
     with (
         study.open() as experiment,
-        Progress("searching", study.options.progress, total=3 * layers, unit="steps") as bar,
+        Progress("searching", options.progress, total=3 * layers, unit="steps") as bar,
     ):
+        scorer = choose_scorer(
+            options.scorer,
+            experiment,
+            budget=parse_budget(options.budget),
+            start=start,
+            seed=options.seed,
+            phases=_PHASES,
+        )
         for step, layer in itertools.chain(
-            _named("neurons of", find_neurons(experiment, keep, found, study.options.screen)),
-            _named("totals of", find_totals(experiment, found)),
-            _named("edges into", find_edges(experiment, found)),
+            _named("neurons of", find_neurons(experiment, scorer, keep, found)),
+            _named("totals of", find_totals(experiment, scorer, found)),
+            _named("edges into", find_edges(experiment, scorer, found)),
         ):
             bar.describe(f"{step} {layer}")
             bar.advance()
+            if isinstance(scorer, Auto):
+                found.screening = scorer.report()
 
 
 def _named(step: str, layers: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -292,8 +317,8 @@ def _circuit(study: Study, found: Found, *, complete: bool) -> Circuit:
             layers.nodes[name]["neurons"] = len(study.experiment.units(name))
     layers.add_edges_from(study.profiled.edges)
     provenance = {**study.provenance, "complete": complete}
-    if study.options.screen is not None:
-        provenance["screening"] = _screening(found)
+    if found.screening:
+        provenance["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
     return Circuit(graph, layers, study.target.name, (), scores, provenance, _measurer(study))
 
@@ -304,18 +329,6 @@ def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, A
     if positions is None:
         return table
     return {key: values.reshape(-1, positions) for key, values in table.items()}
-
-
-def _screening(found: Found) -> dict[str, int]:
-    """How many neurons were scored, and how many of those by intervention."""
-    neurons = measured = 0
-    for table in found.scores.values():
-        for sign in SIGNS:
-            if sign in table:
-                neurons += len(table[sign])
-                told = table.get(f"{sign}_measured")
-                measured += len(table[sign]) if told is None else int(told.sum())
-    return {"neurons": neurons, "measured": measured}
 
 
 def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[str, Any]:
@@ -337,6 +350,7 @@ def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str,
     attributes: dict[str, Any] = {
         "effect": effect,
         "stderr": stderr,
+        "measured": all(_was_measured(found, sign, layer, unit) for sign in by_sign),
         "sign": "both" if len(by_sign) > 1 else next(iter(by_sign)),
         "total_effect": total,
         "total_stderr": total_stderr,
@@ -348,6 +362,11 @@ def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str,
     for sign, (e, se) in by_sign.items():
         attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
     return attributes
+
+
+def _was_measured(found: Found, sign: Sign, layer: str, unit: int) -> bool:
+    told = found.scores[layer].get(f"{sign}_measured")
+    return told is None or bool(told[unit])
 
 
 def _statistics(study: Study, layer: str, units: Sequence[int]) -> list[dict[str, Any]]:

@@ -34,7 +34,10 @@ from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring
+from neurograph.scoring.budget import parse_budget
+from neurograph.scoring.choose import check_scorer
 from neurograph.scoring.experiment import Experiment
+from neurograph.scoring.scorer import ScorerName
 from neurograph.selection import Keep, as_keep
 from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
 from neurograph.target import Target, TargetFunction, resolve_target
@@ -54,7 +57,8 @@ class Options:
     background: Background = "data"
     reference: int | Any = 32
     keep: str | Keep = "quantile:0.95"
-    screen: int | None = None
+    scorer: ScorerName = "auto"
+    budget: int | str = "60s"
     paths: int = 100
     memory: int | str = "512MB"
     seed: int = 0
@@ -72,8 +76,8 @@ class Options:
         check_positions(self.positions)
         if isinstance(self.reference, int) and self.reference < 1:
             raise OptionError(f"reference={self.reference}: at least one sample is background")
-        if self.screen is not None and (type(self.screen) is not int or self.screen < 1):
-            raise OptionError(f"screen={self.screen!r}: pass a number of neurons, 1 or more")
+        check_scorer(self.scorer)
+        parse_budget(self.budget)
         if self.paths < 0:
             raise OptionError(f"paths={self.paths} must not be negative")
         return self
@@ -175,6 +179,7 @@ def prepare(
         levels,
         may_move,
         parse_memory(options.memory),
+        real=options.background == "data",
     )
     names = _feature_names(options.feature_names or source.feature_names, actual)
     provenance = {
@@ -182,7 +187,6 @@ def prepare(
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
         "target": {"name": resolved.name, "index": None if callable(target) else target},
         "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
-        "scorer": "exact",
         "versions": _versions(),
     }
     return Study(model, options, experiment, profiled, resolved, names, provenance)
@@ -320,7 +324,8 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
         "background": options.background,
         "reference": options.reference if isinstance(options.reference, int) else "given",
         "keep": {"type": type(keep).__name__, **asdict(keep)},
-        "screen": options.screen,
+        "scorer": options.scorer,
+        "budget": options.budget,
         "paths": options.paths,
         "memory": options.memory,
         "seed": options.seed,

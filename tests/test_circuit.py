@@ -459,7 +459,7 @@ def test_nodes_are_plain_tuples_with_plain_values(circuit: Circuit) -> None:
     for _, attributes in circuit.graph.nodes(data=True):
         assert all(type(value) in plain for value in attributes.values())
     for *_, attributes in circuit.graph.edges(data=True):
-        assert set(attributes) == {"effect", "stderr", "sign", "transfer"}
+        assert set(attributes) == {"effect", "stderr", "measured", "sign", "transfer"}
         assert all(type(value) in plain for value in attributes.values())
 
 

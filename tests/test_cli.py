@@ -195,7 +195,6 @@ def test_the_version_is_told() -> None:
         ["paths", "x.circuit", "--sign", "up"],
         ["paths", "x.circuit", "--top", "0"],
         ["paths", "x.circuit", "--format", "xml"],
-        ["explore", "net.py:Net", "--data", "x.csv", "--target", "1", "--screen", "few"],
         ["layers", "net.py:Net", "--nonsense"],
         ["nonsense"],
     ],
@@ -263,7 +262,8 @@ def test_explore_hands_its_options_to_the_search(here: Path) -> None:
         "background": "mean",
         "reference": "given",
         "keep": {"type": "Share", "share": 0.5},
-        "screen": None,
+        "scorer": "auto",
+        "budget": "60s",
         "paths": 7,
         "memory": "1MB",
         "seed": 3,
@@ -294,8 +294,8 @@ CHOICES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"groups": {"v_proj": "heads", "block.o_proj": 4}, "positions": "last"},
     ),
     "one position": (
-        ["--positions", "-1", "--screen", "2", "--keep", "above:0.001"],
-        {"positions": -1, "screen": 2, "keep": "above:0.001"},
+        ["--positions", "-1", "--budget", "2", "--keep", "above:0.001"],
+        {"positions": -1, "budget": 2, "keep": "above:0.001"},
     ),
     "each position": (
         ["--positions", "each", "--groups", "o_proj=2"],
@@ -446,7 +446,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "uneven groups": (["net.py:Net", *LOADER, "--groups", "linear1=3"], "8 channels.*divided"),
     "positions": (["net.py:Net", *LOADER, "--positions", "first"], "positions='first' is none"),
     "a position beyond": ([*TOKENS, "--positions", "3"], "positions=3 is outside the 3"),
-    "screen": (["net.py:Net", *LOADER, "--screen", "0"], "screen=0"),
+    "budget": (["net.py:Net", *LOADER, "--budget", "0"], "budget=0"),
+    "scorer": (["net.py:Net", *LOADER, "--scorer", "best"], "scorer='best'"),
 }
 
 

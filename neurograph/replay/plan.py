@@ -29,6 +29,9 @@ class Plan:
         Compute in the moved world and pass that on where the mask supplied with the run says
         so; elsewhere the recorded output or, if the layer is live too, what it computes in the
         unmoved world (only with `worlds`).
+    nudged : frozenset of str
+        Layers of any role that add rows supplied with the run to what they pass on. Rows of 0 that
+        require gradients give the gradient by every layer in one run, whatever glue writes to.
     worlds : bool
         Run two worlds side by side, rows of the unmoved one first. Only given layers, and open
         ones behind them, differ between them: a given layer returns its recorded output in the
@@ -48,6 +51,7 @@ class Plan:
     probed: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
     mixed: frozenset[str] = frozenset()
+    nudged: frozenset[str] = frozenset()
     worlds: bool = False
     output_moved: bool = True
 

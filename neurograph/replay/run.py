@@ -115,7 +115,8 @@ class Run:
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.dim() > 0:
                 name = next(names)
-                leaves[i] = self._passed_on(self.recording.layers[name])
+                layer = self.recording.layers[name]
+                leaves[i] = self._nudge(layer, self._passed_on(layer))
                 if self.job.listen is not None:
                     self.job.listen("returned", name, leaves[i])
         args, kwargs = rebuild(leaves)
@@ -172,6 +173,11 @@ class Run:
             output = computed.whole(layers[0].name in plan.open)
         else:
             output = self._assemble(recorded, layers, names, computed)
+        if not names.isdisjoint(plan.nudged):
+            leaves = flatten(output)[0]
+            for own in layers:
+                leaves[own.leaf] = self._nudge(own, leaves[own.leaf])
+            output = recorded.rebuild(leaves)
         if listen is not None:
             listen("returned", call, output)
         return output
@@ -213,6 +219,11 @@ class Run:
         if plan.worlds:
             rows = torch.cat([self._repeated(recorded, layout, self.job.blocks), rows])
         return layout.tensor(rows)
+
+    def _nudge(self, layer: Layer, tensor: Any) -> Any:
+        if layer.name not in self.job.plan.nudged:
+            return tensor
+        return layer.layout.tensor(layer.layout.rows(tensor) + self.job.given[layer.name])
 
     def _recorded(self, leaf: Any, layout: Layout, *, busy: bool) -> Any:
         """Return a copy of a recorded leaf, for every row or for one sample."""

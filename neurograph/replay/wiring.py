@@ -11,6 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from neurograph.layers import INPUT_TYPE
 from neurograph.nested import iter_tensors
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture_few
@@ -107,6 +108,13 @@ class Wiring:
         supplied = frozenset(given)
         live = self._live(supplied)
         return self._completed(Plan(given=supplied, live=live), [*supplied, *live])
+
+    def everything(self) -> Plan:
+        """Plan that computes every layer and adds rows to what each searched one passes on."""
+        layers = self.whole.nodes
+        inputs = frozenset(name for name in layers if layers[name]["type"] == INPUT_TYPE)
+        nudged = frozenset(name for name in self.layers if self.layers.nodes[name]["neurons"])
+        return Plan(live=frozenset(layers) - inputs, frozen=inputs, nudged=nudged)
 
     def output(self, writer: str) -> Plan:
         """Plan that shows a moved layer to the model's output through glue alone."""

@@ -1,45 +1,56 @@
-"""Edges among kept neurons: what moves along each of them, and what that does to the target."""
+"""Edges: what moves along each of them, and what that does to the target."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from neurograph.scoring.exact import edge_effects, reader_effects
-from neurograph.scoring.experiment import Effects, Experiment, Moves
-from neurograph.scoring.routes import fits_narrow, probe_one
+from neurograph.scoring.experiment import Effects, Experiment, Moves, estimate
+from neurograph.scoring.linear_readers import LinearEdges
+from neurograph.scoring.routes import fits_narrow
+from neurograph.scoring.slopes import Slopes
 
-__all__ = ["Measured", "edges_from"]
+__all__ = ["Probe", "probe_edges"]
 
 _SHARE = 4  # of the memory budget, what moved outputs may take that wait to be run
 
 
-class Measured(NamedTuple):
-    """Edges from some neurons of a writer to some outputs of a reader.
+class Probe(Protocol):
+    """Edges whose moves have been computed, up to the outputs of one reader.
 
-    `pairs` ``[edges, 2]`` are positions among those asked for, `transfer` ``[edges]`` how far each
-    neuron moves the output, as a share of its own range.
+    Attributes
+    ----------
+    reader : str
+    pairs : Tensor of int64, [edges, 2]
+        Neuron and output of each edge that moves anything, as positions among those asked for.
+    transfer : Tensor of float64, [edges]
     """
 
     reader: str
     pairs: Tensor
     transfer: Tensor
-    effects: Effects
+
+    def measure(self, which: Tensor) -> Effects:
+        """Exact effects of some of the edges."""
+        ...
+
+    def estimate(self, slopes: Slopes) -> Effects:
+        """Effects of all edges, linear behind the reader."""
+        ...
 
 
-def edges_from(
+def probe_edges(
     experiment: Experiment,
     writer: str,
     neurons: Sequence[int],
     readers: Mapping[str, Sequence[int]],
-) -> Iterator[Measured]:
-    """Measure the edges from neurons of a layer to outputs of its readers.
-
-    An edge is there if the neuron moves the output at all: its effect may still be zero, where
-    what it does is cancelled further down.
+) -> Iterator[Probe]:
+    """Move neurons of a layer, and see what becomes of outputs of its readers.
 
     Transfers: the writer's neuron moves between its first and last level and only the reader is
     computed; the change of its output is projected on that output's own range (over positions,
@@ -47,49 +58,104 @@ def edges_from(
     so say where a path may lead even where it is cancelled further down.
     """
     near = {name: seen for name, seen in readers.items() if fits_narrow(experiment, writer, name)}
-    for reader in near:
-        yield from _narrow(experiment, writer, neurons, reader, near[reader])
+    for reader, outputs in near.items():
+        beside: Probe = _Near(experiment, writer, neurons, reader, outputs)
+        if len(beside.pairs):
+            yield beside
     far = {name: seen for name, seen in readers.items() if name not in near}
     for some, group in _groups(experiment, len(neurons), far):
         moves, block = experiment.ends(writer, neurons[some])
         for reader, moved in _probed(experiment, moves, group).items():
-            share = _shares(experiment, reader, group[reader], moved, block)
-            pairs = _moving(experiment, reader, share)
-            if len(pairs):
-                i, j = pairs.T
-                # Ends that several neurons share move an output only once.
-                places = block[i] * len(group[reader]) + j[:, None]
-                keys, index = torch.unique(places, return_inverse=True)
-                outputs = torch.as_tensor(list(group[reader]), device=keys.device)
-                arrived = Moves(reader, outputs[keys % len(outputs)], moved.flatten(0, 1)[keys])
-                effects = reader_effects(experiment, arrived, index)
-                pairs = pairs + pairs.new_tensor([some.start, 0])
-                yield Measured(reader, pairs, share[i, j], effects)
+            probe: Probe = _Far(experiment, reader, group[reader], moved, block, some.start)
+            if len(probe.pairs):
+                yield probe
 
 
-def _narrow(
-    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, outputs: Sequence[int]
-) -> Iterator[Measured]:
-    """Edges to a Linear reader behind pointwise glue: each pair is computed by itself."""
-    moves, block = experiment.ends(writer, neurons)
-    seen = torch.as_tensor(list(outputs), device=block.device)
-    pairs = torch.cartesian_prod(torch.arange(len(moves), device=block.device), seen)
-    size, width = experiment.recording.size, experiment.units(reader).members.shape[1]
-    moved = moves.values.new_empty(len(pairs), size, width)
-    plan = experiment.wiring.direct(writer, [reader])
-    for some, samples in experiment.chunks(len(pairs), [plan]):
-        which = pairs[some, 0]
-        part = Moves(writer, moves.neurons[which], moves.values[which]).cut(slice(None), samples)
-        hop = probe_one(experiment, part, reader, pairs[some, 1], samples)
-        moved[some, samples] = hop.values
-    share = _shares(experiment, reader, outputs, moved.view(len(moves), -1, size, width), block)
-    moving = _moving(experiment, reader, share)
-    for j in range(len(outputs)):
-        mine = moving[moving[:, 1] == j]
-        if len(mine):
-            chosen = [neurons[i] for i in mine[:, 0].tolist()]
-            effects = edge_effects(experiment, writer, chosen, reader, outputs[j])
-            yield Measured(reader, mine, share[mine[:, 0], j], effects)
+class _Near:
+    """Edges to a Linear reader behind pointwise glue: products of matrices."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        writer: str,
+        neurons: Sequence[int],
+        reader: str,
+        outputs: Sequence[int],
+    ) -> None:
+        self.experiment, self.writer, self.reader = experiment, writer, reader
+        self.neurons, self.outputs = list(neurons), list(outputs)
+        self.linear = LinearEdges(experiment, writer, reader)
+        self.changes = self.linear.changes()
+        share = self.linear.transfers(self.changes, self.neurons, self.outputs)
+        self.pairs = _moving(experiment, reader, share)
+        self.transfer = share[self.pairs[:, 0], self.pairs[:, 1]]
+
+    def measure(self, which: Tensor) -> Effects:
+        """One run for each output: all of its edges differ in one value alone."""
+        pairs = self.pairs[which]
+        order = pairs[:, 1].argsort(stable=True)
+        parts = []
+        ordered = pairs[order].tolist()
+        for output, edges in itertools.groupby(ordered, key=lambda pair: pair[1]):
+            chosen = [self.neurons[neuron] for neuron, _ in edges]
+            parts.append(
+                edge_effects(
+                    self.experiment, self.writer, chosen, self.reader, self.outputs[output]
+                )
+            )
+        return Effects.joined(parts).at(order.argsort())
+
+    def estimate(self, slopes: Slopes) -> Effects:
+        """Weight times change times slope."""
+        table = self.linear.effects(
+            self.changes, slopes(self.reader, self.outputs), self.neurons, self.outputs
+        )
+        return table.at(self.pairs[:, 0] * len(self.outputs) + self.pairs[:, 1])
+
+
+class _Far:
+    """Edges to any reader: its moved outputs, ``[moves, outputs, samples, elements]``."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        reader: str,
+        outputs: Sequence[int],
+        moved: Tensor,
+        block: Tensor,
+        start: int,
+    ) -> None:
+        self.experiment, self.reader, self.outputs = experiment, reader, list(outputs)
+        self.moved, self.block = moved, block
+        share = _shares(experiment, reader, outputs, moved, block)
+        self._pairs = _moving(experiment, reader, share)
+        self.transfer = share[self._pairs[:, 0], self._pairs[:, 1]]
+        self.pairs = self._pairs + self._pairs.new_tensor([start, 0])
+
+    def measure(self, which: Tensor) -> Effects:
+        """One run of what descends from the reader for each different output."""
+        i, j = self._pairs[which].T
+        # Ends that several neurons share move an output only once.
+        places = self.block[i] * len(self.outputs) + j[:, None]
+        keys, index = torch.unique(places, return_inverse=True)
+        outputs = torch.as_tensor(self.outputs, device=keys.device)
+        moved = self.moved.flatten(0, 1)[keys]
+        arrived = Moves(self.reader, outputs[keys % len(outputs)], moved)
+        return reader_effects(self.experiment, arrived, index)
+
+    def estimate(self, slopes: Slopes) -> Effects:
+        """Change of the output times slope."""
+        units = self.experiment.units(self.reader)
+        members, once = units.members[self.outputs], units.once[self.outputs]
+        still = self.experiment.recording.main(self.reader).flatten(1)[:, members].movedim(1, 0)
+        change = (self.moved - still) * once[:, None]
+        i, j = self._pairs.T
+        ends = []
+        for end, slope in zip((0, 1), slopes(self.reader, self.outputs), strict=True):
+            answer = (change * slope[:, members].movedim(1, 0)).sum(dim=3)  # [moves, outputs, s]
+            ends.append(answer[self.block[i, end], j])
+        idle = (self.block[i, 0] == self.block[i, 1])[:, None]  # both ends are the same move
+        return estimate(torch.where(idle, 0.0, ends[1] - ends[0]))
 
 
 def _groups(

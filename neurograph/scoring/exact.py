@@ -14,7 +14,14 @@ from neurograph.layers import Neuron
 from neurograph.scoring.experiment import Effects, Experiment, Moves, summarise
 from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
 
-__all__ = ["edge_effects", "node_effects", "path_effects", "reader_effects", "total_effects"]
+__all__ = [
+    "edge_effects",
+    "node_differences",
+    "node_effects",
+    "path_effects",
+    "reader_effects",
+    "total_effects",
+]
 
 
 def node_effects(
@@ -26,6 +33,15 @@ def node_effects(
     every other output keeps the background, and everything after the readers runs normally.
     """
     return _measure(experiment, writer, neurons, choose(experiment, writer, through))
+
+
+def node_differences(
+    experiment: Experiment, writer: str, neurons: Sequence[int], through: Through
+) -> Tensor:
+    """The same sample by sample: target(last level) − target(first), ``[neurons, samples]``."""
+    moves, block = experiment.ends(writer, neurons)
+    targets = _targets(experiment, moves, choose(experiment, writer, through)).double()
+    return targets[block[:, 1]] - targets[block[:, 0]]
 
 
 def total_effects(experiment: Experiment, writer: str, neurons: Sequence[int]) -> Effects:
@@ -101,7 +117,16 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
 def _measure(experiment: Experiment, writer: str, neurons: Sequence[int], route: Route) -> Effects:
     """Run every move of the neurons along a route and read the target."""
     moves, block = experiment.moves(writer, neurons)
-    targets = experiment.recording.main(writer).new_empty(len(moves), experiment.recording.size)
+    effects = summarise(_targets(experiment, moves, route), block)
+    _check_finite(effects, writer)
+    return effects
+
+
+def _targets(experiment: Experiment, moves: Moves, route: Route) -> Tensor:
+    """Targets of moves along a route, ``[blocks, samples]``."""
+    targets = experiment.recording.main(moves.layer).new_empty(
+        len(moves), experiment.recording.size
+    )
     for blocks, samples in experiment.chunks(len(moves), route.plans, route.extra_bytes):
         some = moves.cut(blocks, samples)
         outcome = experiment.replay.run(
@@ -112,9 +137,7 @@ def _measure(experiment: Experiment, writer: str, neurons: Sequence[int], route:
             masks=route.masks,
         )
         targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-    effects = summarise(targets, block)
-    _check_finite(effects, writer)
-    return effects
+    return targets
 
 
 def _check_finite(effects: Effects, layer: str) -> None:

@@ -22,7 +22,7 @@ from neurograph.replay.wiring import Wiring
 from neurograph.target import Target
 from neurograph.units import Units
 
-__all__ = ["Effects", "Experiment", "Moves", "rounding", "summarise"]
+__all__ = ["Effects", "Experiment", "Moves", "estimate", "rounding", "summarise"]
 
 _CACHED_BYTES = 24 * 2**20
 
@@ -38,12 +38,31 @@ class Effects:
     stderr : Tensor of float64, [neurons]
         Standard error of that mean; NaN where there is a single sample.
     response : Tensor of float64, [neurons, levels]
-        Mean target at each level.
+        Mean target at each level; NaN where the effects are estimates.
     """
 
     effect: Tensor
     stderr: Tensor
     response: Tensor
+
+    def __len__(self) -> int:
+        return len(self.effect)
+
+    def at(self, which: Tensor) -> Effects:
+        """Return the effects of some of the neurons."""
+        return Effects(self.effect[which], self.stderr[which], self.response[which])
+
+    @staticmethod
+    def joined(parts: Sequence[Effects]) -> Effects:
+        """Return the effects of several sets of neurons, one after the other."""
+        keys = ("effect", "stderr", "response")
+        return Effects(*(torch.cat([getattr(part, key) for part in parts]) for key in keys))
+
+    def updated(self, which: Tensor, others: Effects) -> Effects:
+        """Return the effects with those of some neurons replaced; no responses."""
+        effect = self.effect.index_copy(0, which, others.effect)
+        stderr = self.stderr.index_copy(0, which, others.stderr)
+        return Effects(effect, stderr, torch.full_like(effect, math.nan)[:, None])
 
 
 def summarise(targets: Tensor, block: Tensor) -> Effects:
@@ -69,6 +88,14 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
         stderr = torch.full_like(effect, math.nan)
     effect = torch.where(effect.abs() <= rounding(response, targets.dtype), 0.0, effect)
     return Effects(effect, stderr, response[block])
+
+
+def estimate(differences: Tensor) -> Effects:
+    """Reduce estimated differences of the target, ``[neurons, samples]``, to effects."""
+    values = differences.double()
+    mean, samples = values.mean(dim=1), values.shape[1]
+    spread = values.std(dim=1, correction=1) if samples > 1 else torch.full_like(mean, math.nan)
+    return Effects(mean, spread / math.sqrt(samples), torch.full_like(mean, math.nan)[:, None])
 
 
 def rounding(response: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,6 +181,8 @@ class Experiment:
         None where all may.
     memory : int
         Bytes that the rows of one replay may take.
+    real : bool
+        Whether the background is what a run of the model gives, and so consistent.
     """
 
     def __init__(
@@ -165,6 +194,7 @@ class Experiment:
         levels: Callable[[str], Tensor],
         moving: Callable[[str], Tensor | None],
         memory: int,
+        real: bool,
     ) -> None:
         self.replay = replay
         self.recording: Recording = replay.recording
@@ -172,6 +202,7 @@ class Experiment:
         self.graph = wiring.layers
         self.target = target
         self.memory = memory
+        self.real = real
         self.chains: Mapping[tuple[str, str], Chain] = {}
         self.units = functools.cache(units)
         self.moving = functools.cache(moving)
@@ -239,6 +270,14 @@ class Experiment:
     def ends(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:
         """Moves of some neurons to the two ends of the contrast; see `Moves.between`."""
         return self._between(layer, list(neurons), [0, -1])
+
+    def end(self, layer: str, which: int) -> Tensor:
+        """Rows of a layer with all its neurons at one level of the contrast."""
+        rows, values = self.recording.main(layer), self.levels(layer)[which]
+        moved = rows.flatten(1).clone()
+        members = self.units(layer).members.flatten()
+        moved[:, members] = values.expand(len(rows), -1)[:, members]
+        return moved.view_as(rows)
 
     def _between(self, layer: str, neurons: list[int], which: Any) -> tuple[Moves, Tensor]:
         levels = self.levels(layer)[which]
@@ -325,6 +364,10 @@ class Experiment:
         """Bytes of one row of each layer that passes rows on."""
         worlds = 2 if plan.worlds else 1
         return [worlds * self._row_bytes[name] for name in plan.busy | plan.probed]
+
+    def work(self, plan: Plan) -> int:
+        """Bytes of one row of all layers that pass rows on, together."""
+        return sum(self._widths(plan))
 
     def _while_running(self, plan: Plan) -> int:
         """Bytes of one row that are alive at once while the plan's layers run."""

@@ -97,7 +97,7 @@ def test_training_is_the_same_bits_with_and_without(tmp_path: Path, own_generato
         np.random.seed(7)  # noqa: NPY002
         # The worst case: what is searched is the very loader that training reads from.
         data = augmented(torch.Generator().manual_seed(3) if own_generator else None)
-        found = watch(tmp_path, data, every=1, screen=2, keep="top:2")
+        found = watch(tmp_path, data, every=1, budget=2, keep="top:2")
         module = binary_classifier(network(), learning_rate=0.05)
         fitting = trainer(tmp_path, max_epochs=3, callbacks=[found] if watched else [])
         fitting.fit(module, data)
@@ -302,7 +302,7 @@ def test_what_cannot_be_searched_is_told_before_the_first_step(
         ({"every": 0}, "every=0"),
         ({"keeps": "top:3"}, "keeps= is no option of search: did you mean keep"),
         ({"keep": "tops:3"}, "tops"),
-        ({"screen": 0}, "screen=0"),
+        ({"budget": 0}, "budget=0"),
         ({"profile": None}, "profile= is of other weights"),
     ],
 )

@@ -1,0 +1,265 @@
+"""Scores of all neurons or all edges of a model, by any scorer: what circuits are cut from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import networkx as nx
+import pandas as pd
+import torch
+from torch import nn
+
+from neurograph.contrast import Background, Contrast
+from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.positions import Positions
+from neurograph.progress import Progress
+from neurograph.scoring.auto import Auto
+from neurograph.scoring.budget import parse_budget
+from neurograph.scoring.choose import choose_scorer
+from neurograph.scoring.experiment import Experiment
+from neurograph.scoring.scorer import Scored, Scorer, ScorerName
+from neurograph.scoring.screening import Screening
+from neurograph.sites import Choice
+from neurograph.study import Options, Study, prepare
+from neurograph.target import TargetFunction
+from neurograph.units import Groups, Units
+
+__all__ = ["Scores", "score"]
+
+_PLACE = ["layer", "index", "position"]
+_ENDS = [f"{end}_{key}" for end in ("source", "target") for key in _PLACE]
+_PHASES = {"neurons": "totals", "edges": "edges"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """Effects of all neurons, or all edges, on one target; made by `score`.
+
+    Attributes
+    ----------
+    table : DataFrame
+        Strongest first: ``effect`` (in units of the target), ``stderr`` (standard error of that
+        mean over the reference samples) and ``measured``, whether by intervention; of neurons
+        ``layer`` and ``index``, of edges ``source_layer``, ``source_index``, ``target_layer`` and
+        ``target_index``; with ``position`` behind each index where positions have neurons of
+        their own.
+    target : str
+        What the target is called.
+    screening : Screening or None
+        What ``scorer="auto"`` screened and measured, and how well the screen ranks.
+    provenance : mapping
+        Model hash, data fingerprint, options, versions, seed: how they were found. JSON-able.
+    """
+
+    table: pd.DataFrame
+    target: str
+    screening: Screening | None
+    provenance: Mapping[str, Any]
+
+    def ranking(self) -> pd.Series:
+        """Effects, indexed by the columns that say whose they are; strongest first."""
+        places = [c for c in self.table if c not in ("effect", "stderr", "measured")]
+        return self.table.set_index(places)["effect"]
+
+    def __repr__(self) -> str:
+        kind = "edges" if "source_layer" in self.table else "neurons"
+        scorer = self.provenance["options"]["scorer"]
+        told = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
+        return told if self.screening is None else f"{told}: {self.screening}"
+
+
+def score(
+    model: nn.Module,
+    data: Any,
+    target: int | TargetFunction,
+    *,
+    of: Literal["neurons", "edges"] = "neurons",
+    scorer: ScorerName = "auto",
+    budget: int | str = "60s",
+    profile: nx.DiGraph | None = None,
+    layers: Choice | None = None,
+    groups: Mapping[str, Groups] | None = None,
+    positions: Positions = "all",
+    contrast: str | tuple[float, ...] | Contrast = "quantiles",
+    background: Background = "data",
+    reference: int | Any = 32,
+    memory: int | str = "512MB",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> Scores:
+    """Score every neuron, or every edge, of a model.
+
+    Unlike a search this follows no frontier: a neuron's effect is the total one, through
+    everything, and an edge's that of one neuron on one output of a reader, all else at background.
+
+    Parameters
+    ----------
+    model : Module
+        Any eager model; it is run in eval mode and left as it was.
+    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
+    target : int or callable
+        An output index, or ``(output, batch) -> [batch]``, as for `search`.
+    of : {"neurons", "edges"}
+        Edges are those of all pairs of layers that the layer graph joins: many, in a wide model.
+    scorer, budget
+        As for `search`. A number as budget measures so many neurons of each layer and sign, and
+        its square of edges between each two layers.
+    profile, layers, groups, positions, contrast, background, reference, memory, seed, device
+        As for `search`.
+    progress : bool, optional
+        Show progress; by default where a person watches.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    ModelError, DataError, OptionError
+        As for `search`.
+    SearchInterrupted
+        On Ctrl-C, a KeyboardInterrupt whose ``circuit`` is the `Scores` of the layers done.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
+    ...     _ = model[2].weight.copy_(torch.tensor([[3.0, -1.0]])), model[2].bias.zero_()
+    >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
+    >>> found = score(model, X, target=1, of="edges")
+    >>> found
+    Scores of 6 edges for 'output' by auto: all 6 measured
+    >>> found.ranking().xs("2", level="target_layer").round(2).to_dict()
+    {('0', 0, 0): 2.7, ('0', 1, 0): -0.9}
+    """
+    if of not in _PHASES:
+        raise OptionError(f"of={of!r} is neither 'neurons' nor 'edges'")
+    options = Options(
+        layers=layers,
+        groups=groups,
+        positions=positions,
+        contrast=contrast,
+        background=background,
+        reference=reference,
+        scorer=scorer,
+        budget=budget,
+        memory=memory,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    start = time.monotonic()
+    study = prepare(model, data, target, options, profile)
+    tables: list[pd.DataFrame] = []
+    screening: Screening | None = None
+
+    def scores() -> Scores:
+        table = _joined(tables, of)
+        told = screening and replace(
+            screening, scored=len(table), measured=int(table["measured"].sum())
+        )
+        return Scores(table, study.target.name, told, {**study.provenance, "of": of})
+
+    try:
+        with (
+            study.open() as experiment,
+            Progress(f"scoring {of}", progress, total=len(study.profiled), unit="layers") as bar,
+        ):
+            scorer_of = choose_scorer(
+                scorer,
+                experiment,
+                budget=parse_budget(budget),
+                start=start,
+                seed=seed,
+                phases={_PHASES[of]: 1.0},
+            )
+            for layer in _scored_layers(study, of):
+                bar.describe(f"scoring {of} of {layer}")
+                tables.extend(_tables(experiment, scorer_of, layer, of))
+                if isinstance(scorer_of, Auto):
+                    screening = scorer_of.report().get(_PHASES[of], Screening(0, 0))
+                bar.advance()
+    except KeyboardInterrupt as stop:
+        raise SearchInterrupted(scores() if tables else None) from stop
+    return scores()
+
+
+def _scored_layers(study: Study, of: str) -> list[str]:
+    graph, layers = study.profiled, study.experiment.recording.layers
+    read = [name for name in graph if of == "neurons" or graph.out_degree(name)]
+    return [name for name in read if layers[name].neurons]
+
+
+def _tables(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iterator[pd.DataFrame]:
+    """Tables of the neurons of a layer, or of the edges from them to each reader."""
+    units = experiment.units(layer)
+    every = range(len(units))
+    if of == "neurons":
+        yield _places(units, torch.arange(len(units)), "").assign(
+            **_columns(scorer.totals(layer, every))
+        )
+        return
+    readers = {
+        name: range(len(experiment.units(name)))
+        for name in experiment.graph.successors(layer)
+        if experiment.recording.layers[name].neurons
+    }
+    done: dict[str, list[pd.DataFrame]] = {name: [] for name in readers}
+    seen = {
+        name: torch.zeros(len(units), len(outputs), dtype=torch.bool)
+        for name, outputs in readers.items()
+    }
+    for edges in scorer.edges(layer, every, readers, transfers=False):
+        pairs = edges.pairs.cpu()
+        seen[edges.reader][pairs[:, 0], pairs[:, 1]] = True
+        done[edges.reader].append(_edge_table(experiment, layer, edges.reader, pairs, edges.scored))
+    for reader, tables in done.items():
+        yield from tables
+        still = (~seen[reader]).nonzero()
+        if len(still):  # they move nothing, which was measured
+            yield _edge_table(experiment, layer, reader, still, None)
+
+
+def _edge_table(
+    experiment: Experiment, writer: str, reader: str, pairs: torch.Tensor, scored: Scored | None
+) -> pd.DataFrame:
+    columns = {"effect": 0.0, "stderr": 0.0, "measured": True}
+    source = _places(experiment.units(writer), pairs[:, 0], "source_")
+    target = _places(experiment.units(reader), pairs[:, 1], "target_")
+    told = columns if scored is None else _columns(scored)
+    return pd.concat([source, target], axis=1).assign(**told)
+
+
+def _places(units: Units, chosen: torch.Tensor, prefix: str) -> pd.DataFrame:
+    """Columns that say which neurons these are."""
+    numbers = chosen.cpu().numpy()
+    columns: dict[str, Any] = {f"{prefix}layer": units.layer, f"{prefix}index": numbers}
+    if units.positions is not None:
+        columns[f"{prefix}index"] = numbers // units.positions
+        columns[f"{prefix}position"] = numbers % units.positions
+    return pd.DataFrame(columns, index=range(len(numbers)))
+
+
+def _columns(scored: Scored) -> dict[str, Any]:
+    effects, measured = scored
+    return {
+        "effect": effects.effect.cpu().numpy(),
+        "stderr": effects.stderr.cpu().numpy(),
+        "measured": True if measured is None else measured.cpu().numpy(),
+    }
+
+
+def _joined(tables: Sequence[pd.DataFrame], of: str) -> pd.DataFrame:
+    """One table, strongest first, the places in front."""
+    order = _PLACE if of == "neurons" else _ENDS
+    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=order)
+    for column in [c for c in whole if c.endswith("position")]:
+        whole[column] = whole[column].astype("Int64")
+    strongest = whole["effect"].abs().sort_values(ascending=False, kind="stable").index
+    places = [column for column in order if column in whole]
+    return whole.loc[strongest, [*places, "effect", "stderr", "measured"]].reset_index(drop=True)

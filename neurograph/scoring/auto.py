@@ -1,0 +1,248 @@
+"""Estimate everything, measure what promises most, and say how well the estimates rank.
+
+What can be measured whole within its share of the budget is. Elsewhere a random few are measured
+first: they tell how long one takes and how well the screen ranks. Then the others, from the
+largest estimate down, while the time lasts.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurograph.scoring.budget import Allowance, Budget
+from neurograph.scoring.edges import probe_edges
+from neurograph.scoring.exact import node_effects, total_effects
+from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.gradient import Gradient
+from neurograph.scoring.routes import Through
+from neurograph.scoring.scorer import Edges, Scored
+from neurograph.scoring.screening import Screened, Screening
+
+__all__ = ["Auto", "Verifier"]
+
+_SURELY = 5e7  # bytes of rows that any machine runs in a second
+_SPOT = 32  # measured at random in each layer, to judge the screen and the time
+_PIECES = 8  # in which the rest of a share is used: the clock is looked at in between
+
+
+class Verifier:
+    """Measures what promises most within a budget, and remembers how the screen did.
+
+    Parameters
+    ----------
+    budget : Budget
+    seed : int
+        Chooses the random ones.
+    allowance : Allowance
+        The time to share out; unused where the budget is a number.
+    """
+
+    def __init__(self, budget: Budget, seed: int, allowance: Allowance) -> None:
+        self.budget, self.allowance = budget, allowance
+        self.generator = np.random.default_rng(seed)
+        self.screened: list[Screened] = []
+        self.whole = 0  # items that were measured without a screen
+
+    def verify(
+        self,
+        items: int,
+        estimate: Callable[[], Effects],
+        measure: Callable[[Tensor], Effects],
+        *,
+        work: float,
+        cost: float,
+        signs: int,
+    ) -> Scored:
+        """Score a set of items.
+
+        Parameters
+        ----------
+        items : int
+            How many there are.
+        estimate : callable
+            Gives estimates of all of them.
+        measure : callable
+            Gives exact effects of some, by their numbers.
+        work : float
+            Bytes of the rows that measuring all of them takes.
+        cost : float
+            Of the time, in the unit of the allowance.
+        signs : int
+            How many signs select from them.
+        """
+        if self.budget.count is not None:
+            if items <= self.budget.count * signs:
+                return self._all(items, measure)
+            return self._count(items, estimate, measure, self.budget.count)
+        seconds = self.allowance.share(cost)
+        if items <= _SPOT or work / _SURELY <= seconds:
+            return self._all(items, measure)
+        return self._time(items, estimate, measure, time.monotonic() + seconds)
+
+    def report(self) -> Screening:
+        """Sum up all sets so far."""
+        return Screening.of(self.screened, self.whole)
+
+    def _all(self, items: int, measure: Callable[[Tensor], Effects]) -> Scored:
+        self.whole += items
+        return Scored(measure(torch.arange(items)), None)
+
+    def _count(
+        self,
+        items: int,
+        estimate: Callable[[], Effects],
+        measure: Callable[[Tensor], Effects],
+        count: int,
+    ) -> Scored:
+        """Measure so many of each sign, and a random few beside them."""
+        estimated = estimate()
+        senses = (estimated.effect, -estimated.effect)
+        ranked = torch.unique(
+            torch.cat([sense.topk(min(count, items)).indices for sense in senses])
+        )
+        spot = torch.from_numpy(self._spot(items, count)).to(ranked.device)
+        chosen = torch.unique(torch.cat([ranked, spot]))
+        effects = estimated.updated(chosen, measure(chosen))
+        return self._noted(estimated, effects, spot, ranked)
+
+    def _time(
+        self,
+        items: int,
+        estimate: Callable[[], Effects],
+        measure: Callable[[Tensor], Effects],
+        until: float,
+    ) -> Scored:
+        start = time.monotonic()
+        spot = torch.from_numpy(self._spot(items, _SPOT))
+        first = measure(spot)
+        spot = spot.to(first.effect.device)
+        each = (time.monotonic() - start) / len(spot)
+        rest = torch.ones(items, dtype=torch.bool, device=spot.device)
+        rest[spot] = False
+        others = rest.nonzero()[:, 0]
+        if time.monotonic() + each * len(others) <= until:
+            self.whole += items
+            order = torch.cat([spot, others]).argsort()
+            return Scored(Effects.joined([first, measure(others)]).at(order), None)
+        estimated = estimate()
+        effects = estimated.updated(spot, first)
+        order = others[estimated.effect[others].abs().argsort(descending=True)]
+        done = 0
+        while done < len(order) and (left := until - time.monotonic()) > 0:
+            some = order[done : done + max(_SPOT, int(left / each / _PIECES))]
+            effects = effects.updated(some, measure(some))
+            done += len(some)
+        return self._noted(estimated, effects, spot, order[:done])
+
+    def _spot(self, items: int, count: int) -> np.ndarray:
+        return np.sort(self.generator.permutation(items)[: min(_SPOT, count)])
+
+    def _noted(self, estimated: Effects, effects: Effects, spot: Tensor, ranked: Tensor) -> Scored:
+        measured = torch.zeros_like(effects.effect, dtype=torch.bool)
+        measured[spot] = measured[ranked] = True
+        tensors = (estimated.effect, effects.effect, measured, spot, ranked)
+        self.screened.append(Screened(*(tensor.cpu().numpy() for tensor in tensors)))
+        return Scored(effects, measured)
+
+
+class Auto:
+    """Gradients screen, interventions verify.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    budget : Budget
+    start : float
+        When the time began, as `time.monotonic` has it.
+    seed : int
+    phases : mapping of str to float
+        Until which share of the time there are ``nodes``, ``totals`` and ``edges``.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        budget: Budget,
+        start: float,
+        seed: int,
+        phases: Mapping[str, float],
+    ) -> None:
+        self.experiment, self.screen = experiment, Gradient(experiment)
+        graph = experiment.graph
+        layers = [name for name in graph if experiment.recording.layers[name].neurons]
+        nodes = sum(self._work(name, len(experiment.units(name))) for name in layers)
+        # Both signs search; of how many neurons and edges totals are wanted is not known yet.
+        costs = {"nodes": 2 * nodes, "totals": nodes, "edges": 2 * graph.number_of_edges()}
+        self.verifiers = {}
+        for phase, share in phases.items():
+            allowance = Allowance(start + share * (budget.seconds or 0.0), costs[phase])
+            among = budget
+            if budget.count is not None and phase == "edges":
+                among = Budget(count=budget.count**2)
+            self.verifiers[phase] = Verifier(among, seed, allowance)
+
+    def nodes(self, writer: str, through: Through, signs: int) -> Scored:
+        """Effects of all neurons of a layer through chosen outputs of its readers."""
+        neurons = len(self.experiment.units(writer))
+        work = signs * self._work(writer, neurons)
+        return self.verifiers["nodes"].verify(
+            neurons,
+            lambda: self.screen.nodes(writer, through).effects,
+            lambda some: node_effects(self.experiment, writer, some.tolist(), through),
+            work=work,
+            cost=work,
+            signs=signs,
+        )
+
+    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
+        """Effects of neurons through everything."""
+        chosen = torch.as_tensor(list(neurons))
+        work = self._work(writer, len(chosen))
+        return self.verifiers["totals"].verify(
+            len(chosen),
+            lambda: self.screen.totals(writer, neurons).effects,
+            lambda some: total_effects(self.experiment, writer, chosen[some.cpu()].tolist()),
+            work=work,
+            cost=self._work(writer, len(self.experiment.units(writer))),
+            signs=2,
+        )
+
+    def edges(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        readers: Mapping[str, Sequence[int]],
+        *,
+        transfers: bool = True,
+    ) -> Iterator[Edges]:
+        """Effects of the edges that move anything; readers are computed exactly for the screen."""
+        verifier, probes = self.verifiers["edges"], 0
+        for probe in probe_edges(self.experiment, writer, neurons, readers):
+            probes += 1
+            scored = verifier.verify(
+                len(probe.pairs),
+                functools.partial(probe.estimate, self.screen.slopes),
+                probe.measure,
+                work=self._work(probe.reader, len(probe.pairs)),
+                cost=1,
+                signs=1,
+            )
+            yield Edges(probe.reader, probe.pairs, probe.transfer, scored)
+        verifier.allowance.left -= max(0, len(readers) - probes)
+
+    def report(self) -> dict[str, Screening]:
+        """Say for each phase that scored anything what was screened and verified."""
+        found = {phase: verifier.report() for phase, verifier in self.verifiers.items()}
+        return {phase: screening for phase, screening in found.items() if screening.scored}
+
+    def _work(self, layer: str, moves: int) -> float:
+        """Bytes of the rows that so many moves of a layer's neurons take, all layers together."""
+        experiment = self.experiment
+        row = experiment.work(experiment.wiring.suffix([layer]))
+        return 2.0 * moves * experiment.recording.size * row

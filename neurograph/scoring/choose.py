@@ -1,0 +1,86 @@
+"""The scorers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
+
+import torch
+
+from neurograph.errors import OptionError
+from neurograph.scoring.auto import Auto
+from neurograph.scoring.budget import Budget
+from neurograph.scoring.edges import probe_edges
+from neurograph.scoring.exact import node_effects, total_effects
+from neurograph.scoring.experiment import Experiment
+from neurograph.scoring.gradient import Gradient
+from neurograph.scoring.hybrid import Hybrid
+from neurograph.scoring.routes import Through
+from neurograph.scoring.scorer import Edges, Scored, Scorer, ScorerName
+from neurograph.scoring.slopes import AlongMove, AtBackground
+
+__all__ = ["Exact", "check_scorer", "choose_scorer"]
+
+_STEPS = 5  # of a move, where gradients are averaged: as many as EAP-IG takes
+
+
+class Exact:
+    """Every intervention is executed."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    def nodes(self, writer: str, through: Through, signs: int = 2) -> Scored:
+        """Effects of all neurons of a layer through chosen outputs of its readers."""
+        neurons = range(len(self.experiment.units(writer)))
+        return Scored(node_effects(self.experiment, writer, neurons, through), None)
+
+    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
+        """Effects of neurons through everything."""
+        return Scored(total_effects(self.experiment, writer, neurons), None)
+
+    def edges(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        readers: Mapping[str, Sequence[int]],
+        *,
+        transfers: bool = True,
+    ) -> Iterator[Edges]:
+        """Effects of the edges that move anything.
+
+        An edge is there if the neuron moves the output at all: its effect may still be zero, where
+        what it does is cancelled further down.
+        """
+        for probe in probe_edges(self.experiment, writer, neurons, readers):
+            every = torch.arange(len(probe.pairs), device=probe.pairs.device)
+            scored = Scored(probe.measure(every), None)
+            yield Edges(probe.reader, probe.pairs, probe.transfer, scored)
+
+
+def check_scorer(scorer: str) -> None:
+    """Raise OptionError for a scorer that there is not."""
+    if scorer not in get_args(ScorerName):
+        raise OptionError(f"scorer={scorer!r} is none of {', '.join(get_args(ScorerName))}")
+
+
+def choose_scorer(
+    scorer: ScorerName,
+    experiment: Experiment,
+    *,
+    budget: Budget,
+    start: float,
+    seed: int,
+    phases: Mapping[str, float],
+) -> Scorer:
+    """Make the scorer of that name; the rest is for `Auto`."""
+    check_scorer(scorer)
+    if scorer == "exact":
+        return Exact(experiment)
+    if scorer == "gradient":
+        return Gradient(experiment)
+    if scorer == "hybrid":
+        return Hybrid(experiment, AtBackground(experiment))
+    if scorer == "integrated":
+        return Hybrid(experiment, AlongMove(experiment, _STEPS))
+    return Auto(experiment, budget, start, seed, phases)

@@ -1,0 +1,100 @@
+"""What a screen promised and what measuring found: how far to trust the rest of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+__all__ = ["Screened", "Screening"]
+
+_STRONGEST = 0.05  # the share of items whose recall is estimated
+
+
+@dataclass(frozen=True, eq=False)
+class Screened:
+    """One screened set: its estimates, and what was measured of it.
+
+    Attributes
+    ----------
+    estimates, effects : ndarray of float64, [items]
+        Effects as estimated, and as far as known.
+    measured : ndarray of bool, [items]
+    spot : ndarray of int64
+        Items measured because they were drawn at random from all.
+    ranked : ndarray of int64
+        Items measured because their estimates promised most.
+    """
+
+    estimates: np.ndarray
+    effects: np.ndarray
+    measured: np.ndarray
+    spot: np.ndarray
+    ranked: np.ndarray
+
+    def spearman(self) -> float:
+        """Rank correlation of estimates and effects over the random ones; NaN if all are equal."""
+        one, other = self.estimates[self.spot], self.effects[self.spot]
+        if len(one) < 3 or (one == one[0]).all() or (other == other[0]).all():
+            return math.nan
+        return float(spearmanr(one, other).statistic)
+
+    def found(self) -> tuple[float, float]:
+        """How many of the strongest were measured, and how many may have been missed.
+
+        Missed are as many of the unmeasured as, of the random ones that had not promised enough,
+        turned out as strong as the weakest of those found.
+        """
+        strength = np.sort(np.abs(self.effects[self.measured]))[::-1]
+        count = min(max(1, round(_STRONGEST * len(self.effects))), len(strength))
+        unseen = len(self.effects) - int(self.measured.sum())
+        beside = np.setdiff1d(self.spot, self.ranked)
+        if not count or not unseen or not len(beside):
+            return float(count), 0.0
+        stronger = np.abs(self.effects[beside]) >= max(strength[count - 1], 1e-300)
+        return float(count), float(stronger.mean() * unseen)
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What was screened, what was verified, and how far to trust the screen.
+
+    Attributes
+    ----------
+    scored, measured : int
+        How many were scored in all, and how many of those by intervention.
+    spearman : float or None
+        Rank correlation of estimates and effects, of those measured at random; the mean over
+        layers, by how many. None where nothing was screened, or all effects are equal.
+    recall : float
+        Estimated share of the strongest 5% that was measured; 1 where everything was.
+    """
+
+    scored: int
+    measured: int
+    spearman: float | None = None
+    recall: float = 1.0
+
+    def __str__(self) -> str:
+        if self.measured == self.scored:
+            return f"all {self.scored:,} measured"
+        told = f"{self.measured:,} of {self.scored:,} measured"
+        if self.spearman is not None:
+            told += f", the screen ranks with Spearman {self.spearman:.2f}"
+        return f"{told}, estimated recall of the strongest {_STRONGEST:.0%}: {self.recall:.2f}"
+
+    @staticmethod
+    def of(screened: Sequence[Screened], whole: int) -> Screening:
+        """Sum up sets that were screened, and so many items that were measured without."""
+        scored = whole + sum(len(s.effects) for s in screened)
+        measured = whole + sum(int(s.measured.sum()) for s in screened)
+        ranks = [(s.spearman(), len(s.spot)) for s in screened]
+        known = [(r, n) for r, n in ranks if not math.isnan(r)]
+        weight = sum(n for _, n in known)
+        spearman = sum(r * n for r, n in known) / weight if weight else None
+        pairs = [s.found() for s in screened]
+        found, missed = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 0)
+        return Screening(scored, measured, spearman, found / (found + missed))
