@@ -9,6 +9,7 @@ from neurograph.archive import load
 from neurograph.circuit import Circuit, Path
 from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
+from neurograph.faithfulness.curves import faithfulness
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import layer_graph
 from neurograph.response import response_curves
@@ -23,6 +24,7 @@ __all__ = [
     "Neuron",
     "Path",
     "causal_shift",
+    "faithfulness",
     "layer_graph",
     "load",
     "logit_difference",

@@ -14,7 +14,7 @@ from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.selection import SIGNS
 
-__all__ = ["Change", "circuit_change"]
+__all__ = ["Change", "circuit_change", "stronger"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _scored_by_both(
     """Effects of the neurons of all layers that both circuits have scores of, ``[neurons]``."""
     parts: tuple[list[NDArray[np.float64]], ...] = ([], [])
     for layer in (name for name in before.scores if name in after.scores):
-        pair = [_stronger(circuit, layer) for circuit in (before, after)]
+        pair = [stronger(circuit, layer) for circuit in (before, after)]
         if pair[0].shape != pair[1].shape:
             raise OptionError(
                 f"the circuits have {pair[0].shape} and {pair[1].shape} neurons and positions at "
@@ -117,7 +117,8 @@ def _scored_by_both(
     return one, other
 
 
-def _stronger(circuit: Circuit, layer: str) -> NDArray[np.float64]:
+def stronger(circuit: Circuit, layer: str) -> NDArray[np.float64]:
+    """Effects of all neurons of a layer, by the search of the sign in which each is stronger."""
     table = circuit.scores[layer]
     found = np.stack([table[sign] for sign in SIGNS if sign in table])
     strongest = np.abs(found).argmax(axis=0)

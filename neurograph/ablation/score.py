@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -71,9 +71,13 @@ class Score:
         OptionError
             The metric does not take the predictions and labels, or gives several numbers.
         """
+        return self.of((self._output(batch), batch.labels) for batch in self.batches)
+
+    def of(self, predicted: Iterable[tuple[Any, Tensor]]) -> float:
+        """Compute the metric of predictions, as `read` gives them, and labels; raises as a call."""
         self.metric.reset()
-        for batch in self.batches:
-            self._update(self._output(batch), batch.labels)
+        for predictions, labels in predicted:
+            self._update(predictions, labels)
         value = self.metric.compute()
         name = type(self.metric).__name__
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -83,8 +87,12 @@ class Score:
             )
         return float(value)
 
+    def read(self, output: Any) -> Any:
+        """Read predictions off what the model returned."""
+        return self._read(output)
+
     def _output(self, batch: Batch) -> Any:
-        return self._read(call_model(self.model, batch.map(torch.clone)))
+        return self.read(call_model(self.model, batch.map(torch.clone)))
 
     def _update(self, predictions: Any, labels: Tensor) -> None:
         if self._column:

@@ -9,7 +9,7 @@ operations that PyTorch itself tags as pointwise, each with a single tensor oper
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,8 +153,10 @@ def is_plain_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear and not hooked and not parametrize.is_parametrized(module)
 
 
-def find_chains(replay: Replay) -> dict[tuple[str, str], Chain]:
-    """Chains from each layer to each plain Linear layer that reads it and nothing else."""
+def find_chains(
+    replay: Replay, serves: Callable[[nn.Module], bool] = is_plain_linear
+) -> dict[tuple[str, str], Chain]:
+    """Chains from each layer to each layer of some kind that reads it and nothing else."""
     modules = dict(replay.model.named_modules())
     layers = replay.recording.layers
     watch = _Watch(replay.recording)
@@ -170,6 +172,6 @@ def find_chains(replay: Replay) -> dict[tuple[str, str], Chain]:
         (writer, reader): chain
         for (writer, reader), chain in watch.found.items()
         if not reader.endswith(INPUT_SIDE)
-        and is_plain_linear(modules[layers[reader].module])
+        and serves(modules[layers[reader].module])
         and layers[reader].layout.plain
     }

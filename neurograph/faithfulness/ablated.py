@@ -1,0 +1,81 @@
+"""What neurons are once they are ablated: zero, their mean, another sample's, a twin's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurograph.contrast import FromMean, FromZero, levels_of
+from neurograph.errors import OptionError
+from neurograph.study import Study
+
+__all__ = ["Ablated", "Ablation", "ablated_values", "check_ablations"]
+
+Ablation = Literal["mean", "zero", "resample", "counterfactual"]
+Ablated = Callable[[str], Tensor]
+"""From a layer's name to the values of its elements once ablated, ``[samples, elements]``."""
+
+_OTHERS = 1  # tells this use of the seed from others
+
+
+def check_ablations(ablations: Sequence[str], *, twins: bool) -> tuple[Ablation, ...]:
+    """Read `ablations=`; OptionError for what is none, twice, or lacks its data."""
+    if isinstance(ablations, str) or not ablations or len(set(ablations)) < len(ablations):
+        raise OptionError(
+            f"ablations={ablations!r}: pass one or more, like ('mean', 'zero'), each once"
+        )
+    known: dict[str, Ablation] = {name: name for name in get_args(Ablation)}
+    for name in ablations:
+        if name not in known:
+            raise OptionError(f"ablations has {name!r}, which is none of {', '.join(known)}")
+    if ("counterfactual" in ablations) != twins:
+        raise OptionError(
+            "ablations='counterfactual' and corrupt= belong together: pass corrupt=, a twin of "
+            "each sample of the data in the same order, or neither"
+        )
+    return tuple(known[name] for name in ablations)
+
+
+def ablated_values(study: Study, ablation: Ablation, seed: int) -> Ablated:
+    """Values of ablated neurons for the reference samples.
+
+    Parameters
+    ----------
+    study : Study
+        With the data as background; of a `Counterfactual` contrast where twins are wanted.
+    ablation : str
+    seed : int
+        Chooses, for `resample`, which other reference sample stands in for each: the same one
+        in all layers.
+    """
+    experiment = study.experiment
+    recording = experiment.recording
+    other = _others(recording.size, seed) if ablation == "resample" else None
+
+    @functools.cache
+    def values(layer: str) -> Tensor:
+        rows = recording.main(layer)
+        if ablation == "counterfactual":
+            return experiment.levels(layer)[0].to(rows)
+        if other is not None:
+            return rows[other.to(rows.device)].flatten(1)
+        contrast = FromMean() if ablation == "mean" else FromZero()
+        statistics = study.profiled.nodes[layer]
+        return levels_of(contrast, recording.layers[layer], statistics, recording, None)[0].to(rows)
+
+    return values
+
+
+def _others(size: int, seed: int) -> Tensor:
+    """Draw another sample for each."""
+    if size < 2:
+        raise OptionError(
+            "ablations='resample' takes values from other reference samples, but there is one"
+        )
+    drawn = np.random.default_rng([seed, _OTHERS]).integers(size - 1, size=size)
+    return torch.from_numpy(drawn + (drawn >= np.arange(size)))

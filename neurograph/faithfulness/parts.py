@@ -1,0 +1,118 @@
+"""Of one circuit: what it lacks, and which of its parts it could do without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from neurograph.errors import OptionError
+from neurograph.faithfulness.ablated import Ablation
+from neurograph.faithfulness.components import Flags
+from neurograph.faithfulness.measure import Measure
+
+__all__ = ["Circuits", "Size", "incompleteness", "minimality"]
+
+Size = float | str
+"""How much of a ranking a circuit is: a share, or ``"kept"`` for what a circuit kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Circuits:
+    """Circuits of any size, and what measures them again.
+
+    Attributes
+    ----------
+    open : callable
+        Gives a context manager of a `Measure`.
+    numbers : mapping of (ranking, order) to ndarray of int
+        Components, the strongest first; of the order `kept`, first what was kept.
+    kept : mapping of str to int
+        How many a ranking kept, where it is a circuit.
+    ablations : tuple of str
+    """
+
+    open: Callable[[], AbstractContextManager[Measure]]
+    numbers: Mapping[tuple[str, str], NDArray[np.int64]]
+    kept: Mapping[str, int]
+    ablations: tuple[Ablation, ...]
+
+    def circuit(self, size: Size, ranking: str | None, order: str) -> Flags:
+        """Mark the components of one circuit; OptionError where there is none such."""
+        name = next(iter(self.numbers))[0] if ranking is None else ranking
+        key = (name, "kept" if size == "kept" else order)
+        if key not in self.numbers:
+            told = ", ".join(f"{n!r} {o}" for n, o in self.numbers)
+            raise OptionError(f"there is no circuit of {name!r} by {key[1]!r}; there are {told}")
+        numbers = self.numbers[key]
+        if size == "kept":
+            count = self.kept[name]
+        elif isinstance(size, str) or not 0 <= size <= 1:
+            raise OptionError(f"size={size!r} is neither a share in [0, 1] nor 'kept'")
+        else:
+            count = int(size * len(numbers))
+        flags = np.zeros(len(numbers), dtype=bool)
+        flags[numbers[:count]] = True
+        return flags
+
+    def ablation(self, ablation: str | None) -> Ablation:
+        """Read which ablation is meant: the first by default."""
+        known = {name: name for name in self.ablations}
+        if ablation is not None and ablation not in known:
+            raise OptionError(f"ablation={ablation!r} is none of {', '.join(known)}")
+        return self.ablations[0] if ablation is None else known[ablation]
+
+
+def incompleteness(
+    measure: Measure, circuit: Flags, ablation: Ablation, draws: int, seed: int
+) -> pd.DataFrame:
+    """Knock random parts of a circuit out of it, and out of the model; see `Faithfulness`."""
+    if draws < 1:
+        raise OptionError(f"draws={draws}: at least one part of the circuit is knocked out")
+    ends = measure.ends(ablation)
+    rows = []
+    for draw in range(draws):
+        random = np.random.default_rng([seed, draw]).random(len(circuit))
+        part = circuit & (random < 0.5)
+        inside, whole = measure([circuit & ~part, ~part], ablation)
+        gap = abs(inside.value - whole.value)
+        share = abs(ends.faithfulness(inside.value) - ends.faithfulness(whole.value))
+        rows.append((draw, int(part.sum()), inside.value, whole.value, gap, share))
+    names = ["draw", "removed", "circuit", "model", "incompleteness", "share"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def minimality(
+    measure: Measure, circuit: Flags, ablation: Ablation, most: int, seed: int
+) -> pd.DataFrame:
+    """Remove parts of a circuit one at a time, and add others; see `Faithfulness`."""
+    if most < 1:
+        raise OptionError(f"most={most}: at least one part of the circuit is removed")
+    generator = np.random.default_rng(seed)
+    tables = []
+    for inside in (True, False):
+        numbers = np.flatnonzero(circuit == inside)
+        if len(numbers) > most:
+            numbers = np.sort(generator.choice(numbers, most, replace=False))
+        changed = np.empty(len(numbers))
+        for start in range(0, len(numbers), measure.at_once):
+            some = numbers[start : start + measure.at_once]
+            sets = [circuit, *(_flipped(circuit, number) for number in some)]
+            whole, *others = (point.value for point in measure(sets, ablation))
+            sense = 1 if inside else -1
+            changed[start : start + len(some)] = sense * (whole - np.array(others))
+        table: Any = measure.components.places(numbers)
+        tables.append(table.assign(inside=inside, change=changed))
+    tables = [table.loc[(-table["change"].abs()).argsort(kind="stable")] for table in tables]
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
+
+
+def _flipped(flags: Flags, number: int) -> Flags:
+    changed = flags.copy()
+    changed[number] = not changed[number]
+    return changed
