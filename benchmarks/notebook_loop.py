@@ -31,6 +31,7 @@ import neurograph
 from neurograph.contrast import SWEEP
 from neurograph.demos import heart
 from neurograph.frontier import Found, find_neurons
+from neurograph.scoring.choose import Exact
 from neurograph.selection import SIGNS, TopQuantile
 from neurograph.study import Options, Study, prepare
 from peak_memory import PeakMemory
@@ -104,7 +105,7 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     def ours() -> Found:
         found = Found()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, keep, found):
+            for _ in find_neurons(experiment, Exact(experiment), keep, found):
                 pass
         return found
 
@@ -156,7 +157,7 @@ def search_rate(width: int, depth: int) -> str:
     def search() -> None:
         found = Found()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, TopQuantile(0.95), found):
+            for _ in find_neurons(experiment, Exact(experiment), TopQuantile(0.95), found):
                 pass
 
     with FlopCounterMode(display=False) as counter:

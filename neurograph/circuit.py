@@ -22,6 +22,8 @@ from neurograph.selection import SIGNS, Sign
 if TYPE_CHECKING:
     from torch import nn
 
+    from neurograph.faithfulness.result import Faithfulness
+
 __all__ = ["Circuit", "Path", "format_effect"]
 
 Measure = Callable[[Sequence[tuple[Neuron, ...]]], list[tuple[float, float]]]
@@ -270,11 +272,11 @@ class Circuit:
 
         save(self, path)
 
-    def to_html(self, path: str | FilePath) -> None:
-        """Write one offline HTML page to explore."""
+    def to_html(self, path: str | FilePath, *, faithfulness: Faithfulness | None = None) -> None:
+        """Write one offline HTML page to explore; with how faithful circuits are, if given."""
         from neurograph.report.page import write_page
 
-        write_page(self, path)
+        write_page(self, path, faithfulness)
 
     def to_graphml(self, path: str | FilePath) -> None:
         """Write the graph as GraphML, for Gephi, Cytoscape or yEd."""

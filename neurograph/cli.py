@@ -147,8 +147,8 @@ def explore(
     contrast: Annotated[
         str,
         typer.Option(
-            help="Values a neuron moves between: quantiles, sweep, mean, zero, or two or more "
-            "quantiles as 0.25,0.75."
+            help="Values a neuron moves between: quantiles, pooled, sweep, mean, zero, resample, "
+            "or two or more quantiles as 0.25,0.75."
         ),
     ] = "quantiles",
     background: Annotated[

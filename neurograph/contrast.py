@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ __all__ = [
     "FromMean",
     "FromZero",
     "Quantiles",
+    "Resample",
     "as_contrast",
     "with_background",
 ]
@@ -34,10 +36,13 @@ Background = Literal["data", "mean", "zero"]
 class Quantiles:
     """A neuron moves through quantiles of its own activations over the data.
 
-    Levels ascend; the effect is between the first and the last of them.
+    Levels ascend; the effect is between the first and the last of them. Each position has
+    quantiles of its own, so that what differs between positions alone does not move. `pooled`
+    takes all positions together, those of the reference samples.
     """
 
     levels: tuple[float, ...] = (0.05, 0.95)
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
@@ -69,13 +74,48 @@ class Counterfactual:
     data: Any
 
 
-Contrast = Quantiles | FromMean | FromZero | Counterfactual
+@dataclass(frozen=True)
+class Resample:
+    """A neuron moves from its value in another reference sample to its actual value in each.
+
+    In sequences it is the value at a random position of that sample, since what says where
+    something stands is the same in all samples; without `positions`, at the same one: the plain
+    resample ablation. What arrives is kept plausible. All channels of a layer come from the same
+    place. And constants stay: a position where the layer has the same values in all samples (that
+    of a BOS token, say) neither changes nor serves others, unless every position is so (position
+    embeddings).
+
+    Of a plain logit, effects average out over the samples, since a value is as likely to come as
+    to go. Choose a target for which each sample's own values are the best: the logit of its own
+    label, or minus the squared distance to what the model returned.
+
+    Notes
+    -----
+    Samples and positions are drawn by the search's `seed`. Resampling (Chan et al. 2022, *Causal
+    scrubbing*) gives a neuron values that it has, and breaks nothing by itself; zeros and means
+    may be values that it never has.
+    """
+
+    positions: bool = True
+
+
+class Twins(Protocol):
+    """Something that has other rows of each layer, as a `Recording` of twins has."""
+
+    def main(self, name: str, /) -> Tensor:
+        """Return the rows of a layer, ``[samples, …]``."""
+        ...
+
+
+Contrast = Quantiles | FromMean | FromZero | Counterfactual | Resample
 SWEEP = Quantiles(QUANTILES)
 _NAMED: dict[str, Contrast] = {
     "quantiles": Quantiles(),
     "sweep": SWEEP,
+    "pooled": Quantiles(pooled=True),
     "mean": FromMean(),
     "zero": FromZero(),
+    "resample": Resample(),
 }
 
 
@@ -85,9 +125,9 @@ def as_contrast(contrast: str | tuple[float, ...] | Contrast) -> Contrast:
     Examples
     --------
     >>> as_contrast("quantiles")
-    Quantiles(levels=(0.05, 0.95))
+    Quantiles(levels=(0.05, 0.95), pooled=False)
     >>> as_contrast((0.25, 0.75))
-    Quantiles(levels=(0.25, 0.75))
+    Quantiles(levels=(0.25, 0.75), pooled=False)
     >>> as_contrast("mean")
     FromMean()
     """
@@ -108,7 +148,7 @@ def levels_of(
     layer: Layer,
     statistics: Mapping[str, Any],
     actual: Recording,
-    corrupt: Recording | None,
+    twins: Twins | None,
 ) -> Tensor:
     """Values between which a layer's neurons move.
 
@@ -118,8 +158,10 @@ def levels_of(
     layer : Layer
     statistics : mapping
         The layer's node of a profiled graph.
-    actual, corrupt : Recording
-        The reference samples as they are, and their counterfactual twins.
+    actual : Recording
+        The reference samples as they are.
+    twins : optional
+        What they move from, under a `Counterfactual` or `Resample`.
 
     Returns
     -------
@@ -136,16 +178,19 @@ def levels_of(
         )
 
     if isinstance(contrast, Quantiles):
-        return flat(_at_positions(_quantiles(contrast.levels, layer, statistics), values))[:, None]
+        table = _quantiles(contrast.levels, layer, statistics)
+        if contrast.pooled and table.dim() == values.dim():  # else the profile has pooled them
+            table = _pooled(contrast.levels, values)
+        return flat(_at_positions(table, values))[:, None]
     if isinstance(contrast, FromMean):
         mean = _at_positions(statistics["mean"].to(values)[None], values)
         low = flat(mean).expand(len(rows), -1)
     elif isinstance(contrast, FromZero):
         low = torch.zeros_like(rows.flatten(1))
     else:
-        if corrupt is None:
-            raise OptionError("a Counterfactual contrast needs its corrupt samples recorded")
-        twin = corrupt.main(layer.name)
+        if twins is None:
+            raise OptionError(f"a {type(contrast).__name__} contrast needs its twins recorded")
+        twin = twins.main(layer.name)
         if twin.shape != rows.shape:
             raise OptionError(
                 f"layer {layer.name!r} returns {tuple(rows.shape)} for the clean samples but "
@@ -165,6 +210,12 @@ def _quantiles(levels: tuple[float, ...], layer: Layer, statistics: Mapping[str,
         )
     table: Tensor = statistics["quantiles"][[known.index(level) for level in levels]]
     return table
+
+
+def _pooled(levels: tuple[float, ...], values: Tensor) -> Tensor:
+    """Quantiles over samples and positions of values ``[samples, neurons, *positions]``."""
+    together = values.movedim(1, 0).flatten(1).double().cpu().numpy()
+    return torch.from_numpy(np.quantile(together, levels, axis=1)).to(values)
 
 
 def _at_positions(table: Tensor, values: Tensor) -> Tensor:

@@ -292,8 +292,10 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
     for batch in source:
         keys = torch.rand(batch.size, generator=generator, dtype=torch.float64)
         limit = max(k for k, _, _ in kept) if len(kept) == count else float("inf")
-        rows = torch.nonzero(keys < limit).flatten().tolist()
-        kept += [(float(keys[row]), start + row, _row(batch, row)) for row in rows]
+        rows = keys.argsort()[:count]
+        rows = rows[keys[rows] < limit]
+        drawn = zip(keys[rows].tolist(), rows.tolist(), strict=True)
+        kept += [(key, start + row, _row(batch, row)) for key, row in drawn]
         kept = sorted(kept, key=lambda item: item[0])[:count]
         start += batch.size
     kept.sort(key=lambda item: item[1])

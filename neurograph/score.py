@@ -154,7 +154,7 @@ def score(
         progress=progress,
     )
     start = time.monotonic()
-    study = prepare(model, data, target, options, profile)
+    study = prepare(model, data, target, options, profile, statistics=False)
     tables: list[pd.DataFrame] = []
     screening: Screening | None = None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.circuit import Circuit, Measure
-from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles
+from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles, Resample
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
 from neurograph.frontier import Found, find_edges, find_neurons, find_totals
 from neurograph.layers import Neuron, channels_first
@@ -95,8 +95,9 @@ def search(
         padding neither moves nor counts. Image maps always move whole.
     contrast : str, tuple or contrast
         Values a neuron moves between: ``"quantiles"`` (0.05 → 0.95 of its activations), a tuple
-        of ascending quantiles, ``"sweep"`` (all seven), ``"mean"`` or ``"zero"`` (→ its actual
-        value in each sample), or a ``Counterfactual(data)``.
+        of ascending quantiles, ``"pooled"`` (quantiles over all positions), ``"sweep"`` (all
+        seven), ``"mean"`` or ``"zero"`` (→ its actual value in each sample), ``"resample"`` (its
+        value elsewhere in another sample → its own), or a ``Counterfactual(data)``.
     background : {"data", "mean", "zero"}
         What everything else is meanwhile: real reference samples, means, or zero.
     reference : int or data
@@ -220,7 +221,9 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
 
 def _read_contrast(told: dict[str, Any]) -> Contrast:
     if told["type"] == "Quantiles":
-        return Quantiles(tuple(told["levels"]))
+        return Quantiles(tuple(told["levels"]), told.get("pooled", False))
+    if told["type"] == "Resample":
+        return Resample(told.get("positions", False))
     return FromMean() if told["type"] == "FromMean" else FromZero()
 
 

@@ -14,12 +14,15 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.activations.profile import QUANTILES, check_weights, profile
+from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
 from neurograph.contrast import (
     Background,
     Contrast,
     Counterfactual,
+    FromMean,
     Quantiles,
+    Resample,
+    Twins,
     as_contrast,
     levels_of,
     with_background,
@@ -34,6 +37,7 @@ from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring
+from neurograph.resampling import Resampled, draw_donors
 from neurograph.scoring.budget import parse_budget
 from neurograph.scoring.choose import check_scorer
 from neurograph.scoring.experiment import Experiment
@@ -135,8 +139,14 @@ def prepare(
     target: int | TargetFunction,
     options: Options,
     profiled: nx.DiGraph | None,
+    *,
+    statistics: bool = True,
 ) -> Study:
-    """Profile, draw the reference samples, record them, and set up the experiment."""
+    """Profile, draw the reference samples, record them, and set up the experiment.
+
+    Without `statistics` a pass over the data is spared where neither contrast nor background asks
+    for any: then the layer graph holds none.
+    """
     refuse_unsupported(model)
     options.checked()
     contrast = as_contrast(options.contrast)
@@ -144,16 +154,24 @@ def prepare(
     with placed(model, options.device):
         source = Source(data, model)
         made = profiled is None
-        if profiled is None:
+        statistics |= _needs_statistics(contrast, options.background)
+        if profiled is None and statistics:
             profiled = _profile(model, data, contrast, options)
+        elif profiled is None:
+            profiled, _ = wired(model, data, options.layers)
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
         actual = capture(model, batch, sites)
-        _check_profile(profiled, actual)
+        _check_profile(profiled, actual, statistics)
         resolved = resolve_target(target, actual.output, options.class_names)
-        corrupt = _corrupt(contrast, model, positions, actual, sites)
-        background = with_background(actual, options.background, profiled)
         inputs = input_tensors(model, actual.batch)
+        twins: Twins | None = None
+        if isinstance(contrast, Counterfactual):
+            twins = _corrupt(contrast, model, positions, actual, sites)
+        elif isinstance(contrast, Resample):
+            donors = draw_donors(actual.size, options.seed)
+            twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
+        background = with_background(actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)
 
@@ -164,7 +182,7 @@ def prepare(
         return replace(found, members=found.members.to(actual.main(layer).device))
 
     def levels(layer: str) -> Tensor:
-        values = levels_of(contrast, actual.layers[layer], profiled.nodes[layer], actual, corrupt)
+        values = levels_of(contrast, actual.layers[layer], profiled.nodes[layer], actual, twins)
         return values.to(actual.main(layer))
 
     def may_move(layer: str) -> Tensor | None:
@@ -190,6 +208,11 @@ def prepare(
         "versions": _versions(),
     }
     return Study(model, options, experiment, profiled, resolved, names, provenance)
+
+
+def _needs_statistics(contrast: Contrast, background: Background) -> bool:
+    own = isinstance(contrast, Quantiles) and not contrast.pooled
+    return own or isinstance(contrast, FromMean) or background == "mean"
 
 
 def _profile(model: nn.Module, data: Any, contrast: Contrast, options: Options) -> nx.DiGraph:
@@ -240,7 +263,7 @@ def _reference(
     return batch, positions, digest.hexdigest(), count
 
 
-def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
+def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:
     for name, layer in actual.layers.items():
         whole = Wiring.of(profiled).whole
         if name not in whole and layer.leaf == min(n.leaf for n in actual.by_call[layer.call]):
@@ -249,7 +272,7 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
         if name not in actual.layers:
             raise OptionError(f"the model never called layer {name!r} of the profile on this data")
         layer = actual.layers[name]
-        if layer.neurons and "mean" not in profiled.nodes[name]:
+        if statistics and layer.neurons and "mean" not in profiled.nodes[name]:
             raise OptionError(
                 f"the profile has no statistics for {name!r}: use profile(), not layer_graph()"
             )
@@ -261,15 +284,13 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording) -> None:
 
 
 def _corrupt(
-    contrast: Contrast,
+    contrast: Counterfactual,
     model: nn.Module,
     positions: tuple[int, ...],
     actual: Recording,
     sites: Sites,
-) -> Recording | None:
+) -> Recording:
     """Record the counterfactual twins of the reference samples."""
-    if not isinstance(contrast, Counterfactual):
-        return None
     everything = concatenate(list(Source(contrast.data, model)))
     if max(positions) >= everything.size:
         raise DataError(
@@ -331,8 +352,10 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
         "seed": options.seed,
     }
     if not isinstance(contrast, Counterfactual):  # it holds data
-        # Lists for tuples, so that it is equal to what is read back from a file.
-        told["contrast"] |= json.loads(json.dumps(asdict(contrast)))
+        # Lists for tuples, so that it is equal to what is read back from a file; a switch that is
+        # off is left out, as it was before there was one.
+        fields = json.loads(json.dumps(asdict(contrast)))
+        told["contrast"] |= {key: value for key, value in fields.items() if value is not False}
     for key in ("feature_names", "class_names"):
         names = getattr(options, key)
         told[key] = None if names is None else list(map(str, names))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from neurograph.contrast import Contrast, Counterfactual
+from neurograph.resampling import draw_donors
 from neurograph.scoring.exact import node_effects
 from neurograph.scoring.experiment import Effects, Experiment
 from neurograph.study import Options, Study, prepare
@@ -78,8 +79,9 @@ class Case:
                 continue
             mean, zero = reference.mean(name, every[name]), torch.zeros_like(actual)
             if q is None:
-                low = {"mean": mean, "zero": zero, "counterfactual": twins[name]}[str(contrast)]
-                levels[name] = torch.stack([low, actual])
+                low = {"mean": mean, "zero": zero, "counterfactual": twins[name]}
+                low["resample"] = _resampled(actual)
+                levels[name] = torch.stack([low[str(contrast)], actual])
             else:
                 levels[name] = reference.quantiles(name, every[name], q)
             self._pad(name, levels, every[name], q)
@@ -148,6 +150,22 @@ class Case:
             )
             for name in layers
         }
+
+
+def _resampled(actual: Tensor) -> Tensor:
+    """Values ``[samples, positions, channels]`` from random positions of other samples.
+
+    Of networks in which no position is the same in all samples, and nothing is padding.
+    """
+    donors = draw_donors(len(actual), 0).tolist()
+    taken = actual[donors]
+    if actual.dim() == 3:
+        length = actual.shape[1]
+        chances = torch.rand(actual.shape[:2], generator=torch.Generator().manual_seed(0))
+        for sample, donor in enumerate(donors):
+            for place in range(length):
+                taken[sample, place] = actual[donor, int(chances[sample, place] * length)]
+    return taken
 
 
 def _rows(arguments: Mapping[str, Any], positions: list[int]) -> dict[str, Any]:

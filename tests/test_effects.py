@@ -17,7 +17,7 @@ from tests import zoo
 from tests.case import Case
 from tests.reference import TARGET
 
-CONTRASTS = ["quantiles", (0.25, 0.75), "sweep", "mean", "zero", "counterfactual"]
+CONTRASTS = ["quantiles", (0.25, 0.75), "sweep", "mean", "zero", "counterfactual", "resample"]
 BACKGROUNDS = ["data", "mean", "zero"]
 slow = settings(max_examples=30, suppress_health_check=list(HealthCheck))
 dtypes = st.sampled_from([torch.float64, torch.float32])

@@ -22,7 +22,7 @@ from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
 from neurograph.sites import Choice, find_sites, refuse_unsupported
 
-__all__ = ["QUANTILES", "check_weights", "profile"]
+__all__ = ["QUANTILES", "check_weights", "profile", "wired"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _BATCH = 256
@@ -93,13 +93,8 @@ def profile(
     >>> graph.nodes["0"]["quantiles"].shape, graph.nodes["0"]["count"]
     (torch.Size([2, 3]), 100)
     """
-    refuse_unsupported(model)
-    check_weights(model)
     with placed(model, device):
-        recording = capture_few(model, data, find_sites(model, layers))
-        with Replay(model, recording) as replay:
-            graph = read_wiring(replay).layers
-        graph.graph["sites"] = recording.sites
+        graph, recording = wired(model, data, layers)
         room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies
         rows = min(_BATCH, room // recording.row_bytes)
         source = Source(data, model, batch_size=max(FEW, rows))
@@ -111,6 +106,17 @@ def profile(
                 for metric in metrics.values():
                     metric.reset()  # else its rows stay until the garbage collector finds them
     return graph
+
+
+def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGraph, Recording]:
+    """The layer graph as `profile` makes it, without statistics, and the few samples it is of."""
+    refuse_unsupported(model)
+    check_weights(model)
+    recording = capture_few(model, data, find_sites(model, layers))
+    with Replay(model, recording) as replay:
+        graph = read_wiring(replay).layers
+    graph.graph["sites"] = recording.sites
+    return graph, recording
 
 
 def check_weights(model: nn.Module) -> None:

@@ -125,7 +125,9 @@ class Components:
         units = self.units[layer]
         index = table[f"{end}index"].to_numpy(dtype=np.int64)
         place = table.get(f"{end}position")
-        position = np.full(len(table), np.nan) if place is None else place.to_numpy(dtype=float)
+        position = np.full(len(table), np.nan)
+        if place is not None:
+            position = place.to_numpy(dtype=float, na_value=np.nan)
         each = units.positions
         wrong = (index < 0) | (np.isnan(position) != (each is None))
         numbers: NDArray[np.int64] = index

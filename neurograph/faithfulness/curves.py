@@ -51,7 +51,7 @@ __all__ = ["SIZES", "faithfulness"]
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151)."""
 
-_NO_PART = ("contrast", "background", "keep", "screen", "scorer", "budget", "paths")  # of `search`
+_NO_PART = ("contrast", "background", "keep", "scorer", "budget", "paths")  # of `search`
 _RANDOM = 2  # tells this use of the seed from others
 
 

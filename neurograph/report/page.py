@@ -16,10 +16,12 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from neurograph.atomic import check_writable, write_atomically
+from neurograph.report.faithfulness import card
 from neurograph.selection import SIGNS
 
 if TYPE_CHECKING:
     from neurograph.circuit import Circuit
+    from neurograph.faithfulness.result import Faithfulness
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PATHS_SHOWN = 20  # strongest paths of each sign that travel with the page
@@ -37,13 +39,15 @@ Columns = dict[str, list[Neuron]]
 Places = dict[Neuron, tuple[float, float]]
 
 
-def render(circuit: Circuit) -> str:
+def render(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
     """Draw a circuit as one HTML page that needs no network and no other file.
 
     Parameters
     ----------
     circuit : Circuit
         The circuit to show.
+    faithfulness : Faithfulness, optional
+        How much of the target it carries, to show beside it.
 
     Returns
     -------
@@ -57,6 +61,7 @@ def render(circuit: Circuit) -> str:
     return environment.get_template("circuit.html.j2").render(
         title=data["title"],
         target=data["target"],
+        card=None if faithfulness is None else card(faithfulness),
         # The page's policy names its scripts by hash: browsers run and fetch nothing else.
         script_hashes=["sha256-" + digest.decode() for digest in digests],
         scripts=[Markup(script) for script in scripts],
@@ -65,7 +70,9 @@ def render(circuit: Circuit) -> str:
     )
 
 
-def write_page(circuit: Circuit, path: str | os.PathLike[str]) -> None:
+def write_page(
+    circuit: Circuit, path: str | os.PathLike[str], faithfulness: Faithfulness | None = None
+) -> None:
     """Write the page of a circuit to a file, whole or not at all.
 
     Parameters
@@ -74,6 +81,8 @@ def write_page(circuit: Circuit, path: str | os.PathLike[str]) -> None:
         The circuit to show.
     path : str or os.PathLike
         File to write; one that exists is replaced.
+    faithfulness : Faithfulness, optional
+        As for `render`.
 
     Raises
     ------
@@ -81,7 +90,7 @@ def write_page(circuit: Circuit, path: str | os.PathLike[str]) -> None:
         If `path` is a folder, or lies in one that does not exist or cannot be written to.
     """
     path = check_writable(Path(path))
-    write_atomically(path, render(circuit).encode())
+    write_atomically(path, render(circuit, faithfulness).encode())
 
 
 def _payload(circuit: Circuit) -> Any:
@@ -122,12 +131,19 @@ def _network(graph: Any, ids: dict[Neuron, str], places: Places, radius: float) 
         node |= {"label": str(attributes.get("name", f"{layer}[{index}]")), "shape": "custom"}
         node |= {"size": 3.5 + (radius - 3.5) * share, "sign": _sign(attributes)}
         node |= {key: attributes[key] for key in _SHOWN if key in attributes}
+        node |= _estimated(attributes)
         net.nodes.append(node)
         for reader in sorted(graph.succ[neuron], key=lambda n: int(ids[n])):
             edge = graph.edges[neuron, reader]
             ends = {"from": node_id, "to": ids[reader], "sign": _sign(edge)}
-            net.edges.append(ends | {key: edge.get(key) for key in ("effect", "stderr")})
+            ends |= {key: edge.get(key) for key in ("effect", "stderr")}
+            net.edges.append(ends | _estimated(edge))
     return net
+
+
+def _estimated(attributes: Any) -> dict[str, bool]:
+    """Mark what was not measured by intervention."""
+    return {} if attributes.get("measured", True) else {"estimated": True}
 
 
 def _columns(graph: Any, layers: Any) -> Columns:

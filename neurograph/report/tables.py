@@ -136,7 +136,9 @@ def facts_table(circuit: Circuit) -> Table:
     }
     facts |= {key: value for key, value in known["options"].items() if isinstance(value, str | int)}
     for key in ("contrast", "keep"):
-        facts[key] = " ".join(map(str, known["options"][key].values()))
+        fields = known["options"][key].items()
+        facts[key] = " ".join(name if value is True else str(value) for name, value in fields)
+    facts |= dict(line.split(": ", 1) for line in circuit.screened())
     facts["versions"] = ", ".join(f"{name} {value}" for name, value in known["versions"].items())
     facts["complete"] = "yes" if known["complete"] else "no, interrupted"
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -116,11 +116,10 @@ class Gradient:
                 # In-place glue may not write to a leaf.
                 given = {name: tensor.clone() for name, tensor in rows.items()}
                 probed = experiment.replay.run(plan, given, samples=samples).probed[reader]
-                answer = probed.flatten(1) * slope[samples]
+                answers = (probed.flatten(1) * slope[samples]).sum(dim=0)
+                totals = [answers[torch.unique(units.members[o])].sum() for o in outputs]
             pieces: dict[str, list[Tensor]] = {name: [] for name in writers}
-            for output in outputs:
-                elements = torch.unique(units.members[output])
-                total = answer[:, elements].sum() if answer.requires_grad else None
+            for total in totals:
                 for name, gradient in _gradients(total, rows).items():
                     pieces[name].append(self._moved(name, gradient.flatten(1), samples))
             for name, moved in pieces.items():
@@ -136,9 +135,9 @@ class Gradient:
         return (change[:, units.members] * units.once).sum(2).T.double()
 
 
-def _gradients(total: Tensor | None, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _gradients(total: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gradients of a number by several rows; 0 by those that it does not depend on."""
-    if total is None or not total.requires_grad:
+    if not total.requires_grad:
         return {name: torch.zeros_like(tensor) for name, tensor in rows.items()}
     slopes = torch.autograd.grad(
         total, list(rows.values()), retain_graph=True, allow_unused=True, materialize_grads=True

@@ -43,19 +43,24 @@ class Screened:
         return float(spearmanr(one, other).statistic)
 
     def found(self) -> tuple[float, float]:
-        """How many of the strongest were measured, and how many may have been missed.
+        """How many the strongest are, and about how many of them were measured.
 
-        Missed are as many of the unmeasured as, of the random ones that had not promised enough,
-        turned out as strong as the weakest of those found.
+        The random ones that had not promised enough stand for all that were not measured.
         """
-        strength = np.sort(np.abs(self.effects[self.measured]))[::-1]
-        count = min(max(1, round(_STRONGEST * len(self.effects))), len(strength))
-        unseen = len(self.effects) - int(self.measured.sum())
+        strength = np.abs(self.effects)
         beside = np.setdiff1d(self.spot, self.ranked)
-        if not count or not unseen or not len(beside):
-            return float(count), 0.0
-        stronger = np.abs(self.effects[beside]) >= max(strength[count - 1], 1e-300)
-        return float(count), float(stronger.mean() * unseen)
+        unseen = len(strength) - int(self.measured.sum())
+        count = max(1.0, _STRONGEST * len(strength))
+        if not unseen or not len(beside):
+            return count, count
+        values = np.concatenate([strength[self.measured], strength[beside]])
+        weights = np.ones(len(values))
+        weights[-len(beside) :] = unseen / len(beside)
+        seen = np.ones(len(values))
+        seen[-len(beside) :] = 0
+        order = np.argsort(-values, kind="stable")
+        within = np.diff(weights[order].cumsum().clip(max=count), prepend=0.0)
+        return count, float((within * seen[order]).sum())
 
 
 @dataclass(frozen=True)
@@ -96,5 +101,5 @@ class Screening:
         weight = sum(n for _, n in known)
         spearman = sum(r * n for r, n in known) / weight if weight else None
         pairs = [s.found() for s in screened]
-        found, missed = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 0)
-        return Screening(scored, measured, spearman, found / (found + missed))
+        strongest, found = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 1)
+        return Screening(scored, measured, spearman, found / strongest)

@@ -196,15 +196,23 @@ def test_a_circuit_brings_its_groups_and_positions() -> None:
     assert found.provenance["options"]["positions"] == "each"
 
 
-class Scores:
-    def ranking(self) -> pd.Series:
-        return of_neurons(WEIGHTS)
-
-
-def test_whatever_ranks_is_a_ranking() -> None:
-    model, X = linear()
-    found = ng.faithfulness(model, X, 1, Scores(), ablations=["zero"], sizes=(0.2,), draws=0)
-    assert curve(found, "signed") == pytest.approx([0.7])
+@pytest.mark.parametrize("of", ["neurons", "edges"])
+def test_scores_are_a_ranking(of: Any) -> None:
+    """With positions in some layers and none in others."""
+    sample = zoo.attention(4, 2, 1, F64)
+    X = sample.data(30, 0)
+    options: dict[str, Any] = {"positions": "each", "layers": ["q", "o", "head"]}
+    scores = ng.score(sample.model, X, 1, of=of, scorer="gradient", progress=False, **options)
+    found = ng.faithfulness(sample.model, X, 1, scores, draws=0, sizes=(0.1, 1), ablations=["zero"])
+    assert found.of == of
+    assert len(scores.table) == found.components + (2 if of == "neurons" else 0)  # the head's
+    assert curve(found, "signed")[-1] == pytest.approx(1)
+    named = ng.faithfulness(
+        sample.model, X, 1, {"a": scores, "b": scores.ranking()}, draws=0, ablations=["zero"],
+        sizes=(0.1, 1),
+    )  # fmt: skip
+    for name in "ab":
+        assert curve(named, "signed", ranking=name) == curve(found, "signed")
 
 
 # -- ends, metrics, what is left alone -------------------------------------------------------------

@@ -115,6 +115,18 @@ def test_what_is_not_finite_becomes_null(make_circuit: Make) -> None:
     assert data["provenance"]["tau"] is None
 
 
+def test_what_was_estimated_is_marked(make_circuit: Make) -> None:
+    circuit = make_circuit()
+    neuron, edge = list(circuit.graph)[3], next(iter(circuit.graph.edges))
+    circuit.graph.nodes[neuron]["measured"] = False
+    circuit.graph.edges[edge]["measured"] = False
+    data = data_of(render(circuit))
+    marked = [(n["layer"], n["index"]) for n in data["nodes"] if n.get("estimated")]
+    assert marked == [neuron]
+    ends = {n["id"]: (n["layer"], n["index"]) for n in data["nodes"]}
+    assert [(ends[e["from"]], ends[e["to"]]) for e in data["edges"] if e.get("estimated")] == [edge]
+
+
 def test_sparse_attributes_and_foreign_values_are_fine(make_circuit: Make) -> None:
     odd = {"seed": np.int64(3), "cut": np.float32(0.5), 1: (Path("x"), {"b", "a"})}
     circuit = replace(make_circuit(), provenance=odd)

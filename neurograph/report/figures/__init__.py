@@ -5,10 +5,19 @@ window: ``figure.savefig(path)`` writes it. Nothing global is touched.
 """
 
 from neurograph.report.figures.distributions import distributions
+from neurograph.report.figures.faithfulness import faithfulness
 from neurograph.report.figures.masking import masking
 from neurograph.report.figures.quantile_bands import quantile_bands
 from neurograph.report.figures.responses import responses
 from neurograph.report.figures.separation import separation
 from neurograph.report.figures.shift import shift
 
-__all__ = ["distributions", "masking", "quantile_bands", "responses", "separation", "shift"]
+__all__ = [
+    "distributions",
+    "faithfulness",
+    "masking",
+    "quantile_bands",
+    "responses",
+    "separation",
+    "shift",
+]

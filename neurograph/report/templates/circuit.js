@@ -69,7 +69,10 @@
   function effectChip(item, key = "effect", error = "stderr") {
     const [value, spread] = withError(item[key], item[error]);
     const sign = size(item[key]) === 0 ? "" : item[key] < 0 ? "negative" : "positive";
-    return el("span", { class: `effect ${sign}` }, value, el("small", {}, spread));
+    const estimated = item.estimated && key === "effect";
+    const title = estimated ? "estimated, not measured by intervention" : null;
+    return el("span", { class: `effect ${sign}`, title }, estimated ? `≈ ${value}` : value,
+      el("small", {}, spread));
   }
 
   // ---------------------------------------------------------------- the graph

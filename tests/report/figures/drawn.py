@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from torch import Tensor, nn
 
 import neurograph as ng
+from neurograph.faithfulness.result import Faithfulness
 from neurograph.report import figures
 from tests.zoo import settle
 
@@ -97,6 +98,30 @@ def masked() -> Curves:
     return Curves(pd.DataFrame(rows, columns="criterion group share mean low high".split()))
 
 
+def kept(rankings: Sequence[str] = ("exact", "gradient"), **changed: Any) -> Faithfulness:
+    """Faithfulness as it would be: two rankings, one of them a circuit's, beside random ones."""
+    shares = (0.001, 0.01, 0.1, 0.2, 0.5, 1.0)
+    rows = []
+    for ablation in ("mean", "resample", "zero"):
+        for place, name in enumerate(rankings):
+            for order, power in (("signed", 0.2), ("absolute", 0.5 + place / 4)):
+                rows += [(name, order, ablation, share, 0, share**power) for share in shares]
+        rows.append((rankings[0], "kept", ablation, 0.05, 0, 0.8))
+        for draw in range(3):
+            rows += [("random", "random", ablation, s, draw, s + draw / 20) for s in shares]
+    table = pd.DataFrame(rows, columns="ranking order ablation share draw faithfulness".split())
+    table = table.assign(components=(1000 * table["share"]).astype(int), value=0.0, error=0.0)
+    both = [table.assign(direction="keep")]
+    both.append(table.assign(direction="knock_out", faithfulness=1 - table["faithfulness"]))
+    ends = pd.DataFrame({"ablation": ["mean", "resample", "zero"], "told": True})
+    options = {
+        "draws": pd.concat(both, ignore_index=True),
+        "ends": ends,
+        "target": "well",
+    } | changed
+    return Faithfulness(**options, of="neurons", components=1000, metric=None, sizes=shares)
+
+
 def curves(**options: Any) -> ng.ResponseCurves:
     X = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
     chosen = {"neurons": "hidden", "progress": False} | options
@@ -129,6 +154,7 @@ def profiled() -> Any:
 FIGURES = {
     "distributions": lambda: figures.distributions(values(), [("hidden", i) for i in range(4)]),
     "many classes": lambda: figures.distributions(values(9), [("hidden", 0), ("hidden", 1)]),
+    "faithfulness": lambda: figures.faithfulness(kept()),
     "masking": lambda: figures.masking(masked()),
     "quantile bands": lambda: figures.quantile_bands(profiled()),
     "responses": lambda: figures.responses(curves()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 
 import neurograph as ng
+from neurograph.faithfulness.rankings import ORDERS
 from neurograph.report import figures
 from neurograph.report.figures import style
 from tests.report.figures import drawn
@@ -208,6 +210,62 @@ def test_a_single_draw_has_no_interval() -> None:
     assert figure.get_suptitle().startswith("AUROC with")
 
 
+# -- faithfulness --------------------------------------------------------------------------------
+
+
+def test_faithfulness_is_the_curves() -> None:
+    found = drawn.kept()
+    figure = figures.faithfulness(found)
+    table = found.curves()
+    places = list(itertools.product(("keep", "knock_out"), ("mean", "resample", "zero")))
+    assert titles(figure)[0] == "kept alone, others mean"
+    assert titles(figure)[5] == "knocked out, zero"
+    looks = set()
+    for ax, (direction, ablation) in zip(figure.axes, places, strict=True):
+        here = table[(table["direction"] == direction) & (table["ablation"] == ablation)]
+        assert ax.get_xscale() == "log"
+        assert [ln.get_ydata() for ln in lines(ax, "black")] == [[0, 0], [1, 1]]
+        random = here[here["order"] == "random"]
+        (band,) = ax.collections
+        edge = band.get_paths()[0].vertices
+        assert edge[:, 1].max() == pytest.approx(random["faithfulness_high"].max())
+        assert edge[:, 1].min() == pytest.approx(random["faithfulness_low"].min())
+        (line,) = lines(ax, style.GREY)
+        np.testing.assert_allclose(line.get_ydata(), random["faithfulness"])
+        for name, colour in (("exact", style.BLUE), ("gradient", style.VERMILLION)):
+            for line, order in zip(lines(ax, colour), ("signed", "absolute", "kept"), strict=False):
+                rows = here[(here["ranking"] == name) & (here["order"] == order)]
+                np.testing.assert_allclose(line.get_xdata(), 100 * rows["share"])
+                np.testing.assert_allclose(line.get_ydata(), rows["faithfulness"])
+                looks.add((line.get_color(), line.get_linestyle(), line.get_marker()))
+    assert len(looks) == 5
+    told = {f"{name}, {order}" for name in ("exact", "gradient") for order in ORDERS}
+    assert set(legend(figure)) == told | {"exact, kept", "random", "whole model and nothing"}
+    assert figure.get_suptitle().startswith("Faithfulness to 'well' of circuits of neurons")
+    assert "cut at" not in figure.get_suptitle()
+    assert figure.axes[-1].get_xlabel() == "share of the neurons, %"
+
+
+def test_faithfulness_of_one_ablation_and_some_rankings() -> None:
+    found = drawn.kept()
+    one = found.draws[found.draws["ablation"] == "zero"]
+    wild = one.assign(faithfulness=one["faithfulness"].where(one["share"] > 0.01, -40.0))
+    figure = figures.faithfulness(drawn.kept(draws=wild), rankings=["gradient"])
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 2
+    assert "cut at -1 and 2" in figure.get_suptitle()
+    assert figure.axes[0].get_ylim()[0] > -1.2
+    told = {"gradient, signed", "gradient, absolute", "random", "whole model and nothing"}
+    assert set(legend(figure)) == told
+
+
+def test_faithfulness_that_is_none_is_said() -> None:
+    found = drawn.kept()
+    flat = found.draws["faithfulness"].where(found.draws["ablation"] != "mean")
+    figure = figures.faithfulness(drawn.kept(draws=found.draws.assign(faithfulness=flat)))
+    assert [bool(written(ax)) for ax in figure.axes] == [True, False, False] * 2
+
+
 # -- separation ----------------------------------------------------------------------------------
 
 
@@ -365,6 +423,18 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "empty summary": (
         lambda: figures.masking(drawn.Curves(drawn.masked().table[:0])),
         "the table of masking curves is empty",
+    ),
+    "no circuits": (
+        lambda: figures.faithfulness(drawn.kept(draws=drawn.kept().draws[:0])),
+        "the table of faithfulness is empty",
+    ),
+    "no such ranking": (
+        lambda: figures.faithfulness(drawn.kept(), rankings=["other"]),
+        "'other', which is none of exact, gradient",
+    ),
+    "many rankings": (
+        lambda: figures.faithfulness(drawn.kept(list("abcdefg"))),
+        "7 rankings cannot be told apart",
     ),
     "summary lacks": (
         lambda: figures.masking(drawn.Curves(drawn.masked().table.drop(columns="low"))),

@@ -1,0 +1,118 @@
+"""Scores of everything are those of the scorers, in one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import neurograph as ng
+from neurograph.errors import SearchInterrupted
+from neurograph.score import Scores
+from neurograph.scoring.exact import edge_effects, total_effects
+from neurograph.study import Options, prepare
+from tests import zoo
+from tests.case import as_data
+
+SCORERS = ["auto", "exact", "hybrid", "gradient", "integrated"]
+
+
+def test_every_edge_has_the_effect_that_it_has_alone() -> None:
+    sample = zoo.branched_cnn(3, 2, 0, torch.float64)
+    x = sample.data(20, 0)
+    found = ng.score(sample.model, x, 1, of="edges", reference=4, progress=False)
+    ranking = found.ranking()
+    with prepare(sample.model, x, 1, Options(reference=4, progress=False), None).open() as e:
+        pairs = [(w, r) for w, r in e.graph.edges if e.recording.layers[w].neurons]
+        count = 0
+        for writer, reader in pairs:
+            neurons = range(len(e.units(writer)))
+            for output in range(len(e.units(reader))):
+                wanted = edge_effects(e, writer, neurons, reader, output).effect
+                got = [ranking[writer, i, reader, output] for i in neurons]
+                np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
+                count += len(got)
+    assert count == len(found.table)
+    strength = found.table["effect"].abs().to_numpy()
+    assert (strength[:-1] >= strength[1:]).all()
+    assert found.table["measured"].all()
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("name", ["gpt2_heads", "gpt2_each", "lstm_cell", "resnet"])
+def test_total_effects_of_all_neurons(name: str, scorer: Any) -> None:
+    network = zoo.NETWORKS[name](0)
+    data = as_data(network.inputs(8, 1))
+    options = {"reference": 3, "progress": False, **network.options}
+    found = ng.score(network.model, data, network.target, scorer=scorer, **options)
+    ranking = found.ranking().sort_index()
+    study = prepare(network.model, data, network.target, Options(**options), None)
+    rows = 0
+    with study.open() as experiment:
+        for layer in experiment.graph:
+            units = experiment.units(layer) if experiment.recording.layers[layer].neurons else ()
+            rows += len(units)
+            for unit in range(len(units))[:2] if scorer in ("auto", "exact") else ():
+                neuron = units.neuron(unit)
+                wanted = total_effects(experiment, layer, [unit]).effect
+                place = (
+                    neuron
+                    if "position" not in ranking.index.names
+                    else (layer, neuron.index, neuron.position)
+                )
+                got = np.atleast_1d(ranking.loc[tuple(place)])
+                assert float(got[0]) == pytest.approx(float(wanted), rel=1e-6, abs=1e-9)
+    assert rows == len(found.table)
+    assert found.table["measured"].all() == (scorer in ("auto", "exact"))
+    assert np.isfinite(found.table["effect"]).all()
+
+
+def test_a_budget_measures_what_promises_most() -> None:
+    sample = zoo.mlp((6, 40, 30, 1), "tanh", False, 0, torch.float64)
+    x = sample.data(60, 0)
+    some = ng.score(sample.model, x, 1, of="edges", budget=4, progress=False)
+    every = ng.score(sample.model, x, 1, of="edges", scorer="exact", progress=False).ranking()
+    assert some.screening is not None
+    assert some.screening.scored == len(some.table) == len(every)
+    assert some.screening.measured == some.table["measured"].sum() < len(every) / 4
+    assert "estimated recall" in repr(some)
+    measured = some.table[some.table["measured"]]
+    for row in measured.head(20).itertuples(index=False):
+        place = (row.source_layer, row.source_index, row.target_layer, row.target_index)
+        assert row.effect == pytest.approx(every[place], rel=1e-6)
+
+
+def test_what_is_interrupted_keeps_the_layers_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = zoo.mlp((3, 5, 4, 1), "relu", False, 0, torch.float64)
+    calls = 0
+
+    def target(output: Tensor, _batch: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise KeyboardInterrupt
+        return output[:, 0]
+
+    with pytest.raises(SearchInterrupted) as stop:
+        ng.score(sample.model, sample.data(20, 0), target, scorer="exact", progress=False)
+    part = stop.value.circuit
+    assert isinstance(part, Scores)
+    assert set(part.table["layer"]) == {"input", "layers.0"} or len(part.table) < 13
+    assert not any("forward" in vars(module) for module in sample.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"of": "paths"}, "of='paths'"),
+        ({"scorer": "best"}, "scorer='best'"),
+        ({"budget": "long"}, "budget='long'"),
+    ],
+)
+def test_options_that_mean_nothing(options: dict[str, Any], told: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    with pytest.raises(ng.NeurographError, match=told):
+        ng.score(model, torch.randn(5, 2), 1, **options)
