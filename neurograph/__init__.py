@@ -11,6 +11,7 @@ from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.faithfulness.curves import faithfulness
 from neurograph.layers import Neuron
+from neurograph.pathways.strongest import strongest_paths
 from neurograph.replay.wiring import layer_graph
 from neurograph.response import response_curves
 from neurograph.score import score
@@ -35,4 +36,5 @@ __all__ = [
     "score",
     "search",
     "separation",
+    "strongest_paths",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import networkx as nx
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ __all__ = ["Scores", "score"]
 
 _PLACE = ["layer", "index", "position"]
 _ENDS = [f"{end}_{key}" for end in ("source", "target") for key in _PLACE]
+_NUMBERS = ["effect", "stderr", "rms", "measured"]
 _PHASES = {"neurons": "totals", "edges": "edges"}
 
 
@@ -42,7 +44,8 @@ class Scores:
     ----------
     table : DataFrame
         Strongest first: ``effect`` (in units of the target), ``stderr`` (standard error of that
-        mean over the reference samples) and ``measured``, whether by intervention; of neurons
+        mean over the reference samples), ``rms`` (root mean square of the samples' own differences,
+        which do not cancel) and ``measured``, whether by intervention; of neurons
         ``layer`` and ``index``, of edges ``source_layer``, ``source_index``, ``target_layer`` and
         ``target_index``; with ``position`` behind each index where positions have neurons of
         their own.
@@ -59,10 +62,25 @@ class Scores:
     screening: Screening | None
     provenance: Mapping[str, Any]
 
-    def ranking(self) -> pd.Series:
-        """Effects, indexed by the columns that say whose they are; strongest first."""
-        places = [c for c in self.table if c not in ("effect", "stderr", "measured")]
-        return self.table.set_index(places)["effect"]
+    def ranking(self, by: Literal["effect", "rms"] = "effect") -> pd.Series:
+        """Effects, indexed by the columns that say whose they are; strongest first.
+
+        Parameters
+        ----------
+        by : {"effect", "rms"}
+            Mean effects, or how much each sample's target moves whichever way. A resampling
+            contrast moves single targets up as often as down: there `rms` tells more.
+
+        Raises
+        ------
+        OptionError
+            There is no such column.
+        """
+        if by not in ("effect", "rms"):
+            raise OptionError(f"by={by!r} is neither 'effect' nor 'rms'")
+        places = [c for c in self.table if c not in _NUMBERS]
+        values = self.table.set_index(places)[by]
+        return values.sort_values(ascending=False, kind="stable") if by == "rms" else values
 
     def __repr__(self) -> str:
         kind = "edges" if "source_layer" in self.table else "neurons"
@@ -201,7 +219,7 @@ def _tables(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iter
     every = range(len(units))
     if of == "neurons":
         yield _places(units, torch.arange(len(units)), "").assign(
-            **_columns(scorer.totals(layer, every))
+            **_columns(experiment, scorer.totals(layer, every))
         )
         return
     readers = {
@@ -228,10 +246,10 @@ def _tables(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iter
 def _edge_table(
     experiment: Experiment, writer: str, reader: str, pairs: torch.Tensor, scored: Scored | None
 ) -> pd.DataFrame:
-    columns = {"effect": 0.0, "stderr": 0.0, "measured": True}
+    columns = {"effect": 0.0, "stderr": 0.0, "rms": 0.0, "measured": True}
     source = _places(experiment.units(writer), pairs[:, 0], "source_")
     target = _places(experiment.units(reader), pairs[:, 1], "target_")
-    told = columns if scored is None else _columns(scored)
+    told = columns if scored is None else _columns(experiment, scored)
     return pd.concat([source, target], axis=1).assign(**told)
 
 
@@ -245,11 +263,15 @@ def _places(units: Units, chosen: torch.Tensor, prefix: str) -> pd.DataFrame:
     return pd.DataFrame(columns, index=range(len(numbers)))
 
 
-def _columns(scored: Scored) -> dict[str, Any]:
+def _columns(experiment: Experiment, scored: Scored) -> dict[str, Any]:
     effects, measured = scored
+    effect, stderr = effects.effect.cpu().numpy(), effects.stderr.cpu().numpy()
+    # Mean square = square of the mean + variance, and the error is its root by n − 1.
+    spread = np.nan_to_num(stderr) ** 2 * (experiment.recording.size - 1)
     return {
-        "effect": effects.effect.cpu().numpy(),
-        "stderr": effects.stderr.cpu().numpy(),
+        "effect": effect,
+        "stderr": stderr,
+        "rms": np.sqrt(effect**2 + spread),
         "measured": True if measured is None else measured.cpu().numpy(),
     }
 
@@ -262,4 +284,4 @@ def _joined(tables: Sequence[pd.DataFrame], of: str) -> pd.DataFrame:
         whole[column] = whole[column].astype("Int64")
     strongest = whole["effect"].abs().sort_values(ascending=False, kind="stable").index
     places = [column for column in order if column in whole]
-    return whole.loc[strongest, [*places, "effect", "stderr", "measured"]].reset_index(drop=True)
+    return whole.loc[strongest, [*places, *_NUMBERS]].reset_index(drop=True)

@@ -211,8 +211,7 @@ def prepare(
 
 
 def _needs_statistics(contrast: Contrast, background: Background) -> bool:
-    own = isinstance(contrast, Quantiles) and not contrast.pooled
-    return own or isinstance(contrast, FromMean) or background == "mean"
+    return isinstance(contrast, Quantiles | FromMean) or background == "mean"
 
 
 def _profile(model: nn.Module, data: Any, contrast: Contrast, options: Options) -> nx.DiGraph:

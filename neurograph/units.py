@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Units:
     def __len__(self) -> int:
         return len(self.members)
 
-    @property
+    @functools.cached_property
     def once(self) -> Tensor:
         """For each member, 1 but for the elements that stand twice: 0 from the second time on."""
         order = self.members.argsort(dim=1, stable=True)

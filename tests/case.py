@@ -80,7 +80,8 @@ class Case:
             mean, zero = reference.mean(name, every[name]), torch.zeros_like(actual)
             if q is None:
                 low = {"mean": mean, "zero": zero, "counterfactual": twins[name]}
-                low["resample"] = _resampled(actual)
+                if contrast == "resample":
+                    low["resample"] = _resampled(actual)
                 levels[name] = torch.stack([low[str(contrast)], actual])
             else:
                 levels[name] = reference.quantiles(name, every[name], q)

@@ -29,11 +29,13 @@ def by_edge(ranking: pd.Series) -> dict[Edge, float]:
     return {((a, i), (b, j)): effect for (a, i, b, j), effect in ranking.items()}
 
 
-def program_edges(program: Program, **options: Any) -> dict[Edge, float]:
+def program_edges(
+    program: Program, target: Any = likeness, by: Any = "effect", **options: Any
+) -> dict[Edge, float]:
     """Effects of a program's candidate edges; 0 where nothing leads from one to the other."""
     told = {"scorer": "exact", "progress": False, **OPTIONS, **options}
-    scores = ng.score(program.model, program.data, likeness, of="edges", **told)
-    found = by_edge(scores.ranking())
+    scores = ng.score(program.model, program.data, target, of="edges", **told)
+    found = by_edge(scores.ranking(by))
     return {edge: found.get(edge, 0.0) for edge in program.edges}
 
 

@@ -45,6 +45,8 @@ def test_compiled_programs_are_found_by_resampling(name: str) -> None:
         torch.testing.assert_close(program.model(program.ids), logits, rtol=0, atol=1e-5)
     for seed in range(3):
         check_ranking(program, program_edges(program, contrast="resample", seed=seed))
+    plain = program_edges(program, mixture, "rms", contrast="resample")
+    assert auroc(plain, program.edges) == 1
     # By shuffling samples alone, or by zeros, one or the other goes wrong.
     others = {c: auroc(program_edges(program, contrast=c), program.edges) for c in ("mean", "zero")}
     assert min(others.values()) < 1
@@ -55,6 +57,20 @@ def test_compiled_programs_are_found_by_resampling(name: str) -> None:
 def test_hand_written_programs_are_found_by_resampling(name: str, length: int) -> None:
     program = PROGRAMS[name](length)
     check_ranking(program, program_edges(program, contrast="resample"))
+
+
+def mixture(output: Tensor, _batch: Any) -> Tensor:
+    """Target: all logits at once, each with a weight of its own."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(output.shape[1:], generator=generator, dtype=output.dtype)
+    return (output * weights).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_plain_logits_will_do_where_samples_are_not_averaged(name: str) -> None:
+    program = PROGRAMS[name](6)
+    effects = program_edges(program, mixture, "rms", contrast="resample")
+    assert auroc(effects, program.edges) == 1
 
 
 def test_constants_break_zeroing_and_positions_break_plain_resampling() -> None:
@@ -165,7 +181,7 @@ def test_addition_is_done_by_the_neurons_that_follow_one_frequency() -> None:
             scorer="exact",
             progress=False,
         )
-        effects = {i: effect for (_, i), effect in scores.ranking().items()}
+        effects = scores.ranking()["0"]  # beside those of the inputs
         assert auroc(effects, dict(enumerate(network.key.tolist()))) > 0.99
 
 

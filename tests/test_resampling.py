@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.contrast import Contrast, Counterfactual, Quantiles, Resample, as_contrast
 from neurograph.errors import OptionError
+from neurograph.options import read_contrast
 from neurograph.positions import attended
 from neurograph.replay.observe import input_tensors
 from neurograph.resampling import draw_donors
@@ -202,3 +203,25 @@ def test_pooled_quantiles_are_of_all_positions_together() -> None:
     got = study.experiment.levels("token").view(2, LENGTH, 3)
     wanted = np.quantile(values, [0.25, 0.75], axis=0)
     np.testing.assert_allclose(got[:, 3], wanted, rtol=1e-5)
+
+
+def test_pooled_quantiles_leave_padding_out() -> None:
+    network, arguments = zoo.NETWORKS["bert"](0), zoo.NETWORKS["bert"](0).inputs(8, 1)
+    arguments["attention_mask"][:, -1] = 0
+    given = {"contrast": "pooled", "reference": 8, "progress": False, **network.options}
+    study = prepare(network.model, dict(arguments), network.target, Options(**given), None)
+    layer = next(n for n, d in study.experiment.recording.layers.items() if d.type == "Embedding")
+    values = study.experiment.recording.main(layer)[:, :-1].flatten(0, 1)
+    wanted = np.quantile(values.numpy(), [0.05, 0.95], axis=0)
+    got = study.experiment.levels(layer)[..., : values.shape[1]]  # of the first position
+    np.testing.assert_allclose(got, np.broadcast_to(wanted[:, None], got.shape), rtol=1e-9)
+    assert len(ng.score(network.model, dict(arguments), network.target, **given).table) > 0
+
+
+def test_it_has_a_name_everywhere() -> None:
+    assert as_contrast(read_contrast("resample")) == Resample()
+    assert as_contrast(read_contrast("pooled")) == Quantiles(pooled=True)
+    model, ids = Tokens(), sentences(30)
+    scores = ng.score(model, (ids, model(ids).detach()), likeness, contrast="resample")
+    assert scores.provenance["options"]["contrast"] == {"type": "Resample", "positions": True}
+    assert (scores.table["effect"] >= 0).all()

@@ -41,6 +41,27 @@ def test_every_edge_has_the_effect_that_it_has_alone() -> None:
     assert found.table["measured"].all()
 
 
+def test_the_root_mean_square_is_of_the_samples_own_differences() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    x = torch.randn(12, 2, dtype=torch.float64)
+    found = ng.score(model, x, 1, contrast="zero", reference=x, scorer="exact", progress=False)
+    table = found.table.set_index(["layer", "index"])
+    with torch.no_grad():
+        for neuron in range(3):
+            hidden = model[0](x)
+            zeroed = hidden.clone()
+            zeroed[:, neuron] = 0
+            difference = (model[2](model[1](hidden)) - model[2](model[1](zeroed)))[:, 0]
+            row = table.loc[("0", neuron)]
+            assert row["effect"] == pytest.approx(float(difference.mean()))
+            assert row["rms"] == pytest.approx(float(difference.square().mean().sqrt()))
+    ranked = found.ranking("rms")
+    assert ranked.is_monotonic_decreasing
+    with pytest.raises(ng.NeurographError, match="by='size'"):
+        found.ranking("size")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("name", ["gpt2_heads", "gpt2_each", "lstm_cell", "resnet"])
 def test_total_effects_of_all_neurons(name: str, scorer: Any) -> None:

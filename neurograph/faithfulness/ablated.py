@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from neurograph.contrast import FromMean, FromZero, levels_of
 from neurograph.errors import OptionError
+from neurograph.replay.observe import input_tensors
+from neurograph.resampling import Resampled, draw_donors
 from neurograph.study import Study
 
 __all__ = ["Ablated", "Ablation", "ablated_values", "check_ablations"]
@@ -19,8 +19,6 @@ __all__ = ["Ablated", "Ablation", "ablated_values", "check_ablations"]
 Ablation = Literal["mean", "zero", "resample", "counterfactual"]
 Ablated = Callable[[str], Tensor]
 """From a layer's name to the values of its elements once ablated, ``[samples, elements]``."""
-
-_OTHERS = 1  # tells this use of the seed from others
 
 
 def check_ablations(ablations: Sequence[str], *, twins: bool) -> tuple[Ablation, ...]:
@@ -55,15 +53,15 @@ def ablated_values(study: Study, ablation: Ablation, seed: int) -> Ablated:
     """
     experiment = study.experiment
     recording = experiment.recording
-    other = _others(recording.size, seed) if ablation == "resample" else None
+    others = _others(study, seed) if ablation == "resample" else None
 
     @functools.cache
     def values(layer: str) -> Tensor:
         rows = recording.main(layer)
         if ablation == "counterfactual":
             return experiment.levels(layer)[0].to(rows)
-        if other is not None:
-            return rows[other.to(rows.device)].flatten(1)
+        if others is not None:
+            return others.main(layer).flatten(1)
         contrast = FromMean() if ablation == "mean" else FromZero()
         statistics = study.profiled.nodes[layer]
         return levels_of(contrast, recording.layers[layer], statistics, recording, None)[0].to(rows)
@@ -71,11 +69,13 @@ def ablated_values(study: Study, ablation: Ablation, seed: int) -> Ablated:
     return values
 
 
-def _others(size: int, seed: int) -> Tensor:
-    """Draw another sample for each."""
-    if size < 2:
+def _others(study: Study, seed: int) -> Resampled:
+    """Give each sample the values of another one, at the same positions."""
+    recording = study.experiment.recording
+    if recording.size < 2:
         raise OptionError(
-            "ablations='resample' takes values from other reference samples, but there is one"
+            "ablations='resample' takes values from other reference samples, but there is one: "
+            "pass reference=2 or more, or other ablations="
         )
-    drawn = np.random.default_rng([seed, _OTHERS]).integers(size - 1, size=size)
-    return torch.from_numpy(drawn + (drawn >= np.arange(size)))
+    inputs = input_tensors(study.model, recording.batch)
+    return Resampled(recording, inputs, draw_donors(recording.size, seed), None)

@@ -102,8 +102,8 @@ def faithfulness(
         Ascending shares, in (0, 1], of all neurons or edges; ``int(share × number)`` are kept.
     ablations : sequence of {"mean", "resample", "zero", "counterfactual"}
         What an ablated neuron is: its mean over the data, at each position where shapes are
-        fixed; what it is in another reference sample, the same one for all neurons; 0; what it is
-        in the sample's twin.
+        fixed; what it is in another reference sample, the same one for all neurons, at the same
+        position; 0; what it is in the sample's twin.
     draws : int
         How many series of random circuits.
     confidence : float

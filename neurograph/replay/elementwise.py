@@ -26,7 +26,7 @@ from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
 from neurograph.sites import INPUT_SIDE
 
-__all__ = ["Chain", "find_chains", "is_plain_linear"]
+__all__ = ["Chain", "find_chains", "find_output_chain", "is_plain_linear"]
 
 _ATEN = torch.ops.aten
 _RENAMES = {_ATEN.detach.default, _ATEN.alias.default}
@@ -175,3 +175,21 @@ def find_chains(
         and serves(modules[layers[reader].module])
         and layers[reader].layout.plain
     }
+
+
+def find_output_chain(
+    replay: Replay, read: Callable[[Any], Tensor]
+) -> tuple[str, Chain] | tuple[None, None]:
+    """Find the layer that a part of the model's output is made of by a chain, and that chain.
+
+    `read` takes the part, a tensor, out of what the model returns. None where there is no such
+    layer: several layers have a share, or something else than a chain stands between.
+    """
+    watch = _Watch(replay.recording)
+    with watch, contextlib.suppress(ModelError):
+        plan = Plan(frozen=frozenset(replay.recording.layers))
+        output = read(replay.run(plan, listen=watch.hear, samples=_ROWS).output)
+        if not watch.read and output in watch.known:
+            found: tuple[str, Chain] = watch.known[output]
+            return found
+    return None, None

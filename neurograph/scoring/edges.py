@@ -15,7 +15,7 @@ from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.routes import fits_narrow
 from neurograph.scoring.slopes import Slopes
 
-__all__ = ["Probe", "probe_edges"]
+__all__ = ["Probe", "probe_edges", "probe_outputs"]
 
 _SHARE = 4  # of the memory budget, what moved outputs may take that wait to be run
 
@@ -65,7 +65,7 @@ def probe_edges(
     far = {name: seen for name, seen in readers.items() if name not in near}
     for some, group in _groups(experiment, len(neurons), far):
         moves, block = experiment.ends(writer, neurons[some])
-        for reader, moved in _probed(experiment, moves, group).items():
+        for reader, moved in probe_outputs(experiment, moves, group).items():
             probe: Probe = _Far(experiment, reader, group[reader], moved, block, some.start)
             if len(probe.pairs):
                 yield probe
@@ -186,7 +186,7 @@ def _pieces(
         yield slice(start, start + step), group
 
 
-def _probed(
+def probe_outputs(
     experiment: Experiment, moves: Moves, readers: Mapping[str, Sequence[int]]
 ) -> dict[str, Tensor]:
     """What each reader's outputs become as each of the moves happens alone.
@@ -221,7 +221,7 @@ def _probed(
 def _shares(
     experiment: Experiment, reader: str, outputs: Sequence[int], moved: Tensor, block: Tensor
 ) -> Tensor:
-    """Transfers ``[neurons, outputs]`` of what `_probed` returns."""
+    """Transfers ``[neurons, outputs]`` of what `probe_outputs` returns."""
     change = (moved[block[:, 1]] - moved[block[:, 0]]).double()
     members = experiment.units(reader).members[list(outputs)]
     own = experiment.levels(reader)[[0, -1]]

@@ -128,10 +128,11 @@ class Gradient:
 
     def _moved(self, layer: str, slope: Tensor, samples: slice = slice(None)) -> Tensor:
         """What each neuron's move adds to the target along a slope, ``[neurons, samples]``."""
-        levels = self.experiment.levels(layer)[[0, -1]]
-        levels = levels[:, samples] if levels.shape[1] > 1 else levels
-        units = self.experiment.units(layer)
-        change = slope * (levels[1] - levels[0])
+        levels, units = self.experiment.levels(layer), self.experiment.units(layer)
+        span = levels[-1] - levels[0]
+        change = slope * (span[samples] if len(span) > 1 else span)
+        if len(units) == 1:
+            return (change[:, units.members[0]] * units.once[0]).sum(1)[None].double()
         return (change[:, units.members] * units.once).sum(2).T.double()
 
 

@@ -234,6 +234,17 @@ def test_where_nothing_kept_is_as_good_there_is_no_share() -> None:
     assert ends.loc["zero", "stderr"] == pytest.approx((10 * X[:, 0]).std().item() / 20**0.5)
 
 
+def test_of_a_fixed_output_other_samples_tell_nothing() -> None:
+    """Every sample stands in for one other: the mean over all stays."""
+    model, X = linear()
+    found = ng.faithfulness(
+        model, X, 1, of_neurons(WEIGHTS), ablations=["resample"], sizes=(0.2, 1), draws=0
+    )
+    assert found.draws["faithfulness"].isna().all()
+    assert not found.ends["told"].any()
+    assert (found.draws.query("share == 0.2")["error"] > 0.1).all()
+
+
 def test_a_metric_is_measured_beside_the_target() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))

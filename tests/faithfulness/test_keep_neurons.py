@@ -63,6 +63,11 @@ def test_inputs_are_ablated_where_they_are_ranked(name: str) -> None:
     check(SMALL[name](), "zero", inputs=True)
 
 
+@pytest.mark.parametrize("name", ["residual mlp", "cnn"])
+def test_other_samples_stand_in(name: str) -> None:
+    check(SMALL[name](), "resample")
+
+
 def test_everything_is_the_model_and_nothing_is_all_ablated() -> None:
     network = SMALL["cnn"]()
     case = Case(network, "mean", "data")

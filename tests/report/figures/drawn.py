@@ -102,7 +102,7 @@ def kept(rankings: Sequence[str] = ("exact", "gradient"), **changed: Any) -> Fai
     """Faithfulness as it would be: two rankings, one of them a circuit's, beside random ones."""
     shares = (0.001, 0.01, 0.1, 0.2, 0.5, 1.0)
     rows = []
-    for ablation in ("mean", "resample", "zero"):
+    for ablation in ("mean", "zero"):
         for place, name in enumerate(rankings):
             for order, power in (("signed", 0.2), ("absolute", 0.5 + place / 4)):
                 rows += [(name, order, ablation, share, 0, share**power) for share in shares]
@@ -113,7 +113,7 @@ def kept(rankings: Sequence[str] = ("exact", "gradient"), **changed: Any) -> Fai
     table = table.assign(components=(1000 * table["share"]).astype(int), value=0.0, error=0.0)
     both = [table.assign(direction="keep")]
     both.append(table.assign(direction="knock_out", faithfulness=1 - table["faithfulness"]))
-    ends = pd.DataFrame({"ablation": ["mean", "resample", "zero"], "told": True})
+    ends = pd.DataFrame({"ablation": ["mean", "zero"], "told": True})
     options = {
         "draws": pd.concat(both, ignore_index=True),
         "ends": ends,

@@ -217,9 +217,9 @@ def test_faithfulness_is_the_curves() -> None:
     found = drawn.kept()
     figure = figures.faithfulness(found)
     table = found.curves()
-    places = list(itertools.product(("keep", "knock_out"), ("mean", "resample", "zero")))
+    places = list(itertools.product(("keep", "knock_out"), ("mean", "zero")))
     assert titles(figure)[0] == "kept alone, others mean"
-    assert titles(figure)[5] == "knocked out, zero"
+    assert titles(figure)[3] == "knocked out, zero"
     looks = set()
     for ax, (direction, ablation) in zip(figure.axes, places, strict=True):
         here = table[(table["direction"] == direction) & (table["ablation"] == ablation)]
@@ -263,7 +263,7 @@ def test_faithfulness_that_is_none_is_said() -> None:
     found = drawn.kept()
     flat = found.draws["faithfulness"].where(found.draws["ablation"] != "mean")
     figure = figures.faithfulness(drawn.kept(draws=found.draws.assign(faithfulness=flat)))
-    assert [bool(written(ax)) for ax in figure.axes] == [True, False, False] * 2
+    assert [bool(written(ax)) for ax in figure.axes] == [True, False] * 2
 
 
 # -- separation ----------------------------------------------------------------------------------

@@ -1,0 +1,154 @@
+"""From what a search found to a circuit: its graph, its numbers, and what measures its paths."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from neurograph.circuit import Circuit, Measure
+from neurograph.errors import ModelError, OptionError
+from neurograph.frontier import Found
+from neurograph.layers import Neuron, channels_first
+from neurograph.scoring.exact import path_effects
+from neurograph.selection import SIGNS, Sign
+from neurograph.study import Study, model_hash
+
+__all__ = ["assembled", "measurer"]
+
+_STATISTICS = ("mean", "std", "min", "max")
+_PLAIN = ("type", "shape", "neurons", "parameters", "output")
+
+
+def measurer(study: Study) -> Measure:
+    """Make what measures paths of a study's model."""
+
+    def measure(paths: Sequence[tuple[Neuron, ...]]) -> list[tuple[float, float]]:
+        for path in paths:
+            _check_path(study, path)
+        # What the layers returned is remembered; new weights would be mixed with old outputs.
+        if model_hash(study.model) != study.provenance["model"]["hash"]:
+            raise ModelError("the model's weights have changed since the search: search it again")
+        with study.open() as experiment:
+            effects = path_effects(experiment, paths)
+        return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
+
+    return measure
+
+
+def _check_path(study: Study, path: tuple[Neuron, ...]) -> None:
+    for neuron in path:
+        if neuron.layer not in study.profiled:
+            raise OptionError(f"the model has no neuron {neuron}")
+        study.experiment.units(neuron.layer).unit(neuron)
+    for writer, reader in itertools.pairwise(path):
+        if not study.profiled.has_edge(writer.layer, reader.layer):
+            raise OptionError(f"{reader.layer!r} does not read {writer.layer!r}: no such path")
+    if not study.profiled.nodes[path[-1].layer]["output"]:
+        raise OptionError(f"the path ends in {path[-1]}, which the target does not read")
+
+
+def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
+    """Assemble the circuit of what was found."""
+    graph = nx.DiGraph(target=study.target.name)
+    for layer in study.profiled:
+        kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
+        units = study.experiment.units(layer) if kept else None
+        if units is None:
+            continue
+        tokens, statistics = study.tokens(layer), _statistics(study, layer, kept)
+        for unit, numbers in zip(kept, statistics, strict=True):
+            neuron = units.neuron(unit)
+            effects = _effects(study, found, neuron, unit)
+            graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
+    for (writer, reader), edge in found.edges.items():
+        attributes = edge._asdict()
+        if edge.effect:
+            attributes["sign"] = "positive" if edge.effect > 0 else "negative"
+        graph.add_edge(writer, reader, **attributes)
+    layers = nx.DiGraph()
+    for name, data in study.profiled.nodes(data=True):
+        layers.add_node(name, **{key: data[key] for key in _PLAIN})
+        if data["neurons"]:
+            layers.nodes[name]["neurons"] = len(study.experiment.units(name))
+    layers.add_edges_from(study.profiled.edges)
+    provenance = {**study.provenance, "complete": complete}
+    if found.screening:
+        provenance["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
+    scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
+    return Circuit(graph, layers, study.target.name, (), scores, provenance, measurer(study))
+
+
+def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:
+    """Scores as ``[neurons, positions]`` where each position has neurons of its own."""
+    positions = study.experiment.units(layer).positions
+    if positions is None:
+        return table
+    return {key: values.reshape(-1, positions) for key, values in table.items()}
+
+
+def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[str, Any]:
+    """Attributes that say which neuron this is."""
+    named: dict[str, Any] = {"layer": neuron.layer, "index": neuron.index}
+    if neuron.position is not None:
+        named["position"] = neuron.position
+        if tokens:
+            named["token"] = tokens[neuron.position]
+    return {"name": study.name(neuron, tokens), **named}
+
+
+def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str, Any]:
+    """Attributes that say what a neuron does."""
+    layer = neuron.layer
+    by_sign = {s: found.kept[s][layer][unit] for s in SIGNS if unit in found.indices(s, layer)}
+    effect, stderr = max(by_sign.values(), key=lambda measured: abs(measured[0]))
+    total, total_stderr = found.totals.get(neuron, (math.nan, math.nan))
+    attributes: dict[str, Any] = {
+        "effect": effect,
+        "stderr": stderr,
+        "measured": all(_was_measured(found, sign, layer, unit) for sign in by_sign),
+        "sign": "both" if len(by_sign) > 1 else next(iter(by_sign)),
+        "total_effect": total,
+        "total_stderr": total_stderr,
+        "target": bool(study.profiled.nodes[layer]["output"]),
+    }
+    if neuron in found.direct:
+        direct, direct_stderr = found.direct[neuron]
+        attributes |= {"direct_effect": direct, "direct_stderr": direct_stderr}
+    for sign, (e, se) in by_sign.items():
+        attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
+    return attributes
+
+
+def _was_measured(found: Found, sign: Sign, layer: str, unit: int) -> bool:
+    told = found.scores[layer].get(f"{sign}_measured")
+    return told is None or bool(told[unit])
+
+
+def _statistics(study: Study, layer: str, units: Sequence[int]) -> list[dict[str, Any]]:
+    """Statistics of neurons as plain numbers; means over what moves together."""
+    node, recorded = study.profiled.nodes[layer], study.experiment.recording.layers[layer]
+    shape = channels_first(torch.empty(1, *recorded.shape, device="meta"), recorded.channel_dim)
+    members = study.experiment.units(layer).members[list(units)]
+
+    def means(values: Tensor) -> list[float]:
+        pooled = values.dim() == 1
+        values = values.view(-1, *[1] * (shape.dim() - 2)) if pooled else values
+        flat = values.expand(shape.shape[1:]).movedim(0, recorded.channel_dim - 1).flatten()
+        found: list[float] = flat[members].double().mean(dim=1).tolist()
+        return found
+
+    columns = {key: means(node[key]) for key in _STATISTICS}
+    for level, values in zip(node["levels"], node["quantiles"], strict=True):
+        columns[f"q{100 * level:g}"] = means(values)
+    count = int(node["count"])
+    return [
+        {"count": count, **{key: values[i] for key, values in columns.items()}}
+        for i in range(len(units))
+    ]
