@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = ROOT / ".venv-peers"
 FOLDER = ROOT / "build" / "race"
 LIMIT = 600.0  # seconds for one entry
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "disabled"}
 
 
 def main() -> None:
@@ -88,10 +88,13 @@ def started(entry: Entry, folder: Path, environments: Path) -> dict[str, Any]:
     contender = CONTENDERS[entry.contender]
     python = contender.python(environments) or Path(sys.executable)
     if not python.exists():
-        return {"status": "skipped", "why": f"{contender.name}: not installed, skipped (make peers)"}
+        return {
+            "status": "skipped",
+            "why": f"{contender.name}: not installed, skipped (make peers)",
+        }
     command = [str(python), __file__, "--entry", entry.key, "--folder", str(folder)]
     # One thread: seconds of the processor are compared, and memory without pools of threads.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | OFFLINE
     if contender.environment is not None:
         environment.pop("PYTHONPATH", None)
     try:
@@ -137,14 +140,6 @@ def said(entry: Entry, told: dict[str, Any]) -> str:
 def write_json(path: Path, what: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(what))
-
-
-def results(folder: Path) -> Iterator[dict[str, Any]]:
-    """What was measured, in the order of the plan."""
-    for entry in ENTRIES:
-        path = folder / f"{entry.key}.json"
-        if path.exists():
-            yield json.loads(path.read_text())
 
 
 if __name__ == "__main__":

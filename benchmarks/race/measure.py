@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -15,9 +12,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Outcome", "Work", "measure"]
+__all__ = ["Outcome", "Work", "measure", "processor_seconds"]
 
-REPEATS, BUDGET = 7, 6.0  # at most so many runs, and seconds of them
+REPEATS, BUDGET = 5, 3.0  # at most so many runs, begun while they have taken less
 
 
 @dataclass
@@ -31,12 +28,15 @@ class Outcome:
         score]`` of edges, in the names of the plain model.
     count : int
         How many scores were computed, where the list does not hold them all.
+    preparing : float
+        Seconds of the run that were set-up.
     told : dict
         Whatever else the page says of it.
     """
 
     scores: list[list[Any]]
     count: int = 0
+    preparing: float = 0.0
     told: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,45 +58,45 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def measure(make: Callable[[], Work], package: str) -> dict[str, Any]:
-    """Set a method up and run it: once as it comes, then again, warm.
+def measure(
+    make: Callable[[], Work], package: str, tried: Callable[[], Work] | None = None
+) -> dict[str, Any]:
+    """Set a method up and run it, up to some times.
 
-    The first run pays for what libraries put off until they are used, and is what memory is read
-    from; the medians of the later ones are what the tables compare.
+    It is tried before on little, which pays for what libraries put off until they are used. Memory
+    is that of the first run; the quickest run counts: what else this machine does only adds to it.
     """
-    before, begun = peak_bytes(), time.perf_counter()
-    start = processor_seconds()
-    work = make()
-    middle = processor_seconds()
-    outcome = work()
-    first = [middle - start, processor_seconds() - middle]
+    trial = list(_run(tried)[1:]) if tried is not None else []
+    before = peak_bytes()
+    outcome, *first = _run(make)
     peak = peak_bytes()
-    setups: list[float] = []
-    runs: list[float] = []
-    while len(runs) < REPEATS and (not runs or sum(setups) + sum(runs) < BUDGET):
-        if sum(first) > BUDGET:
-            setups, runs = [first[0]], [first[1]]
-            break
-        start = processor_seconds()
-        work = make()
-        middle = processor_seconds()
-        outcome = work()
-        setups.append(middle - start)
-        runs.append(processor_seconds() - middle)
+    runs = [first]
+    while len(runs) < REPEATS and sum(map(sum, runs)) < BUDGET:
+        outcome, *again = _run(make)
+        runs.append(again)
+    setup, seconds = min(runs, key=sum)
     return asdict(outcome) | {
         "status": "measured",
         "count": outcome.count or len(outcome.scores),
-        "first_seconds": first,
-        "setup_seconds": statistics.median(setups),
-        "seconds": statistics.median(runs),
+        "trial_seconds": sum(trial),
+        "setup_seconds": setup,
+        "seconds": seconds,
         "repeats": len(runs),
-        "wall_seconds": time.perf_counter() - begun,
         "peak_bytes": peak,
         "above_bytes": peak - before,
         "threads": torch.get_num_threads(),
         "versions": versions(package),
-        "pid": os.getpid(),
     }
+
+
+def _run(make: Callable[[], Work]) -> tuple[Outcome, float, float]:
+    """What it finds, and seconds of setting up and of running."""
+    start = processor_seconds()
+    work = make()
+    middle = processor_seconds()
+    outcome = work()
+    end = processor_seconds()
+    return outcome, middle - start + outcome.preparing, end - middle - outcome.preparing
 
 
 def versions(package: str) -> dict[str, str]:

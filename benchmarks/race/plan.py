@@ -77,17 +77,21 @@ CONTENDERS = {
         Contender(OWN, None, "neurograph-torch", "MIT", "this library: `score`"),
         Contender("captum", "captum", "captum", "BSD-3-Clause", "attributions of layers by hooks"),
         Contender(
-            "zennit-crp", "captum", "zennit-crp", "BSD-3-Clause-Clear", "relevance of channels"
+            "zennit-crp",
+            "captum",
+            "zennit-crp",
+            "BSD-3-Clause-Clear, on zennit, LGPL-3.0-or-later",
+            "relevance of channels",
         ),
         Contender(
             "auto-circuit",
             "auto-circuit",
             "auto-circuit",
-            "MIT",
+            "its package names no licence",
             "edges of TransformerLens models",
         ),
-        Contender("notebook", None, "torch", "MIT", "the original loop of hooked calls"),
-        Contender("chance", None, "torch", "MIT", "a random order"),
+        Contender("notebook", None, "torch", "part of this project", "the original loop"),
+        Contender("chance", None, "torch", "part of this project", "a random order"),
     )
 }
 

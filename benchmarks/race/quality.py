@@ -24,12 +24,12 @@ from neurograph.faithfulness.curves import SIZES
 from neurograph.faithfulness.result import areas
 from race.edges import GROUPS, LAYERS, READERS, edges
 from race.plan import CONTENDERS, ENTRIES, OWN
-from race.sides.neurograph import data, target
+from race.sides.neurograph import target
 from race.tasks import Loaded, load
 
 __all__ = ["judge"]
 
-CHANCE = 5  # random orders, whose curves are averaged
+CHANCE = 3  # random orders, whose curves are averaged
 ASKED = (0.05, 0.2)  # shares at which the other evaluator is asked
 EXACT = f"{OWN} exact"
 COLUMNS = {
@@ -65,9 +65,7 @@ def _measured(name: str, folder: Path) -> Any:
 
 
 def _ranks(name: str, label: str) -> bool:
-    return any(
-        e.task == name and e.ranks and label == f"{e.contender} {e.method}" for e in ENTRIES
-    )
+    return any(e.task == name and e.ranks and label == f"{e.contender} {e.method}" for e in ENTRIES)
 
 
 # -- numbers -------------------------------------------------------------------------------------
@@ -129,7 +127,7 @@ def _curves(task: Loaded, ranked: Mapping[str, Scores]) -> dict[str, Any]:
         rankings[f"chance {seed}"] = series(dict(zip(places, values.tolist(), strict=True)))
     result = ng.faithfulness(
         task.model,
-        data(task),
+        task.every,
         target,
         rankings,
         sizes=distinct,

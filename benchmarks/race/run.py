@@ -16,11 +16,11 @@ def run_entry(entry: Entry, folder: Path) -> dict[str, Any]:
     contender = CONTENDERS[entry.contender]
     try:
         from race.measure import measure
-        from race.tasks import load
+        from race.tasks import few, load
 
         side = importlib.import_module(f"race.sides.{entry.contender.replace('-', '_')}")
     except ModuleNotFoundError as missing:
         return {"status": "skipped", "why": f"{entry.contender}: {missing.name} is not installed"}
     task = load(entry.task, folder)
     method = side.METHODS[entry.method]
-    return measure(lambda: method(task), contender.package)
+    return measure(lambda: method(task), contender.package, lambda: method(few(task)))

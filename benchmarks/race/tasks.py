@@ -14,7 +14,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from race.models import Convolutions, Heart, Transformer
 
-__all__ = ["TASKS", "Loaded", "NotAvailable", "Task", "load", "margin", "prepare"]
+__all__ = ["TASKS", "Loaded", "NotAvailable", "Task", "few", "load", "margin", "prepare"]
 
 SAMPLES = 64
 
@@ -145,6 +145,14 @@ def load(name: str, folder: Path) -> Loaded:
     )
 
 
+def few(task: Loaded) -> Loaded:
+    """The same task on two samples, to try a method on."""
+    if task.corrupt is None:
+        return replace(task, clean=task.clean[:2], labels=task.labels[:2])
+    clean = task.clean[:2]
+    return replace(task, clean=clean, corrupt=task.corrupt[:2], labels=task.labels[:2], every=clean)
+
+
 def prepare(name: str, folder: Path, digits_from: Path | None = None) -> None:
     """Train a task's network and write it with its samples; nothing if that was done before.
 
@@ -248,7 +256,11 @@ def _induction() -> Made:
     twins = torch.where(answers, new[:, None], words)
     labels = torch.stack([words[:, -1], new], 1)
     clean = words[:, :-1]
-    return model, {"clean": clean, "corrupt": twins[:, :-1], "labels": labels, "every": clean}, accuracy
+    return (
+        model,
+        {"clean": clean, "corrupt": twins[:, :-1], "labels": labels, "every": clean},
+        accuracy,
+    )
 
 
 def _repeated(count: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,10 @@
-"""This library: `score`, after the profile that a user makes once of a model and its data."""
+"""This library: `score`, one call for everything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 import neurograph as ng
 from race.edges import GROUPS, LAYERS, READERS
-from race.measure import Outcome, Work
+from race.measure import Outcome, Work, processor_seconds
 from race.tasks import Loaded, margin
 
 __all__ = ["METHODS", "options", "target"]
@@ -33,37 +35,54 @@ def options(task: Loaded) -> dict[str, Any]:
     return given | {"contrast": contrast, "reference": (task.clean, task.labels)}
 
 
-def data(task: Loaded) -> Any:
-    """What the profile is of: all samples."""
-    labels = task.labels[:1].expand(len(task.every), 2)
-    return (task.every, labels if task.corrupt is None else task.labels)
+@contextlib.contextmanager
+def _preparing() -> Iterator[list[float]]:
+    """Seconds that `score` takes until its experiment stands: profile, recordings, layer graph."""
+    module = sys.modules["neurograph.score"]
+    prepare, seconds = module.prepare, [0.0]  # type: ignore[attr-defined]
+
+    def timed(*given: Any, **options: Any) -> Any:
+        start = processor_seconds()
+        study = prepare(*given, **options)
+        seconds[0] += processor_seconds() - start
+        return study
+
+    module.prepare = timed  # type: ignore[attr-defined]
+    try:
+        yield seconds
+    finally:
+        module.prepare = prepare  # type: ignore[attr-defined]
 
 
 def _score(of: str, scorer: str, **changed: Any) -> Callable[[Loaded], Work]:
     def method(task: Loaded) -> Work:
-        given = options(task) | changed
-        profile = ng.profile(task.model, data(task), layers=given["layers"], progress=False)
-
         def work() -> Outcome:
-            scores = ng.score(
-                task.model, data(task), target, of=of, scorer=scorer, profile=profile, **given
-            )
+            with _preparing() as seconds:
+                scores = ng.score(
+                    task.model,
+                    task.every,
+                    target,
+                    of=of,  # type: ignore[arg-type]
+                    scorer=scorer,  # type: ignore[arg-type]
+                    **(options(task) | changed),
+                )
             columns = [*(NEURON if of == "neurons" else EDGE), "effect"]
-            rows = scores.table[columns].values.tolist()
+            rows = scores.table[columns].to_numpy().tolist()
             told = {"measured": int(scores.table["measured"].sum()), "all": len(rows)}
             if task.task.of == "edges":  # what a head's own parts do is no edge between writers
                 rows = [row for row in rows if row[0].rsplit(".", 1)[-1] not in READERS]
             elif of == "neurons":  # the features are scored too
                 rows = [row for row in rows if row[0] in task.task.layers]
-            return Outcome(rows, told=told)
+            return Outcome(rows, preparing=seconds[0], told=told)
 
         return work
 
     return method
 
 
-METHODS: dict[str, Callable[[Loaded], Work]] = {
-    scorer: lambda task, scorer=scorer: _score(task.task.of, scorer)(task)  # type: ignore[misc]
-    for scorer in ("auto", "exact", "hybrid", "gradient", "integrated")
-}
+def _by(scorer: str) -> Callable[[Loaded], Work]:
+    return lambda task: _score(task.task.of, scorer)(task)
+
+
+METHODS = {name: _by(name) for name in ("auto", "exact", "hybrid", "gradient", "integrated")}
 METHODS["input_edges"] = _score("edges", "exact", layers=["linear1"])

@@ -27,8 +27,10 @@ def relevance(task: Loaded) -> Work:
         conditions = [{"y": [int(label)]} for label in task.labels[:, column]]
         x = task.clean.clone().requires_grad_()
         found = attribution(x, conditions, EpsilonPlusFlat(), record_layer=layers)
-        return {name: t.detach().flatten(2).sum(2) if t.dim() > 2 else t.detach()
-                for name, t in found.relevances.items()}
+        return {
+            name: t.detach().flatten(2).sum(2) if t.dim() > 2 else t.detach()
+            for name, t in found.relevances.items()
+        }
 
     def work() -> Outcome:
         won, lost = of(0), of(1)
@@ -54,7 +56,12 @@ def graph(task: Loaded) -> Work:
         for sample, label in zip(task.clean, task.labels[:, 0].tolist(), strict=True):
             x = sample[None].clone().requires_grad_()
             found = built(
-                x, EpsilonPlusFlat(), label, "logits", target=label, width=[WIDTH] * len(layers),
+                x,
+                EpsilonPlusFlat(),
+                label,
+                "logits",
+                target=label,
+                width=[WIDTH] * len(layers),
                 verbose=False,
             )
             for (reader, output), below in found.connections.items():
