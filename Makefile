@@ -55,18 +55,20 @@ lint: env  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: env  ## write docs/benchmarks.md, scaling.md, activations.md, architectures.md, separation.md, peers.md; the demo's accuracy
+bench: env  ## write docs/benchmarks.md and the other pages of numbers; the demo's accuracy
 	$(BIN)/python benchmarks/notebook_loop.py --write docs/benchmarks.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --write docs/scaling.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/activations.py --write docs/activations.md
 	$(BIN)/python benchmarks/architectures.py --write docs/architectures.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/separation.py --write docs/separation.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ground_truth.py --write docs/ground_truth.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paths.py --write docs/paths.md
 	$(BIN)/python benchmarks/heart_accuracy.py
-	$(BIN)/python benchmarks/peers.py --write docs/peers.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py --write docs/peers.md
 
 # Not needed by `make bench`, which skips by name what is not installed.
 PEERS := captum auto-circuit
-peers: $(PEERS:%=.venv-peers/%/.installed)  ## environments of the libraries that make bench races against
+peers: $(PEERS:%=.venv-peers/%/.installed)  ## environments for the libraries that bench races against
 
 .venv-peers/%/.installed: benchmarks/peers-%.txt constraints.txt
 	@echo "Setting up .venv-peers/$* (a minute or two)"

@@ -222,7 +222,7 @@ def explore(
             progress=False if quiet else None,
         )
     except SearchInterrupted as stop:
-        _save_part(stop.circuit, out)
+        _save_part(stop.found, out)
         raise
     _write(circuit, out, html, quiet)
     for line in circuit.screened():

@@ -33,8 +33,8 @@ class CircuitFileError(NeurographError, ValueError):
 
 
 class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a search; `circuit` holds what was found until then (None if nothing)."""
+    """Ctrl-C during a search; `found` is what it had until then, as it would return it, or None."""
 
-    def __init__(self, circuit: object | None) -> None:
+    def __init__(self, found: object | None) -> None:
         super().__init__("the search was interrupted")
-        self.circuit = circuit
+        self.found = found

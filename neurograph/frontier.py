@@ -11,8 +11,9 @@ import torch
 
 from neurograph.layers import Neuron
 from neurograph.replay.wiring import target_layers
+from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects
-from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.scoring.scorer import Scored, Scorer
 from neurograph.scoring.screening import Screening

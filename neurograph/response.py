@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from neurograph.activations.profile import QUANTILES
 from neurograph.contrast import Background, Quantiles
 from neurograph.errors import OptionError
-from neurograph.layers import Neuron
+from neurograph.named_neurons import NamedNeurons, find_named
 from neurograph.positions import Positions
 from neurograph.progress import Progress
+from neurograph.scoring.effects import Effects, rounding
 from neurograph.scoring.exact import total_effects
-from neurograph.scoring.experiment import Effects, Experiment, rounding
+from neurograph.scoring.experiment import Experiment
 from neurograph.sites import Choice
 from neurograph.study import Options, Study, prepare
 from neurograph.target import TargetFunction
@@ -95,7 +96,7 @@ def response_curves(
     data: Any,
     target: int | TargetFunction,
     *,
-    neurons: str | Neuron | Iterable[str | Neuron | tuple[Any, ...]] | None = None,
+    neurons: NamedNeurons | None = None,
     levels: Sequence[float] = QUANTILES,
     profile: nx.DiGraph | None = None,
     layers: Choice | None = None,
@@ -220,48 +221,9 @@ def _sweep(levels: Sequence[float]) -> Quantiles:
         ) from None
 
 
-def _chosen(
-    study: Study, neurons: str | Neuron | Iterable[str | Neuron | tuple[Any, ...]] | None
-) -> dict[str, list[int]]:
+def _chosen(study: Study, neurons: NamedNeurons | None) -> dict[str, list[int]]:
     """Layers in the order of the model, and the numbers of the chosen neurons of each."""
-    asked: Sequence[str | Neuron]
-    asked = _default(study) if neurons is None else _several(neurons)
-    if not asked:
-        raise OptionError("neurons= is empty: name layers or neurons, or leave it out")
-    found: dict[str, set[int]] = {}
-    for one in asked:
-        layer = one if isinstance(one, str) else one.layer
-        if layer not in study.profiled:
-            raise OptionError(
-                f"neurons={one!r}: there is no layer {layer!r}; the model has "
-                f"{', '.join(study.profiled)}"
-            )
-        if not study.experiment.recording.layers[layer].neurons:
-            raise OptionError(
-                f"layer {layer!r} has no neurons (its values are no floating-point numbers, or "
-                "the same for every sample): name other layers in neurons="
-            )
-        units = study.experiment.units(layer)
-        found.setdefault(layer, set()).update(
-            range(len(units)) if isinstance(one, str) else [units.unit(one)]
-        )
-    return {layer: sorted(found[layer]) for layer in study.profiled if layer in found}
-
-
-def _several(neurons: str | Iterable[Any]) -> list[str | Neuron]:
-    """Read one layer, one neuron, or several of either."""
-    if isinstance(neurons, str):
-        return [neurons]
-    try:
-        items = tuple(neurons)
-        # A layer and a number are a neuron; several layers are names alone.
-        if len(items) > 1 and isinstance(items[0], str) and not isinstance(items[1], str | tuple):
-            return [Neuron(*items)]
-        return [item if isinstance(item, str) else Neuron(*item) for item in items]
-    except TypeError:
-        raise OptionError(
-            f"neurons={neurons!r}: pass names of layers, (layer, index) pairs, or several of them"
-        ) from None
+    return find_named(study, _default(study) if neurons is None else neurons, "neurons")
 
 
 def _default(study: Study) -> list[str]:

@@ -48,7 +48,7 @@ class Scores:
         which do not cancel) and ``measured``, whether by intervention; of neurons
         ``layer`` and ``index``, of edges ``source_layer``, ``source_index``, ``target_layer`` and
         ``target_index``; with ``position`` behind each index where positions have neurons of
-        their own.
+        their own. Edges that the budget left no time for have NaN, and are not in rankings.
     target : str
         What the target is called.
     screening : Screening or None
@@ -79,14 +79,16 @@ class Scores:
         if by not in ("effect", "rms"):
             raise OptionError(f"by={by!r} is neither 'effect' nor 'rms'")
         places = [c for c in self.table if c not in _NUMBERS]
-        values = self.table.set_index(places)[by]
+        values = self.table.set_index(places)[by].dropna()
         return values.sort_values(ascending=False, kind="stable") if by == "rms" else values
 
     def __repr__(self) -> str:
         kind = "edges" if "source_layer" in self.table else "neurons"
         scorer = self.provenance["options"]["scorer"]
         told = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
-        return told if self.screening is None else f"{told}: {self.screening}"
+        told = told if self.screening is None else f"{told}: {self.screening}"
+        missed = int(self.table["effect"].isna().sum())
+        return f"{told}; no time was left for {missed:,}" if missed else told
 
 
 def score(
@@ -140,7 +142,7 @@ def score(
     ModelError, DataError, OptionError
         As for `search`.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``circuit`` is the `Scores` of the layers done.
+        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `Scores` of the layers done.
 
     Examples
     --------
@@ -179,7 +181,9 @@ def score(
     def scores() -> Scores:
         table = _joined(tables, of)
         told = screening and replace(
-            screening, scored=len(table), measured=int(table["measured"].sum())
+            screening,
+            scored=int(table["effect"].notna().sum()),
+            measured=int(table["measured"].sum()),
         )
         return Scores(table, study.target.name, told, {**study.provenance, "of": of})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from neurograph.units import Groups
 __all__ = ["attach", "search"]
 
 _PHASES = {"nodes": 0.6, "totals": 0.7, "edges": 0.9}  # of the budget; paths have the rest
+_FIRST_PATHS = 8  # measured whatever they take: they tell what one does
 
 
 def search(
@@ -140,7 +142,7 @@ def search(
     DataError, OptionError
         Unusable data or options; the message names what and says what to do.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``circuit`` is what was found until then.
+        On Ctrl-C, a KeyboardInterrupt whose ``found`` is what was found until then.
 
     Notes
     -----
@@ -182,7 +184,7 @@ def search(
         study = prepare(model, data, target, options, profile)
         _fill(study, found, start)
         bare = assembled(study, found, complete=True)
-        return replace(bare, strongest=_strongest(study, bare))
+        return replace(bare, strongest=_strongest(study, bare, start))
     except KeyboardInterrupt as stop:
         if study is None or not any(found.kept.values()):
             raise SearchInterrupted(None) from stop
@@ -255,12 +257,27 @@ def _named(step: str, layers: Iterable[str]) -> Iterator[tuple[str, str]]:
     return ((step, layer) for layer in layers)
 
 
-def _strongest(study: Study, circuit: Circuit) -> tuple[Path, ...]:
-    """Measure the most promising paths of each sign, the strongest first."""
-    candidates: dict[tuple[Neuron, ...], None] = {}
+def _strongest(study: Study, circuit: Circuit, start: float) -> tuple[Path, ...]:
+    """Measure the most promising paths of each sign, the strongest first.
+
+    Those that the budget leaves no time for are not among them: queries rank these by estimates.
+    """
+    budget = parse_budget(study.options.budget)
+    timed = study.options.scorer == "auto" and budget.seconds is not None
+    until = start + (budget.seconds or 0.0) if timed else math.inf
+    ranked: list[list[tuple[Neuron, ...]]] = []
     for sign in SIGNS:
         query = PathQuery.read(circuit.graph, circuit.layers, sign, None, None, None)
-        ranked = itertools.islice(query.candidates(circuit.graph), study.options.paths)
-        candidates |= dict.fromkeys(path.neurons for path in ranked)
-    measured = circuit.measure(candidates)
+        best = itertools.islice(query.candidates(circuit.graph), study.options.paths)
+        ranked.append([path.neurons for path in best])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
+    candidates = list(dict.fromkeys(path for path in turns if path is not None))
+    measured: list[Path] = []
+    some = _FIRST_PATHS if timed else len(candidates)
+    while candidates and (not measured or time.monotonic() < until):
+        begun = time.monotonic()
+        measured += circuit.measure(candidates[:some])
+        each = (time.monotonic() - begun) / some
+        candidates = candidates[some:]
+        some = max(_FIRST_PATHS, int((until - time.monotonic()) / each / 2)) if timed else 1
     return tuple(sorted(measured, key=lambda path: -abs(path.effect)))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from neurograph.contrast import Contrast, Counterfactual
 from neurograph.resampling import draw_donors
+from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects
-from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.experiment import Experiment
 from neurograph.study import Options, Study, prepare
 from tests.reference import Reference, Seen
 from tests.zoo import Network

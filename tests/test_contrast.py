@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.contrast import Quantiles, as_contrast, levels_of
 from neurograph.errors import OptionError
-from neurograph.scoring.experiment import Moves, summarise
+from neurograph.scoring.effects import summarise
+from neurograph.scoring.experiment import Moves
 from neurograph.study import Options, prepare
 from tests import zoo
 

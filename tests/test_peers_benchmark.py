@@ -89,6 +89,7 @@ def measured(seconds: float, scores: list[Any], **told: Any) -> dict[str, Any]:
         "scores": scores,
         "count": len(scores),
         "told": {},
+        "trial_seconds": 0.1,
         "setup_seconds": 0.0,
         "seconds": seconds,
         "above_bytes": 10_000_000,

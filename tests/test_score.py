@@ -20,8 +20,16 @@ from tests.case import as_data
 SCORERS = ["auto", "exact", "hybrid", "gradient", "integrated"]
 
 
-def test_every_edge_has_the_effect_that_it_has_alone() -> None:
-    sample = zoo.branched_cnn(3, 2, 0, torch.float64)
+@pytest.mark.parametrize(
+    "sample",
+    [
+        zoo.branched_cnn(3, 2, 0, torch.float64),
+        zoo.mlp((3, 6, 5, 2), "gelu", False, 0, torch.float64),
+        zoo.attention(4, 2, 0, torch.float64),
+    ],
+    ids=["cnn", "mlp", "attention"],
+)
+def test_every_edge_has_the_effect_that_it_has_alone(sample: zoo.Sample) -> None:
     x = sample.data(20, 0)
     found = ng.score(sample.model, x, 1, of="edges", reference=4, progress=False)
     ranking = found.ranking()
@@ -106,6 +114,19 @@ def test_a_budget_measures_what_promises_most() -> None:
         assert row.effect == pytest.approx(every[place], rel=1e-6)
 
 
+def test_what_there_was_no_time_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock runs out while readers are computed: later edges have no effect at all."""
+    now = iter(range(10**9))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    sample = zoo.branched_cnn(40, 2, 0, torch.float64)
+    found = ng.score(sample.model, sample.data(20, 0), 1, of="edges", budget="3s", progress=False)
+    missed = found.table["effect"].isna()
+    assert 0 < missed.sum() < len(found.table)
+    assert not found.table.loc[missed, "measured"].any()
+    assert len(found.ranking()) == (~missed).sum() == found.screening.scored
+    assert f"no time was left for {missed.sum():,}" in repr(found)
+
+
 def test_what_is_interrupted_keeps_the_layers_done(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = zoo.mlp((3, 5, 4, 1), "relu", False, 0, torch.float64)
     calls = 0
@@ -119,7 +140,7 @@ def test_what_is_interrupted_keeps_the_layers_done(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(SearchInterrupted) as stop:
         ng.score(sample.model, sample.data(20, 0), target, scorer="exact", progress=False)
-    part = stop.value.circuit
+    part = stop.value.found
     assert isinstance(part, Scores)
     assert set(part.table["layer"]) == {"input", "layers.0"} or len(part.table) < 13
     assert not any("forward" in vars(module) for module in sample.model.modules())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import platform
 import resource
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,10 +56,29 @@ def processor_seconds() -> float:
     return total
 
 
-def peak_bytes() -> int:
-    """Most that was ever resident."""
+def settle() -> None:
+    """Hand back what is free, and forget the peak so far."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc hands freed memory back
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes() -> tuple[int, int]:
+    """Resident memory now, and at most.
+
+    Linux tells both; its `ru_maxrss` would start from what the process was forked from. Elsewhere
+    that is all there is, and the peak stands for both.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        now, peak = (1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM"))
+        return now, peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    peak = peak if sys.platform == "darwin" else 1024 * peak
+    return peak, peak
 
 
 def measure(
@@ -66,10 +89,13 @@ def measure(
     It is tried before on little, which pays for what libraries put off until they are used. Memory
     is that of the first run; the quickest run counts: what else this machine does only adds to it.
     """
-    trial = list(_run(tried)[1:]) if tried is not None else []
-    before = peak_bytes()
+    if tried is not None:
+        _run(tried)
+    begun = processor_seconds()  # imports and all
+    settle()
+    before, _ = resident_bytes()
     outcome, *first = _run(make)
-    peak = peak_bytes()
+    _, peak = resident_bytes()
     runs = [first]
     while len(runs) < REPEATS and sum(map(sum, runs)) < BUDGET:
         outcome, *again = _run(make)
@@ -78,7 +104,7 @@ def measure(
     return asdict(outcome) | {
         "status": "measured",
         "count": outcome.count or len(outcome.scores),
-        "trial_seconds": sum(trial),
+        "trial_seconds": begun,
         "setup_seconds": setup,
         "seconds": seconds,
         "repeats": len(runs),

@@ -26,7 +26,8 @@ thread, is first tried on two samples, which pays for imports, and then timed; t
 five runs counts. Seconds are those of the processor, of all threads and child processes: time on a
 clock says little where a machine is shared. *Set-up* is what happens once for a model and its
 samples: our recordings and layer graph, auto-circuit's wrapped model; sums and ratios include it.
-*Memory* is the peak of the process above that of the trial.
+*Memory* is the peak of the process above what was resident before. Methods of a kind are compared
+as they come, with the settings listed at the end; integrated ones take different numbers of steps.
 
 Rankings are judged by one evaluator, `neurograph.faithfulness`: only what a ranking puts first is
 kept, all else is ablated, at the shares of the Mechanistic Interpretability Benchmark (Mueller et
@@ -78,6 +79,17 @@ def _machine(results: Results) -> Iterator[str]:
     listed = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
     processor = names[0] if names else platform.processor()
     yield f"{listed}; {processor}, {os.cpu_count()} cores.\n"
+    trials: dict[str, float] = {}
+    for entry, told in results.entries:
+        if told["status"] == "measured" and entry.kind in ("gradient", "relevance"):
+            least = trials.get(entry.contender, told["trial_seconds"])
+            trials[entry.contender] = min(least, told["trial_seconds"])
+    if trials:
+        listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in trials.items())
+        yield (
+            "What is left out: a new process had computed for "
+            f"{listed} when it had imported all and tried gradients or relevance on two samples.\n"
+        )
 
 
 def _verdicts(results: Results) -> Iterator[str]:

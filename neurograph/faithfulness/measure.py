@@ -17,7 +17,8 @@ from neurograph.errors import ModelError, OptionError
 from neurograph.faithfulness.ablated import Ablated, Ablation
 from neurograph.faithfulness.components import Components, Flags
 from neurograph.replay.run import Outcome
-from neurograph.scoring.experiment import Experiment, rounding
+from neurograph.scoring.effects import rounding
+from neurograph.scoring.experiment import Experiment
 
 __all__ = ["Ends", "Measure", "Point", "Runs"]
 

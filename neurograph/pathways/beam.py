@@ -26,7 +26,8 @@ from neurograph.pathways.outlook import (
 )
 from neurograph.pathways.room import Candidates, Room
 from neurograph.replay.wiring import target_layers
-from neurograph.scoring.experiment import Effects, Experiment, Moves, summarise
+from neurograph.scoring.effects import Effects, summarise
+from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.routes import fits_narrow
 
 __all__ = ["Beam", "Pass", "Strength"]

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.layers import Neuron
+from neurograph.named_neurons import NamedNeurons, find_named
 from neurograph.paths import Path, check_sign
 from neurograph.pathways.beam import Beam, Pass, Strength
 from neurograph.positions import Positions
@@ -29,10 +30,8 @@ from neurograph.study import Options, Study, prepare
 from neurograph.target import TargetFunction
 from neurograph.units import Groups
 
-__all__ = ["Sources", "StrongestPaths", "strongest_paths"]
+__all__ = ["StrongestPaths", "strongest_paths"]
 
-Sources = str | Neuron | Iterable[str | Neuron | tuple[Any, ...]]
-"""Layers, all of whose neurons are meant, and neurons."""
 
 _WIDTH = 1024  # prefixes kept at each layer in the first pass
 _WIDER = 4  # times as many in each further one
@@ -98,7 +97,7 @@ def strongest_paths(
     k: int = 100,
     *,
     sign: Sign | None = None,
-    sources: Sources | None = None,
+    sources: NamedNeurons | None = None,
     budget: int | str = "60s",
     profile: nx.DiGraph | None = None,
     layers: Choice | None = None,
@@ -158,7 +157,7 @@ def strongest_paths(
     OptionError
         A layer or neuron that does not exist, or any other option that means nothing here.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``circuit`` is the `StrongestPaths` found until then.
+        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `StrongestPaths` found until then.
 
     Notes
     -----
@@ -298,7 +297,7 @@ def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> S
     )
 
 
-def read_sources(study: Study, sources: Sources | None) -> dict[str, list[int]]:
+def read_sources(study: Study, sources: NamedNeurons | None) -> dict[str, list[int]]:
     """Read where paths begin: layers, and the numbers of their neurons.
 
     Raises
@@ -312,32 +311,4 @@ def read_sources(study: Study, sources: Sources | None) -> dict[str, list[int]]:
         inputs = [name for name in moving if layers[name].is_input]
         first = [name for name in moving if not set(moving) & set(graph.predecessors(name))]
         return {name: list(range(len(study.experiment.units(name)))) for name in inputs or first}
-    found: dict[str, set[int]] = {}
-    for one in _several(sources):
-        layer = one if isinstance(one, str) else one.layer
-        if layer not in moving:
-            raise OptionError(
-                f"sources={one!r}: there is no layer {layer!r} with neurons; the model has "
-                f"{', '.join(moving)}"
-            )
-        units = study.experiment.units(layer)
-        numbers = range(len(units)) if isinstance(one, str) else [units.unit(one)]
-        found.setdefault(layer, set()).update(numbers)
-    if not found:
-        raise OptionError("sources= is empty: name layers or neurons, or leave it out")
-    return {name: sorted(found[name]) for name in graph if name in found}
-
-
-def _several(sources: Sources) -> list[str | Neuron]:
-    if isinstance(sources, str):
-        return [sources]
-    try:
-        items = tuple(sources)
-        # A layer and a number are a neuron; several layers are names alone.
-        if len(items) > 1 and isinstance(items[0], str) and type(items[1]) is int:
-            return [Neuron(*items)]
-        return [item if isinstance(item, str) else Neuron(*item) for item in items]
-    except TypeError:
-        raise OptionError(
-            f"sources={sources!r}: pass names of layers, (layer, index) pairs, or several of them"
-        ) from None
+    return find_named(study, sources, "sources")

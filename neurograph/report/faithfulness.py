@@ -52,6 +52,8 @@ class Card:
 
     Attributes
     ----------
+    target : str
+        What is to be left.
     of : str
         ``neurons`` or ``edges``.
     count : str
@@ -66,6 +68,7 @@ class Card:
         Whether a curve leaves its panel.
     """
 
+    target: str
     of: str
     count: str
     rows: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]
@@ -96,6 +99,7 @@ def card(found: Faithfulness) -> Card:
     if (curves["order"] == "random").any():
         keys.append(("random", 0, "random"))
     return Card(
+        found.target,
         found.of,
         f"{found.components:,}",
         tuple((name, _rows(summary[summary["ablation"] == name])) for name in ablations),

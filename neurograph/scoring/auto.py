@@ -1,8 +1,8 @@
 """Estimate everything, measure what promises most, and say how well the estimates rank.
 
-What can be measured whole within its share of the budget is. Elsewhere a random few are measured
-first: they tell how long one takes and how well the screen ranks. Then the others, from the
-largest estimate down, while the time lasts.
+What can be measured whole within its share of the budget is. Elsewhere a few are measured that
+promise most, which tells how long one takes, and a few at random, which tell how well the screen
+ranks; then the others, from the largest estimate down, while the time lasts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from neurograph.scoring.budget import Allowance, Budget
 from neurograph.scoring.edges import probe_edges
+from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects, total_effects
-from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.gradient import Gradient
-from neurograph.scoring.routes import Through
+from neurograph.scoring.routes import Through, fits_narrow
 from neurograph.scoring.scorer import Edges, Scored
 from neurograph.scoring.screening import Screened, Screening
 
@@ -28,7 +29,9 @@ __all__ = ["Auto", "Verifier"]
 
 _SURELY = 5e7  # bytes of rows that any machine runs in a second
 _SPOT = 32  # measured at random in each layer, to judge the screen and the time
+_FIRST = 4  # measured at least: they tell what one takes
 _PIECES = 8  # in which the rest of a share is used: the clock is looked at in between
+_AT_ONCE = 32  # neurons whose edges are estimated before the clock is looked at
 
 
 class Verifier:
@@ -81,7 +84,7 @@ class Verifier:
                 return self._all(items, measure)
             return self._count(items, estimate, measure, self.budget.count)
         seconds = self.allowance.share(cost)
-        if items <= _SPOT or work / _SURELY <= seconds:
+        if items <= _FIRST or work / _SURELY <= seconds:
             return self._all(items, measure)
         return self._time(items, estimate, measure, time.monotonic() + seconds)
 
@@ -118,30 +121,23 @@ class Verifier:
         measure: Callable[[Tensor], Effects],
         until: float,
     ) -> Scored:
-        start = time.monotonic()
-        spot = torch.from_numpy(self._spot(items, _SPOT))
-        first = measure(spot)
-        spot = spot.to(first.effect.device)
-        each = (time.monotonic() - start) / len(spot)
-        rest = torch.ones(items, dtype=torch.bool, device=spot.device)
-        rest[spot] = False
-        others = rest.nonzero()[:, 0]
-        if time.monotonic() + each * len(others) <= until:
-            self.whole += items
-            order = torch.cat([spot, others]).argsort()
-            return Scored(Effects.joined([first, measure(others)]).at(order), None)
         estimated = estimate()
-        effects = estimated.updated(spot, first)
-        order = others[estimated.effect[others].abs().argsort(descending=True)]
-        done = 0
-        while done < len(order) and (left := until - time.monotonic()) > 0:
-            some = order[done : done + max(_SPOT, int(left / each / _PIECES))]
-            effects = effects.updated(some, measure(some))
-            done += len(some)
-        return self._noted(estimated, effects, spot, order[:done])
+        pieces = _Pieces(estimated, measure)
+        order = estimated.effect.abs().argsort(descending=True)
+        pieces(order[:_FIRST])  # whatever it takes: something must be measured
+        rest = order[_FIRST:]
+        if pieces.each * len(rest) <= until - time.monotonic():
+            pieces(rest)
+            self.whole += items
+            return Scored(pieces.effects, None)
+        drawn = torch.from_numpy(self._spot(items, _SPOT)).to(order.device)
+        judged = time.monotonic() + (until - time.monotonic()) / 4
+        spot = pieces.until(judged, drawn, _FIRST)
+        ranked = pieces.until(until, rest, _SPOT)
+        return self._noted(estimated, pieces.effects, spot, torch.cat([order[:_FIRST], ranked]))
 
     def _spot(self, items: int, count: int) -> np.ndarray:
-        return np.sort(self.generator.permutation(items)[: min(_SPOT, count)])
+        return self.generator.permutation(items)[: min(_SPOT, count)]
 
     def _noted(self, estimated: Effects, effects: Effects, spot: Tensor, ranked: Tensor) -> Scored:
         measured = torch.zeros_like(effects.effect, dtype=torch.bool)
@@ -149,6 +145,32 @@ class Verifier:
         tensors = (estimated.effect, effects.effect, measured, spot, ranked)
         self.screened.append(Screened(*(tensor.cpu().numpy() for tensor in tensors)))
         return Scored(effects, measured)
+
+
+class _Pieces:
+    """Items measured piece by piece; `each` is what one took in the last of them."""
+
+    def __init__(self, estimated: Effects, measure: Callable[[Tensor], Effects]) -> None:
+        self.effects, self.each, self._measure = estimated, 0.0, measure
+        self._known = torch.zeros_like(estimated.effect, dtype=torch.bool)
+
+    def __call__(self, some: Tensor) -> None:
+        """Measure some items."""
+        start = time.monotonic()
+        if len(some):
+            self.effects = self.effects.updated(some, self._measure(some))
+            self._known[some] = True
+            self.each = (time.monotonic() - start) / len(some)
+
+    def until(self, moment: float, items: Tensor, fewest: int) -> Tensor:
+        """Measure items in their order while there is time; return those that are measured."""
+        done = 0
+        while done < len(items) and (left := moment - time.monotonic()) > 0:
+            more = max(fewest, int(left / max(self.each, 1e-9) / _PIECES))
+            some = items[done : done + more]
+            self(some[~self._known[some]])
+            done += more
+        return items[:done]
 
 
 class Auto:
@@ -222,19 +244,43 @@ class Auto:
         transfers: bool = True,
     ) -> Iterator[Edges]:
         """Effects of the edges that move anything; readers are computed exactly for the screen."""
-        verifier, probes = self.verifiers["edges"], 0
+        experiment, verifier = self.experiment, self.verifiers["edges"]
+        near = {n: seen for n, seen in readers.items() if fits_narrow(experiment, writer, n)}
+        far = {name: seen for name, seen in readers.items() if name not in near}
+        if near:
+            yield from self._probed(writer, neurons, near, 0, 1.0)
+        timed = verifier.budget.seconds is not None and not transfers
+        step = _AT_ONCE if timed else len(neurons)
+        for start in range(0, len(neurons) if far else 0, step):
+            some = neurons[start : start + step]
+            if timed and time.monotonic() > verifier.allowance.until:
+                yield from _not_reached(far, len(neurons), start)
+                return
+            yield from self._probed(writer, some, far, start, len(some) / len(neurons))
+
+    def _probed(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        readers: Mapping[str, Sequence[int]],
+        start: int,
+        cost: float,
+    ) -> Iterator[Edges]:
+        """Verify the edges from some neurons; `start` is the place of the first among all."""
+        verifier, left = self.verifiers["edges"], set(readers)
         for probe in probe_edges(self.experiment, writer, neurons, readers):
-            probes += 1
             scored = verifier.verify(
                 len(probe.pairs),
                 functools.partial(probe.estimate, self.screen.slopes),
                 probe.measure,
                 work=self._work(probe.reader, len(probe.pairs)),
-                cost=1,
+                cost=cost,
                 signs=1,
             )
-            yield Edges(probe.reader, probe.pairs, probe.transfer, scored)
-        verifier.allowance.left -= max(0, len(readers) - probes)
+            left.discard(probe.reader)
+            pairs = probe.pairs + probe.pairs.new_tensor([start, 0])
+            yield Edges(probe.reader, pairs, probe.transfer, scored)
+        verifier.allowance.left -= cost * len(left)
 
     def report(self) -> dict[str, Screening]:
         """Say for each phase that scored anything what was screened and verified."""
@@ -246,3 +292,12 @@ class Auto:
         experiment = self.experiment
         row = experiment.work(experiment.wiring.suffix([layer]))
         return 2.0 * moves * experiment.recording.size * row
+
+
+def _not_reached(readers: Mapping[str, Sequence[int]], neurons: int, start: int) -> Iterator[Edges]:
+    """Edges from the neurons behind `start`, for which there was no time: effects of NaN."""
+    for reader, outputs in readers.items():
+        pairs = torch.cartesian_prod(torch.arange(start, neurons), torch.arange(len(outputs)))
+        unknown = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
+        effects = Effects(unknown, unknown, unknown[:, None])
+        yield Edges(reader, pairs.view(-1, 2), unknown, Scored.estimated(effects))

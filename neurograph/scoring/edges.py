@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from neurograph.scoring.effects import Effects, estimate
 from neurograph.scoring.exact import edge_effects, reader_effects
-from neurograph.scoring.experiment import Effects, Experiment, Moves, estimate
+from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.routes import fits_narrow
 from neurograph.scoring.slopes import Slopes

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from neurograph.errors import ModelError
 from neurograph.layers import Neuron
-from neurograph.scoring.experiment import Effects, Experiment, Moves, summarise
+from neurograph.scoring.effects import Effects, summarise
+from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
 
 __all__ = [

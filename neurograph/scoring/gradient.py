@@ -13,7 +13,8 @@ from torch import Tensor
 
 from neurograph.replay.observe import without_parameter_gradients
 from neurograph.scoring.edges import probe_edges
-from neurograph.scoring.experiment import Effects, Experiment, estimate
+from neurograph.scoring.effects import Effects, estimate
+from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
 from neurograph.scoring.scorer import Edges, Scored

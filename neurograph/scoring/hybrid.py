@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from neurograph.scoring.edges import probe_edges
+from neurograph.scoring.effects import estimate
 from neurograph.scoring.exact import node_differences
-from neurograph.scoring.experiment import Experiment, estimate
+from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
 from neurograph.scoring.scorer import Edges, Scored

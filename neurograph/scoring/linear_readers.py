@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neurograph.scoring.experiment import Effects, Experiment
+from neurograph.scoring.effects import Effects
+from neurograph.scoring.experiment import Experiment
 
 __all__ = ["LinearEdges"]
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from neurograph.scoring.experiment import Effects
+from neurograph.scoring.effects import Effects
 from neurograph.scoring.routes import Through
 
 __all__ = ["Edges", "Scored", "Scorer", "ScorerName"]

@@ -42,17 +42,20 @@ class Screened:
             return math.nan
         return float(spearmanr(one, other).statistic)
 
-    def found(self) -> tuple[float, float]:
+    def found(self) -> tuple[float, float] | None:
         """How many the strongest are, and about how many of them were measured.
 
-        The random ones that had not promised enough stand for all that were not measured.
+        The random ones that had not promised enough stand for all that were not measured; None
+        where there are no such.
         """
         strength = np.abs(self.effects)
         beside = np.setdiff1d(self.spot, self.ranked)
         unseen = len(strength) - int(self.measured.sum())
         count = max(1.0, _STRONGEST * len(strength))
-        if not unseen or not len(beside):
+        if not unseen:
             return count, count
+        if not len(beside):
+            return None
         values = np.concatenate([strength[self.measured], strength[beside]])
         weights = np.ones(len(values))
         weights[-len(beside) :] = unseen / len(beside)
@@ -74,14 +77,15 @@ class Screening:
     spearman : float or None
         Rank correlation of estimates and effects, of those measured at random; the mean over
         layers, by how many. None where nothing was screened, or all effects are equal.
-    recall : float
-        Estimated share of the strongest 5% that was measured; 1 where everything was.
+    recall : float or None
+        Estimated share of the strongest 5% that was measured; 1 where everything was. None where
+        there was no time for any at random.
     """
 
     scored: int
     measured: int
     spearman: float | None = None
-    recall: float = 1.0
+    recall: float | None = 1.0
 
     def __str__(self) -> str:
         if self.measured == self.scored:
@@ -89,6 +93,8 @@ class Screening:
         told = f"{self.measured:,} of {self.scored:,} measured"
         if self.spearman is not None:
             told += f", the screen ranks with Spearman {self.spearman:.2f}"
+        if self.recall is None:
+            return f"{told}, no time to judge the screen"
         return f"{told}, estimated recall of the strongest {_STRONGEST:.0%}: {self.recall:.2f}"
 
     @staticmethod
@@ -100,6 +106,8 @@ class Screening:
         known = [(r, n) for r, n in ranks if not math.isnan(r)]
         weight = sum(n for _, n in known)
         spearman = sum(r * n for r, n in known) / weight if weight else None
-        pairs = [s.found() for s in screened]
-        strongest, found = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (1, 1)
+        pairs = [pair for s in screened if (pair := s.found()) is not None]
+        if not pairs:
+            return Screening(scored, measured, spearman, None if screened else 1.0)
+        strongest, found = (sum(column) for column in zip(*pairs, strict=True))
         return Screening(scored, measured, spearman, found / strongest)

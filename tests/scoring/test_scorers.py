@@ -273,8 +273,10 @@ def test_gradients_take_a_few_copies_of_the_activations() -> None:
         copy = sum(experiment.recording.main(name).nbytes for name in layers)
         copy = max(copy, 16 * experiment.recording.row_bytes)
         with PeakMeter() as meter:
+            gradient = Gradient(experiment)
             for layer in neurons_of(experiment):
-                Gradient(experiment).totals(layer, range(len(experiment.units(layer))))
+                gradient.totals(layer, range(len(experiment.units(layer))))
+                all_edges(gradient, experiment, layer)
         assert meter.peak < 6 * copy
 
 

@@ -1,0 +1,88 @@
+"""Effects on the target: what they are, and how differences of single samples become one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Effects", "estimate", "rounding", "summarise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """Effects of some neurons of one layer on the target, in the target's units.
+
+    Attributes
+    ----------
+    effect : Tensor of float64, [neurons]
+        Mean over the reference samples of target(last level) − target(first level).
+    stderr : Tensor of float64, [neurons]
+        Standard error of that mean; NaN where there is a single sample.
+    response : Tensor of float64, [neurons, levels]
+        Mean target at each level; NaN where the effects are estimates.
+    """
+
+    effect: Tensor
+    stderr: Tensor
+    response: Tensor
+
+    def __len__(self) -> int:
+        return len(self.effect)
+
+    def at(self, which: Tensor) -> Effects:
+        """Return the effects of some of the neurons."""
+        return Effects(self.effect[which], self.stderr[which], self.response[which])
+
+    @staticmethod
+    def joined(parts: Sequence[Effects]) -> Effects:
+        """Return the effects of several sets of neurons, one after the other."""
+        keys = ("effect", "stderr", "response")
+        return Effects(*(torch.cat([getattr(part, key) for part in parts]) for key in keys))
+
+    def updated(self, which: Tensor, others: Effects) -> Effects:
+        """Return the effects with those of some neurons replaced; no responses."""
+        effect = self.effect.index_copy(0, which, others.effect)
+        stderr = self.stderr.index_copy(0, which, others.stderr)
+        return Effects(effect, stderr, torch.full_like(effect, math.nan)[:, None])
+
+
+def summarise(targets: Tensor, block: Tensor) -> Effects:
+    """Reduce targets to effects.
+
+    Parameters
+    ----------
+    targets : Tensor, [blocks, samples]
+    block : Tensor of int64, [neurons, levels]
+        Which block holds each neuron at each level.
+
+    Notes
+    -----
+    An effect that the targets' own rounding could make is 0: rows that agree can still differ in
+    their last bits, as matrix products round by where in a batch a row stands.
+    """
+    samples = targets.shape[1]
+    differences = (targets[block[:, -1]] - targets[block[:, 0]]).double()
+    effect, response = differences.mean(dim=1), targets.mean(dim=1).double()
+    if samples > 1:
+        stderr = differences.std(dim=1, correction=1) / math.sqrt(samples)
+    else:
+        stderr = torch.full_like(effect, math.nan)
+    effect = torch.where(effect.abs() <= rounding(response, targets.dtype), 0.0, effect)
+    return Effects(effect, stderr, response[block])
+
+
+def estimate(differences: Tensor) -> Effects:
+    """Reduce estimated differences of the target, ``[neurons, samples]``, to effects."""
+    values = differences.double()
+    mean, samples = values.mean(dim=1), values.shape[1]
+    spread = values.std(dim=1, correction=1) if samples > 1 else torch.full_like(mean, math.nan)
+    return Effects(mean, spread / math.sqrt(samples), torch.full_like(mean, math.nan)[:, None])
+
+
+def rounding(response: Tensor, dtype: torch.dtype) -> Tensor:
+    """Largest difference of mean targets, computed in a dtype, that their rounding could make."""
+    return 4 * torch.finfo(dtype).eps * response.abs().amax()
