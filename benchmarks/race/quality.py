@@ -72,24 +72,24 @@ def _ranks(name: str, label: str) -> bool:
 
 
 def _agreement(found: Mapping[str, Scores]) -> dict[str, Any]:
-    """How each contender's numbers compare with our exact effects, on what both scored."""
-    exact = found.get(EXACT)
-    if exact is None:
-        return {}
+    """How each contender's numbers compare with our exact effects, on what both scored.
+
+    Edge attribution patching is compared with our gradients besides, as it is the same estimate.
+    """
+    pairs = [(label, EXACT) for label in found if label != EXACT]
+    pairs.append(("auto-circuit gradient", f"{OWN} gradient"))
     told: dict[str, Any] = {}
-    for label, scores in found.items():
-        common = [place for place in scores if place in exact]
-        if label == EXACT or not common:
-            continue
-        a = np.array([scores[place] for place in common])
-        b = np.array([exact[place] for place in common])
-        told[label] = {
-            "common": len(common),
-            "largest_difference": float(np.abs(a - b).max()),
-            "largest_effect": float(np.abs(b).max()),
-            "spearman": float(spearmanr(a, b).statistic),
-            "spearman_absolute": float(spearmanr(np.abs(a), np.abs(b)).statistic),
-        }
+    for label, other in pairs:
+        common = [p for p in found.get(label, ()) if p in found.get(other, ())]
+        if common:
+            a, b = (np.array([found[one][place] for place in common]) for one in (label, other))
+            told[label if other == EXACT else f"{label} with gradient"] = {
+                "common": len(common),
+                "largest_difference": float(np.abs(a - b).max()),
+                "largest_effect": float(np.abs(b).max()),
+                "spearman": float(spearmanr(a, b).statistic),
+                "spearman_absolute": float(spearmanr(np.abs(a), np.abs(b)).statistic),
+            }
     return told
 
 

@@ -94,6 +94,7 @@ def aims(results: Results) -> Iterator[Aim]:
         yield _exact(results, task, what, contender, method, times)
     for task in results.tasks:
         yield from _gradient(results, task)
+        yield from _same_gradients(results, task)
         yield from _memory(results, task)
     for task in results.quality:
         yield from _curves(results, task)
@@ -148,6 +149,18 @@ def _gradient(results: Results, task: str) -> Iterator[Aim]:
         f"of {name}"
     )
     yield Aim(aim, told, seconds <= theirs)
+
+
+def _same_gradients(results: Results, task: str) -> Iterator[Aim]:
+    """Edge attribution patching is one estimate, whoever computes it."""
+    for label, told in results.quality.get(task, {}).get("agreement", {}).items():
+        if label.endswith(" with gradient"):
+            yield Aim(
+                f"{task}: the same gradient scores as {label.split()[0]}",
+                f"of {told['common']:,} numbers the largest difference is "
+                f"{told['largest_difference']:.0g}, the largest score {told['largest_effect']:.2f}",
+                told["largest_difference"] <= 1e-4 * told["largest_effect"],
+            )
 
 
 def _memory(results: Results, task: str) -> Iterator[Aim]:
