@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo examples test lint bench study constraints
+.PHONY: help env demo examples test lint bench peers study constraints
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -64,6 +64,19 @@ bench: env  ## write docs/benchmarks.md and the other pages of numbers; the demo
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ground_truth.py --write docs/ground_truth.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paths.py --write docs/paths.md
 	$(BIN)/python benchmarks/heart_accuracy.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py --write docs/peers.md
+
+# Not needed by `make bench`, which skips by name what is not installed.
+PEERS := captum auto-circuit
+peers: $(PEERS:%=.venv-peers/%/.installed)  ## environments for the libraries that bench races against
+
+.venv-peers/%/.installed: benchmarks/peers-%.txt constraints.txt
+	@echo "Setting up .venv-peers/$* (a minute or two)"
+	@$(PYTHON) -m venv --clear .venv-peers/$*
+	@.venv-peers/$*/bin/python -m pip --disable-pip-version-check install -qq '$(TORCH)'
+# Everything is listed: see there why pip should not look for more.
+	@.venv-peers/$*/bin/python -m pip --disable-pip-version-check install -qq --no-deps --requirement $<
+	@touch $@
 
 study: env  ## write docs/heart.md: the heart network's study, top to bottom
 	OMP_NUM_THREADS=1 $(BIN)/python examples/heart_study.py --out docs
