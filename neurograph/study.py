@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ def prepare(
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
         "target": {"name": resolved.name, "index": None if callable(target) else target},
         "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
-        "versions": _versions(),
+        "versions": dict(_versions()),
     }
     return Study(model, options, experiment, profiled, resolved, names, provenance)
 
@@ -361,7 +362,8 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
     return told
 
 
-def _versions() -> dict[str, str]:
+@functools.cache  # reading them takes milliseconds
+def _versions() -> Mapping[str, str]:
     packages = {"neurograph": "neurograph-torch", "torch": "torch", "networkx": "networkx"}
     versions = {"python": platform.python_version()}
     for name, distribution in packages.items():

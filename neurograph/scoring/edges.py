@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from neurograph.scoring.effects import Effects, estimate
-from neurograph.scoring.exact import edge_effects, reader_effects
+from neurograph.scoring.exact import reader_effects
 from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.linear_readers import LinearEdges
-from neurograph.scoring.routes import fits_narrow
+from neurograph.scoring.routes import fits_narrow, probe_one
 
 __all__ = ["Probe", "probe_edges", "probe_outputs"]
 
@@ -91,19 +90,28 @@ class _Near:
         self.transfer = share[self.pairs[:, 0], self.pairs[:, 1]]
 
     def measure(self, which: Tensor) -> Effects:
-        """One run for each output: all of its edges differ in one value alone."""
-        pairs = self.pairs[which]
-        order = pairs[:, 1].argsort(stable=True)
-        parts = []
-        ordered = pairs[order].tolist()
-        for output, edges in itertools.groupby(ordered, key=lambda pair: pair[1]):
-            chosen = [self.neurons[neuron] for neuron, _ in edges]
-            parts.append(
-                edge_effects(
-                    self.experiment, self.writer, chosen, self.reader, self.outputs[output]
-                )
-            )
-        return Effects.joined(parts).at(order.argsort())
+        """One run of what descends from the reader for each different output."""
+        rows, units = (
+            self.experiment.recording.main(self.reader),
+            self.experiment.units(self.reader),
+        )
+        width = self.experiment.units(self.reader).members.shape[1]
+        each = 2 * rows.element_size() * len(rows) * width
+        step = max(1, self.experiment.memory // _SHARE // each)
+        pieces = (which[start : start + step] for start in range(0, len(which), step))
+        return Effects.joined([self._measure(self.pairs[some]) for some in pieces])
+
+    def _measure(self, pairs: Tensor) -> Effects:
+        first, rest = torch.unique(pairs[:, 0], return_inverse=True)
+        neurons = [self.neurons[i] for i in first.tolist()]
+        moves, block = self.experiment.ends(self.writer, neurons)
+        outputs = torch.as_tensor(self.outputs, device=pairs.device)
+        keys, index = _different(block[rest], pairs[:, 1], len(outputs))
+        source = keys // len(outputs)
+        some = Moves(self.writer, moves.neurons[source], moves.values[source])
+        seen = outputs[keys % len(outputs)]
+        arrived = probe_one(self.experiment, some, self.reader, seen, slice(None))
+        return reader_effects(self.experiment, arrived, index)
 
     def estimate(self, slope: Tensor) -> Effects:
         """Weight times change times slope."""
@@ -133,9 +141,7 @@ class _Far:
     def measure(self, which: Tensor) -> Effects:
         """One run of what descends from the reader for each different output."""
         i, j = self._pairs[which].T
-        # Ends that several neurons share move an output only once.
-        places = self.block[i] * len(self.outputs) + j[:, None]
-        keys, index = torch.unique(places, return_inverse=True)
+        keys, index = _different(self.block[i], j, len(self.outputs))
         outputs = torch.as_tensor(self.outputs, device=keys.device)
         moved = self.moved.flatten(0, 1)[keys]
         arrived = Moves(self.reader, outputs[keys % len(outputs)], moved)
@@ -151,6 +157,15 @@ class _Far:
         i, j = self._pairs.T
         low, high = (answers[self.block[i, end], j] for end in (0, 1))
         return estimate(high - low)
+
+
+def _different(block: Tensor, output: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    """Different pairs of a block and an output: ends that several neurons share move it only once.
+
+    Returns their keys, block × outputs + output, and for each edge and end the place of its own.
+    """
+    keys, index = torch.unique(block * outputs + output[:, None], return_inverse=True)
+    return keys, index
 
 
 def _groups(

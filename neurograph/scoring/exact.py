@@ -59,14 +59,7 @@ def edge_effects(
 
 def reader_effects(experiment: Experiment, moves: Moves, block: Tensor) -> Effects:
     """Effects of what already moves a layer's own outputs; `block` as for `summarise`."""
-    plan = experiment.wiring.suffix([moves.layer])
-    targets = moves.values.new_empty(len(moves), experiment.recording.size)
-    for blocks, samples in experiment.chunks(len(moves), [plan]):
-        some = moves.cut(blocks, samples)
-        rows = {some.layer: experiment.rows(some, samples)}
-        outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
-        targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-    effects = summarise(targets, block)
+    effects = summarise(_targets(experiment, moves, total_route(experiment, moves.layer)), block)
     _check_finite(effects, moves.layer)
     return effects
 

@@ -65,6 +65,10 @@ def choose(experiment: Experiment, writer: str, through: Through) -> Route:
 
 def total_route(experiment: Experiment, writer: str) -> Route:
     """Route on which everything sees the move: an ordinary ablation."""
+    readers = list(experiment.graph.successors(writer))
+    alone = len(readers) == 1 and not experiment.graph.nodes[writer]["output"]
+    if alone and fits_narrow(experiment, writer, readers[0]):
+        return _Narrow(experiment, writer, readers[0], None)
     return _Whole(experiment, experiment.wiring.suffix([writer]))
 
 
