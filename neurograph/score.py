@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from neurograph.contrast import Background, Contrast
@@ -30,8 +31,6 @@ from neurograph.units import Groups, Units
 
 __all__ = ["Scores", "score"]
 
-_PLACE = ["layer", "index", "position"]
-_ENDS = [f"{end}_{key}" for end in ("source", "target") for key in _PLACE]
 _NUMBERS = ["effect", "stderr", "rms", "measured"]
 _PHASES = {"neurons": "totals", "edges": "edges"}
 
@@ -175,11 +174,11 @@ def score(
     )
     start = time.monotonic()
     study = prepare(model, data, target, options, profile, statistics=False)
-    tables: list[pd.DataFrame] = []
+    pieces: list[_Piece] = []
     screening: Screening | None = None
 
     def scores() -> Scores:
-        table = _joined(tables, of)
+        table = _joined(pieces, of, study.experiment.recording.size)
         told = screening and replace(
             screening,
             scored=int(table["effect"].notna().sum()),
@@ -202,12 +201,12 @@ def score(
             )
             for layer in _scored_layers(study, of):
                 bar.describe(f"scoring {of} of {layer}")
-                tables.extend(_tables(experiment, scorer_of, layer, of))
+                pieces.extend(_pieces(experiment, scorer_of, layer, of))
                 if isinstance(scorer_of, Auto):
                     screening = scorer_of.report().get(_PHASES[of], Screening(0, 0))
                 bar.advance()
     except KeyboardInterrupt as stop:
-        raise SearchInterrupted(scores() if tables else None) from stop
+        raise SearchInterrupted(scores() if pieces else None) from stop
     return scores()
 
 
@@ -217,75 +216,73 @@ def _scored_layers(study: Study, of: str) -> list[str]:
     return [name for name in read if layers[name].neurons]
 
 
-def _tables(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iterator[pd.DataFrame]:
-    """Tables of the neurons of a layer, or of the edges from them to each reader."""
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Scores of some neurons, or of some edges, by their numbers."""
+
+    ends: tuple[tuple[Units, NDArray[np.int64]], ...]
+    effect: NDArray[np.float64]
+    stderr: NDArray[np.float64]
+    measured: NDArray[np.bool_]
+
+    @staticmethod
+    def of(ends: Sequence[tuple[Units, torch.Tensor]], scored: Scored | None) -> _Piece:
+        """Scores of what scorers gave; without any, effects of 0 that were measured."""
+        numbers = tuple((units, chosen.cpu().numpy()) for units, chosen in ends)
+        none = np.zeros(len(numbers[0][1]))
+        if scored is None:
+            return _Piece(numbers, none, none, none == 0)
+        effects, measured = scored
+        told = none == 0 if measured is None else measured.cpu().numpy()
+        return _Piece(numbers, effects.effect.cpu().numpy(), effects.stderr.cpu().numpy(), told)
+
+
+def _pieces(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iterator[_Piece]:
+    """Scores of the neurons of a layer, or of the edges from them to each reader."""
     units = experiment.units(layer)
     every = range(len(units))
     if of == "neurons":
-        yield _places(units, torch.arange(len(units)), "").assign(
-            **_columns(experiment, scorer.totals(layer, every))
-        )
+        yield _Piece.of([(units, torch.arange(len(units)))], scorer.totals(layer, every))
         return
     readers = {
         name: range(len(experiment.units(name)))
         for name in experiment.graph.successors(layer)
         if experiment.recording.layers[name].neurons
     }
-    done: dict[str, list[pd.DataFrame]] = {name: [] for name in readers}
     seen = {
         name: torch.zeros(len(units), len(outputs), dtype=torch.bool)
         for name, outputs in readers.items()
     }
     for edges in scorer.edges(layer, every, readers, transfers=False):
-        pairs = edges.pairs.cpu()
-        seen[edges.reader][pairs[:, 0], pairs[:, 1]] = True
-        done[edges.reader].append(_edge_table(experiment, layer, edges.reader, pairs, edges.scored))
-    for reader, tables in done.items():
-        yield from tables
-        still = (~seen[reader]).nonzero()
-        if len(still):  # they move nothing, which was measured
-            yield _edge_table(experiment, layer, reader, still, None)
+        i, j = edges.pairs.cpu().T
+        seen[edges.reader][i, j] = True
+        yield _Piece.of([(units, i), (experiment.units(edges.reader), j)], edges.scored)
+    for reader, moved in seen.items():
+        i, j = (~moved).nonzero().T  # these move nothing, which was measured
+        if len(i):
+            yield _Piece.of([(units, i), (experiment.units(reader), j)], None)
 
 
-def _edge_table(
-    experiment: Experiment, writer: str, reader: str, pairs: torch.Tensor, scored: Scored | None
-) -> pd.DataFrame:
-    columns = {"effect": 0.0, "stderr": 0.0, "rms": 0.0, "measured": True}
-    source = _places(experiment.units(writer), pairs[:, 0], "source_")
-    target = _places(experiment.units(reader), pairs[:, 1], "target_")
-    told = columns if scored is None else _columns(experiment, scored)
-    return pd.concat([source, target], axis=1).assign(**told)
-
-
-def _places(units: Units, chosen: torch.Tensor, prefix: str) -> pd.DataFrame:
-    """Columns that say which neurons these are."""
-    numbers = chosen.cpu().numpy()
-    columns: dict[str, Any] = {f"{prefix}layer": units.layer, f"{prefix}index": numbers}
-    if units.positions is not None:
-        columns[f"{prefix}index"] = numbers // units.positions
-        columns[f"{prefix}position"] = numbers % units.positions
-    return pd.DataFrame(columns, index=range(len(numbers)))
-
-
-def _columns(experiment: Experiment, scored: Scored) -> dict[str, Any]:
-    effects, measured = scored
-    effect, stderr = effects.effect.cpu().numpy(), effects.stderr.cpu().numpy()
-    # Mean square = square of the mean + variance, and the error is its root by n − 1.
-    spread = np.nan_to_num(stderr) ** 2 * (experiment.recording.size - 1)
-    return {
-        "effect": effect,
-        "stderr": stderr,
-        "rms": np.sqrt(effect**2 + spread),
-        "measured": True if measured is None else measured.cpu().numpy(),
-    }
-
-
-def _joined(tables: Sequence[pd.DataFrame], of: str) -> pd.DataFrame:
+def _joined(pieces: Sequence[_Piece], of: str, samples: int) -> pd.DataFrame:
     """One table, strongest first, the places in front."""
-    order = _PLACE if of == "neurons" else _ENDS
-    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=order)
-    for column in [c for c in whole if c.endswith("position")]:
-        whole[column] = whole[column].astype("Int64")
-    strongest = whole["effect"].abs().sort_values(ascending=False, kind="stable").index
-    places = [column for column in order if column in whole]
-    return whole.loc[strongest, [*places, *_NUMBERS]].reset_index(drop=True)
+    columns: dict[str, Any] = {}
+    lengths = [len(piece.effect) for piece in pieces]
+    for end, prefix in enumerate([""] if of == "neurons" else ["source_", "target_"]):
+        units, numbers = zip(*(piece.ends[end] for piece in pieces), strict=True)
+        names = np.array([one.layer for one in units], dtype=object)
+        places = np.repeat([one.positions or 1 for one in units], lengths)
+        whole = np.concatenate(numbers)
+        columns[f"{prefix}layer"] = np.repeat(names, lengths)
+        columns[f"{prefix}index"] = whole // places
+        if any(one.positions is not None for one in units):
+            single = np.repeat([one.positions is None for one in units], lengths)
+            columns[f"{prefix}position"] = pd.array(whole % places, dtype="Int64")
+            columns[f"{prefix}position"][single] = pd.NA
+    effect = np.concatenate([piece.effect for piece in pieces])
+    stderr = np.concatenate([piece.stderr for piece in pieces])
+    # Mean square = square of the mean + variance, and the error is its root by n − 1.
+    rms = np.sqrt(effect**2 + np.nan_to_num(stderr) ** 2 * (samples - 1))
+    measured = np.concatenate([piece.measured for piece in pieces])
+    columns |= {"effect": effect, "stderr": stderr, "rms": rms, "measured": measured}
+    strongest = np.argsort(-np.abs(effect), kind="stable")
+    return pd.DataFrame(columns).take(strongest).reset_index(drop=True)

@@ -35,7 +35,7 @@ from neurograph.memory import parse_memory
 from neurograph.nested import iter_tensors
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
-from neurograph.replay.recording import Recording, capture
+from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring
 from neurograph.resampling import Resampled, draw_donors
@@ -168,7 +168,7 @@ def prepare(
         inputs = input_tensors(model, actual.batch)
         twins: Twins | None = None
         if isinstance(contrast, Counterfactual):
-            twins = _corrupt(contrast, model, positions, actual, sites)
+            twins = _corrupt(contrast, model, positions, actual)
         elif isinstance(contrast, Resample):
             donors = draw_donors(actual.size, options.seed)
             twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
@@ -288,7 +288,6 @@ def _corrupt(
     model: nn.Module,
     positions: tuple[int, ...],
     actual: Recording,
-    sites: Sites,
 ) -> Recording:
     """Record the counterfactual twins of the reference samples."""
     everything = concatenate(list(Source(contrast.data, model)))
@@ -304,7 +303,7 @@ def _corrupt(
                 f"a clean input has shape {tuple(clean.shape)} but its counterfactual "
                 f"{tuple(twin.shape)}: pairs must have the same shape"
             )
-    return capture(model, batch, sites)
+    return recapture(model, batch, actual)
 
 
 def _inputs(batch: Batch) -> list[Tensor]:

@@ -18,7 +18,7 @@ from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.observe import input_tensors, undisturbed
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 
-__all__ = ["FEW", "Call", "Recording", "capture", "capture_few"]
+__all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture"]
 
 FEW = 2  # samples: with one, nothing tells a batch dimension from others
 
@@ -176,6 +176,31 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         layouts.row_bytes,
         layouts.call_bytes,
     )
+
+
+def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
+    """Record what every layer returns for other samples of the same shapes, laid out alike.
+
+    Raises
+    ------
+    ModelError
+        Other layers are called, or some return another structure.
+    """
+    with undisturbed(model):
+        run = watch(model, batch, like.sites)
+    given = input_tensors(model, batch)
+    calls = {name: _input_call(tensor.clone(), run.size) for name, tensor in given.items()}
+    for call, known in like.calls.items():
+        if call in calls:
+            continue
+        seen = run.calls.get(call)
+        if seen is None or len(seen.leaves) != len(known.leaves):
+            raise ModelError(
+                f"layer {call!r} is called or returns otherwise on other samples: the model's "
+                "forward depends on values"
+            )
+        calls[call] = Call(seen.leaves, seen.rebuild, known.layouts, known.arriving)
+    return replace(like, calls=calls, batch=batch, output=run.output)
 
 
 def _describe(

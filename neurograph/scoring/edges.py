@@ -91,10 +91,7 @@ class _Near:
 
     def measure(self, which: Tensor) -> Effects:
         """One run of what descends from the reader for each different output."""
-        rows, units = (
-            self.experiment.recording.main(self.reader),
-            self.experiment.units(self.reader),
-        )
+        rows = self.experiment.recording.main(self.reader)
         width = self.experiment.units(self.reader).members.shape[1]
         each = 2 * rows.element_size() * len(rows) * width
         step = max(1, self.experiment.memory // _SHARE // each)
