@@ -155,15 +155,15 @@ def prepare(
     with placed(model, options.device):
         source = Source(data, model)
         made = profiled is None
-        statistics |= _needs_statistics(contrast, options.background)
-        if profiled is None and statistics:
-            profiled = _profile(model, data, contrast, options)
+        needed = statistics or _needs_statistics(contrast, options.background)
+        if profiled is None and needed:
+            profiled = _profile(model, data, contrast, options, whole=statistics)
         elif profiled is None:
             profiled, _ = wired(model, data, options.layers)
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
         actual = capture(model, batch, sites)
-        _check_profile(profiled, actual, statistics)
+        _check_profile(profiled, actual, needed)
         resolved = resolve_target(target, actual.output, options.class_names)
         inputs = input_tensors(model, actual.batch)
         twins: Twins | None = None
@@ -215,13 +215,16 @@ def _needs_statistics(contrast: Contrast, background: Background) -> bool:
     return isinstance(contrast, Quantiles | FromMean) or background == "mean"
 
 
-def _profile(model: nn.Module, data: Any, contrast: Contrast, options: Options) -> nx.DiGraph:
+def _profile(
+    model: nn.Module, data: Any, contrast: Contrast, options: Options, *, whole: bool
+) -> nx.DiGraph:
+    """Profile with all the quantiles that circuits tell, or with those of the contrast alone."""
     wanted = contrast.levels if isinstance(contrast, Quantiles) else ()
     return profile(
         model,
         data,
         layers=options.layers,
-        levels=sorted({*QUANTILES, *wanted}),
+        levels=sorted({*(QUANTILES if whole else ()), *wanted}),
         memory=options.memory,
         seed=options.seed,
         progress=options.progress,

@@ -222,7 +222,7 @@ class _Collect:
         metric = ActivationStatistics(
             shape,
             quantiles=self.levels,
-            reservoir=rows,
+            reservoir=rows if len(self.levels) else 1,  # kept for quantiles alone
             seed=self.seed,
             stream=number,
             dtype=torch.float64 if example.dtype == torch.float64 else torch.float32,

@@ -198,6 +198,8 @@ class ActivationStatistics(Metric):
         if not self.count:
             raise DataError("there is no data: call `update` with at least one row first.")
         rows, parts = self.rows.flatten(1) if self.shape else self.rows[:, None], []
+        if not len(levels):
+            return self.rows.new_empty(0, *self.shape)
         held = min(int(self.count), self.reservoir)
         place = torch.tensor(_levels(levels), dtype=torch.float64) * (held - 1)
         for some in rows.chunk(rows.numel() // _SORT_AT_ONCE + 1, dim=1):
