@@ -13,6 +13,7 @@ from race.plan import ENTRIES, OWN, Entry
 __all__ = ["CHAMPION", "Aim", "Results", "aims"]
 
 CHAMPION = "auto"  # what a user gets who chooses no scorer
+JOINT = "integrated"  # what is meant for circuits kept alone: a part of what all do together
 EVEN = 0.005  # of faithfulness, what counts as no difference
 
 
@@ -189,10 +190,15 @@ def peers_of(curves: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curves(results: Results, task: str) -> Iterator[Aim]:
+    for scorer in (CHAMPION, JOINT):
+        yield from _curves_by(results, task, scorer)
+
+
+def _curves_by(results: Results, task: str, scorer: str) -> Iterator[Aim]:
     quality = results.quality[task]
     curves = quality.get("curves", {})
-    own, peers = curves.get(f"{OWN} {CHAMPION}"), peers_of(curves)
-    aim = f"{task}: at or above the best peer's curve at every size, scorer='{CHAMPION}'"
+    own, peers = curves.get(f"{OWN} {scorer}"), peers_of(curves)
+    aim = f"{task}: at or above the best peer's curve at every size, scorer='{scorer}'"
     if own is None or not peers:
         yield Aim(aim, "not measured", None)
         return
@@ -206,7 +212,7 @@ def _curves(results: Results, task: str) -> Iterator[Aim]:
     best = min(peers, key=lambda peer: peers[peer]["cmd"])
     told = f"{own['cmd']:.3f}, the best peer {peers[best]['cmd']:.3f} ({best})"
     yield Aim(
-        f"{task}: CMD at or below the best peer's, scorer='{CHAMPION}'",
+        f"{task}: CMD at or below the best peer's, scorer='{scorer}'",
         told,
         own["cmd"] <= peers[best]["cmd"] + EVEN / 5,
     )
