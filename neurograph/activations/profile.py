@@ -93,6 +93,8 @@ def profile(
     >>> graph.nodes["0"]["quantiles"].shape, graph.nodes["0"]["count"]
     (torch.Size([2, 3]), 100)
     """
+    refuse_unsupported(model)
+    check_weights(model)
     with placed(model, device):
         graph, recording = wired(model, data, layers)
         room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies
@@ -110,8 +112,6 @@ def profile(
 
 def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGraph, Recording]:
     """The layer graph as `profile` makes it, without statistics, and the few samples it is of."""
-    refuse_unsupported(model)
-    check_weights(model)
     recording = capture_few(model, data, find_sites(model, layers))
     with Replay(model, recording) as replay:
         graph = read_wiring(replay).layers
