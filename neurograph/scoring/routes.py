@@ -158,11 +158,13 @@ class _Narrow:
         width = experiment.recording.layers[reader].neurons
         chosen = range(width) if outputs is None else sorted(outputs)
         self.outputs = torch.as_tensor(chosen, device=device)
-        self.weight = experiment.linear(reader).weight[self.outputs]
-        self.next = {
-            name: experiment.linear(name).weight[:, self.outputs].T.contiguous()
-            for name in _readers_behind(experiment, reader)
-        }
+        every = outputs is None  # then weights are used as they are: copies can be large
+        weight = experiment.linear(reader).weight
+        self.weight = weight if every else weight[self.outputs]
+        self.next = {}
+        for name in _readers_behind(experiment, reader):
+            after = experiment.linear(name).weight
+            self.next[name] = after.T if every else after[:, self.outputs].T.contiguous()
         self.plans: Sequence[Plan] = [experiment.wiring.suffix(self.next or [reader])]
         given = [experiment.recording.main(name) for name in self.next or [reader]]
         seen = given[0][:1].nbytes // given[0].shape[-1] * len(self.outputs)
