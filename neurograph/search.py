@@ -107,8 +107,8 @@ def search(
     scorer : {"auto", "exact", "hybrid", "gradient", "integrated"}
         ``"exact"`` measures every neuron and edge by intervention. Three estimate: ``"gradient"``
         is linear from the move to the target (edge attribution patching), ``"hybrid"`` computes
-        the readers and is linear behind them, ``"integrated"`` also averages the gradients there
-        along the readers' own moves. ``"auto"`` measures everything if the budget allows; if not
+        the readers and is linear behind them, ``"integrated"`` averages gradients while all
+        neurons move at once. ``"auto"`` measures everything if the budget allows; if not
         it screens by gradients, measures what they promise most, and says how well they ranked.
     budget : int or str
         For ``"auto"``: a time, like ``"60s"`` or ``"5min"``, for the whole search; or how many
