@@ -15,12 +15,13 @@ from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, Through
-from neurograph.scoring.scorer import Scored, Scorer
+from neurograph.scoring.scorer import BOTH, Scored, Scorer
 from neurograph.scoring.screening import Screening
 from neurograph.selection import SIGNS, Above, Keep, Sign, TopK, select
 
 __all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons", "find_totals"]
 
+_SENSE: dict[Sign, int] = {"positive": 1, "negative": -1}
 Measured = tuple[float, float]
 """An effect and its standard error."""
 
@@ -84,8 +85,9 @@ def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Foun
             if through[sign]:
                 scores = next((s for t, s in known if t == through[sign]), None)
                 if scores is None:
-                    signs = 2 if through["positive"] == through["negative"] else 1
-                    scores = scorer.nodes(layer, through[sign], signs)
+                    shared = through["positive"] == through["negative"]
+                    senses = BOTH if shared else (_SENSE[sign],)
+                    scores = scorer.nodes(layer, through[sign], senses)
                     known.append((through[sign], scores))
                 _keep(found, sign, layer, scores, keep)
         yield layer

@@ -23,12 +23,13 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.gradient import Gradient
 from neurograph.scoring.points import Background
 from neurograph.scoring.routes import Through, fits_narrow
-from neurograph.scoring.scorer import Edges, Scored
+from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
 from neurograph.scoring.screening import Screened, Screening
 
 __all__ = ["Auto", "Verifier"]
 
 _SURELY = 5e7  # bytes of rows that any machine runs in a second
+_FEWEST_SPOT = 8
 _SPOT = 32  # measured at random in each layer, to judge the screen and the time
 _FIRST = 4  # measured at least: they tell what one takes
 _PIECES = 8  # in which the rest of a share is used: the clock is looked at in between
@@ -61,7 +62,7 @@ class Verifier:
         *,
         work: float,
         cost: float,
-        signs: int,
+        senses: Senses = BOTH,
     ) -> Scored:
         """Score a set of items.
 
@@ -77,17 +78,17 @@ class Verifier:
             Bytes of the rows that measuring all of them takes.
         cost : float
             Of the time, in the unit of the allowance.
-        signs : int
-            How many signs select from them.
+        senses : tuple of int
+            Of the effects that will be selected.
         """
         if self.budget.count is not None:
-            if items <= self.budget.count * signs:
+            if items <= self.budget.count * len(senses):
                 return self._all(items, measure)
-            return self._count(items, estimate, measure, self.budget.count)
+            return self._count(items, estimate, measure, self.budget.count, senses)
         seconds = self.allowance.share(cost)
         if items <= _FIRST or work / _SURELY <= seconds:
             return self._all(items, measure)
-        return self._time(items, estimate, measure, time.monotonic() + seconds)
+        return self._time(items, estimate, measure, time.monotonic() + seconds, senses)
 
     def report(self) -> Screening:
         """Sum up all sets so far."""
@@ -103,14 +104,15 @@ class Verifier:
         estimate: Callable[[], Effects],
         measure: Callable[[Tensor], Effects],
         count: int,
+        senses: Senses,
     ) -> Scored:
         """Measure so many of each sign, and a random few beside them."""
         estimated = estimate()
-        senses = (estimated.effect, -estimated.effect)
-        ranked = torch.unique(
-            torch.cat([sense.topk(min(count, items)).indices for sense in senses])
-        )
-        spot = torch.from_numpy(self._spot(items, count)).to(ranked.device)
+        promises = (sense * estimated.effect for sense in senses)
+        promising = [promise.topk(min(count, items)).indices for promise in promises]
+        ranked = torch.unique(torch.cat(promising))
+        few = max(_FEWEST_SPOT, count // 4)
+        spot = torch.from_numpy(self._spot(items, few)).to(ranked.device)
         chosen = torch.unique(torch.cat([ranked, spot]))
         effects = estimated.updated(chosen, measure(chosen))
         return self._noted(estimated, effects, spot, ranked)
@@ -121,10 +123,12 @@ class Verifier:
         estimate: Callable[[], Effects],
         measure: Callable[[Tensor], Effects],
         until: float,
+        senses: Senses,
     ) -> Scored:
         estimated = estimate()
         pieces = _Pieces(estimated, measure)
-        order = estimated.effect.abs().argsort(descending=True)
+        promise = torch.stack([sense * estimated.effect for sense in senses]).amax(dim=0)
+        order = promise.argsort(descending=True)
         pieces(order[:_FIRST])  # whatever it takes: something must be measured
         rest = order[_FIRST:]
         if pieces.each * len(rest) <= until - time.monotonic():
@@ -211,17 +215,17 @@ class Auto:
                 among = Budget(count=budget.count**2)
             self.verifiers[phase] = Verifier(among, seed, allowance)
 
-    def nodes(self, writer: str, through: Through, signs: int) -> Scored:
+    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         neurons = len(self.experiment.units(writer))
-        work = signs * self._work(writer, neurons)
+        work = len(senses) * self._work(writer, neurons)
         return self.verifiers["nodes"].verify(
             neurons,
             lambda: self.screen.nodes(writer, through).effects,
             lambda some: node_effects(self.experiment, writer, some.tolist(), through),
             work=work,
             cost=work,
-            signs=signs,
+            senses=senses,
         )
 
     def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
@@ -234,7 +238,6 @@ class Auto:
             lambda some: total_effects(self.experiment, writer, chosen[some.cpu()].tolist()),
             work=work,
             cost=self._work(writer, len(self.experiment.units(writer))),
-            signs=2,
         )
 
     def edges(
@@ -277,7 +280,6 @@ class Auto:
                 probe.measure,
                 work=self._work(probe.reader, len(probe.pairs)),
                 cost=cost,
-                signs=1,
             )
             left.discard(probe.reader)
             pairs = probe.pairs + probe.pairs.new_tensor([start, 0])

@@ -19,7 +19,7 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.points import Point, by_output, gradients, pull_back
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
-from neurograph.scoring.scorer import Edges, Scored
+from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
 
 __all__ = ["Gradient"]
 
@@ -41,7 +41,7 @@ class Gradient:
         self._tables: dict[tuple[str, tuple[int, ...]], dict[str, Effects]] = {}
         self._sums: dict[str, Tensor] = {}
 
-    def nodes(self, writer: str, through: Through, signs: int = 2) -> Scored:
+    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
         """Gradient through the readers' outputs in `through`, times the move."""
         parts = [point.weight * self._nodes(point, writer, through) for point in self.points]
         return Scored.estimated(estimate(self._added(writer, parts)))

@@ -18,7 +18,7 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.points import Background
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
-from neurograph.scoring.scorer import Edges, Scored
+from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
 
 __all__ = ["Hybrid"]
 
@@ -34,7 +34,7 @@ class Hybrid:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment, self.point = experiment, Background(experiment)
 
-    def nodes(self, writer: str, through: Through, signs: int = 2) -> Scored:
+    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
         """Effects of all neurons of a layer through the readers' outputs in `through`."""
         return self._through(writer, range(len(self.experiment.units(writer))), through)
 

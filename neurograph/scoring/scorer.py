@@ -11,10 +11,16 @@ from torch import Tensor
 from neurograph.scoring.effects import Effects
 from neurograph.scoring.routes import Through
 
-__all__ = ["Edges", "Scored", "Scorer", "ScorerName"]
+__all__ = ["BOTH", "Edges", "Scored", "Scorer", "ScorerName", "Senses"]
 
 ScorerName = Literal["auto", "exact", "hybrid", "gradient", "integrated"]
 """Ways to score: estimated and then measured, measured, or estimated in three ways."""
+
+
+Senses = tuple[int, ...]
+"""1 for effects that push the target up, -1 for those that push it down."""
+
+BOTH: Senses = (1, -1)
 
 
 class Scored(NamedTuple):
@@ -45,10 +51,10 @@ class Edges(NamedTuple):
 class Scorer(Protocol):
     """One way to say what moving neurons does to the target."""
 
-    def nodes(self, writer: str, through: Through, signs: int) -> Scored:
+    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers.
 
-        `signs` is how many of the two signs will select from them.
+        `senses` are those that will be selected from.
         """
         ...
 

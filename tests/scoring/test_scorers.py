@@ -68,7 +68,7 @@ def effects_of(
     scorer: Scorer, layer: str, through: Through, neurons: range, readers: dict[str, range]
 ) -> Tensor:
     """Effects of nodes, totals and edges, one after the other."""
-    nodes = scorer.nodes(layer, through, 2).effects.effect
+    nodes = scorer.nodes(layer, through).effects.effect
     totals = scorer.totals(layer, neurons).effects.effect
     table = torch.zeros(8, 6, dtype=torch.float64)
     for edges in scorer.edges(layer, neurons, readers):
@@ -100,7 +100,7 @@ def test_estimates_are_exact_where_the_model_is_affine(
             through = some_outputs(experiment, layer, 1)
             every = range(len(experiment.units(layer)))
             for found, wanted in (
-                (tested.nodes(layer, through, 2), exact.nodes(layer, through)),
+                (tested.nodes(layer, through), exact.nodes(layer, through)),
                 (tested.totals(layer, every), exact.totals(layer, every)),
             ):
                 for key in ("effect", "stderr"):
@@ -122,7 +122,7 @@ def test_a_channel_that_stands_twice_in_a_padded_group_counts_once(
     with prepare(model, x, 1, options, None).open() as experiment:
         through = {"up": None, "head": None}
         tested, exact = scorer_of(scorer, experiment), Exact(experiment)
-        found, wanted = tested.nodes("enter", through, 2), exact.nodes("enter", through)
+        found, wanted = tested.nodes("enter", through), exact.nodes("enter", through)
         torch.testing.assert_close(found.effects.effect, wanted.effects.effect)
         for writer in ("input", "enter", "up"):
             edges, truth = (all_edges(s, experiment, writer) for s in (tested, exact))
@@ -275,7 +275,7 @@ def test_estimates_average_over_samples() -> None:
             scorers: list[Scorer] = [Gradient(experiment, some) for some in points]
             found[len(reference)] = [
                 torch.from_numpy(all_edges(s, experiment, "0")["2"]) for s in scorers
-            ] + [s.nodes("0", {"2": [1]}, 2).effects.effect for s in scorers]
+            ] + [s.nodes("0", {"2": [1]}).effects.effect for s in scorers]
     for once, again in zip(found[8], found[16], strict=True):
         torch.testing.assert_close(once, again)
 
