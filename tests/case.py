@@ -22,6 +22,13 @@ SAMPLES, ROWS = 4, 23
 _QUANTILES = {"quantiles": (0.05, 0.95), "sweep": (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)}
 
 
+def edge_effects(
+    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, output: int
+) -> Effects:
+    """Effects of the edges from neurons to one output of a reader, each measured by itself."""
+    return node_effects(experiment, writer, neurons, {reader: [output]})
+
+
 def as_data(arguments: Mapping[str, Any]) -> Any:
     """Data as users have them: a tensor if there is one input, else by name."""
     return next(iter(arguments.values())) if len(arguments) == 1 else dict(arguments)

@@ -17,11 +17,11 @@ from neurograph.errors import NeurographError
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
-from neurograph.scoring.exact import edge_effects, node_effects, path_effects, total_effects
+from neurograph.scoring.exact import node_effects, path_effects, total_effects
 from neurograph.sites import find_sites
 from neurograph.study import Options, prepare
 from tests import zoo
-from tests.case import Case, as_data
+from tests.case import Case, as_data, edge_effects
 from tests.reference import TARGET, Reference, without_fused_kernels
 
 SEED = 0

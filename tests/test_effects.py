@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neurograph.layers import Neuron
-from neurograph.scoring.exact import edge_effects, node_effects, path_effects, total_effects
+from neurograph.scoring.exact import node_effects, path_effects, total_effects
 from neurograph.study import Options, prepare
 from tests import zoo
-from tests.case import Case
+from tests.case import Case, edge_effects
 from tests.reference import TARGET
 
 CONTRASTS = ["quantiles", (0.25, 0.75), "sweep", "mean", "zero", "counterfactual", "resample"]

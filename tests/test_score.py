@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.errors import SearchInterrupted
 from neurograph.score import Scores
-from neurograph.scoring.exact import edge_effects, total_effects
+from neurograph.scoring.exact import total_effects
 from neurograph.study import Options, prepare
 from tests import zoo
-from tests.case import as_data
+from tests.case import as_data, edge_effects
 
 SCORERS = ["auto", "exact", "hybrid", "gradient", "integrated"]
 

@@ -16,7 +16,6 @@ from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
 
 __all__ = [
-    "edge_effects",
     "node_differences",
     "node_effects",
     "path_effects",
@@ -48,13 +47,6 @@ def node_differences(
 def total_effects(experiment: Experiment, writer: str, neurons: Sequence[int]) -> Effects:
     """Effects of neurons on the target through everything: what an ordinary ablation measures."""
     return _measure(experiment, writer, neurons, total_route(experiment, writer))
-
-
-def edge_effects(
-    experiment: Experiment, writer: str, neurons: Sequence[int], reader: str, output: int
-) -> Effects:
-    """Effects of the edges from neurons to one output of a reader."""
-    return node_effects(experiment, writer, neurons, {reader: [output]})
 
 
 def reader_effects(experiment: Experiment, moves: Moves, block: Tensor) -> Effects:
