@@ -116,6 +116,7 @@ def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str,
         "sign": "both" if len(by_sign) > 1 else next(iter(by_sign)),
         "total_effect": total,
         "total_stderr": total_stderr,
+        "total_measured": neuron in found.totals and neuron not in found.estimated_totals,
         "target": bool(study.profiled.nodes[layer]["output"]),
     }
     if neuron in found.direct:

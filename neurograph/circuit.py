@@ -50,7 +50,7 @@ class Circuit:
         and ``sign`` (``positive``, ``negative`` or ``both``) through the part of the circuit
         behind the neuron; ``measured``, whether that was measured by intervention or estimated;
         ``positive_effect``, ``negative_effect`` and their ``_stderr`` where the search of that
-        sign kept it; ``total_effect``, ``total_stderr`` through everything;
+        sign kept it; ``total_effect``, ``total_stderr``, ``total_measured`` through everything;
         ``target``, whether the target reads it directly, and where it is not the only reader
         ``direct_effect`` and ``direct_stderr`` of that; ``count``, ``mean``, ``std``, ``min``,
         ``max`` and quantiles ``q5``, ``q50``, … of its activations. Edges have ``effect``,

@@ -46,6 +46,7 @@ class Found:
     starts : layers that only the target reads: where both signs begin
     scores : layer to arrays of the effects of all its neurons
     totals : effects of kept neurons through everything
+    estimated_totals : neurons whose total effect was not measured
     direct : effects of kept neurons on a target that reads them, through glue alone
     edges : effects of edges among kept neurons
     screening : what was screened and verified in each step, where the scorer does so
@@ -57,6 +58,7 @@ class Found:
     starts: set[str] = field(default_factory=set)
     scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     totals: dict[Neuron, Measured] = field(default_factory=dict)
+    estimated_totals: set[Neuron] = field(default_factory=set)
     direct: dict[Neuron, Measured] = field(default_factory=dict)
     edges: dict[tuple[Neuron, Neuron], Edge] = field(default_factory=dict)
     screening: dict[str, Screening] = field(default_factory=dict)
@@ -146,8 +148,11 @@ def find_totals(experiment: Experiment, scorer: Scorer, found: Found) -> Iterato
         kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
         neurons = [experiment.units(layer).neuron(unit) for unit in kept]
         if kept:
-            effects = scorer.totals(layer, kept).effects
-            found.totals |= zip(neurons, _pairs(effects), strict=True)
+            scored = scorer.totals(layer, kept)
+            found.totals |= zip(neurons, _pairs(scored.effects), strict=True)
+            if scored.measured is not None:
+                told = zip(neurons, scored.measured.tolist(), strict=True)
+                found.estimated_totals |= {neuron for neuron, measured in told if not measured}
         if kept and layer in ends and experiment.graph.out_degree(layer):
             effects = node_effects(experiment, layer, kept, {TARGET: None})
             found.direct |= zip(neurons, _pairs(effects), strict=True)

@@ -143,7 +143,8 @@ def _network(graph: Any, ids: dict[Neuron, str], places: Places, radius: float) 
 
 def _estimated(attributes: Any) -> dict[str, bool]:
     """Mark what was not measured by intervention."""
-    return {} if attributes.get("measured", True) else {"estimated": True}
+    names = {"estimated": "measured", "total_estimated": "total_measured"}
+    return {name: True for name, key in names.items() if not attributes.get(key, True)}
 
 
 def _columns(graph: Any, layers: Any) -> Columns:

@@ -119,10 +119,13 @@ def test_what_was_estimated_is_marked(make_circuit: Make) -> None:
     circuit = make_circuit()
     neuron, edge = list(circuit.graph)[3], next(iter(circuit.graph.edges))
     circuit.graph.nodes[neuron]["measured"] = False
+    circuit.graph.nodes[list(circuit.graph)[4]]["total_measured"] = False
     circuit.graph.edges[edge]["measured"] = False
     data = data_of(render(circuit))
     marked = [(n["layer"], n["index"]) for n in data["nodes"] if n.get("estimated")]
     assert marked == [neuron]
+    totals = [(n["layer"], n["index"]) for n in data["nodes"] if n.get("total_estimated")]
+    assert totals == [list(circuit.graph)[4]]
     ends = {n["id"]: (n["layer"], n["index"]) for n in data["nodes"]}
     assert [(ends[e["from"]], ends[e["to"]]) for e in data["edges"] if e.get("estimated")] == [edge]
 

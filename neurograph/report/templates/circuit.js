@@ -69,7 +69,7 @@
   function effectChip(item, key = "effect", error = "stderr") {
     const [value, spread] = withError(item[key], item[error]);
     const sign = size(item[key]) === 0 ? "" : item[key] < 0 ? "negative" : "positive";
-    const estimated = item.estimated && key === "effect";
+    const estimated = key === "effect" ? item.estimated : item.total_estimated;
     const title = estimated ? "estimated, not measured by intervention" : null;
     return el("span", { class: `effect ${sign}`, title }, estimated ? `≈ ${value}` : value,
       el("small", {}, spread));
