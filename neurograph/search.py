@@ -277,7 +277,9 @@ def _strongest(study: Study, circuit: Circuit, start: float) -> tuple[Path, ...]
     while candidates and (not measured or time.monotonic() < until):
         begun = time.monotonic()
         measured += circuit.measure(candidates[:some])
-        each = (time.monotonic() - begun) / some
         candidates = candidates[some:]
-        some = max(_FIRST_PATHS, int((until - time.monotonic()) / each / 2)) if timed else 1
+        if timed:  # the same pieces on every machine, while there is time
+            each = (time.monotonic() - begun) / some
+            fitting = max(_FIRST_PATHS, int((until - time.monotonic()) / each))
+            some = min(4 * some, fitting)
     return tuple(sorted(measured, key=lambda path: -abs(path.effect)))
