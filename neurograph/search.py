@@ -119,7 +119,8 @@ def search(
     memory : int or str
         Bytes, or like ``"512MB"``, for the rows of interventions run at once.
     seed : int
-        Makes the result reproducible bit for bit on one machine.
+        Makes the result reproducible bit for bit on one machine, where a time as `budget`
+        suffices to measure everything.
     device : device, optional
         Where to run; the model is moved there and back. By default it stays where it is.
     feature_names, class_names : sequence of str, optional
