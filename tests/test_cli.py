@@ -42,6 +42,8 @@ class Net(nn.Module):
         self.calls = 0
         self.stop = int(os.environ.get("STOP_AT", 0))
         self.signal = "BY_SIGNAL" in os.environ
+        if self.signal:  # shells let what they run in the background ignore it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def forward(self, x):
         self.calls += 1
