@@ -17,11 +17,10 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.scoring.scorer import BOTH, Scored, Scorer
 from neurograph.scoring.screening import Screening
-from neurograph.selection import SIGNS, Above, Keep, Sign, TopK, select
+from neurograph.selection import SENSE, SIGNS, Above, Keep, Sign, TopK, select
 
 __all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons", "find_totals"]
 
-_SENSE: dict[Sign, int] = {"positive": 1, "negative": -1}
 Measured = tuple[float, float]
 """An effect and its standard error."""
 
@@ -88,7 +87,7 @@ def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Foun
                 scores = next((s for t, s in known if t == through[sign]), None)
                 if scores is None:
                     shared = through["positive"] == through["negative"]
-                    senses = BOTH if shared else (_SENSE[sign],)
+                    senses = BOTH if shared else (SENSE[sign],)
                     scores = scorer.nodes(layer, through[sign], senses)
                     known.append((through[sign], scores))
                 _keep(found, sign, layer, scores, keep)

@@ -13,11 +13,11 @@ import networkx as nx
 
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE, Neuron
-from neurograph.selection import SIGNS, Sign
+from neurograph.selection import SENSE, SIGNS, Sign
 
 __all__ = ["Path", "PathQuery", "check_sign", "format_effect", "name_of", "ranked_paths"]
 
-_SENSE = {None: 0, "positive": 1, "negative": -1}
+_SENSE: dict[Sign | None, int] = {None: 0, **SENSE}
 
 
 def format_effect(effect: float, stderr: float) -> str:

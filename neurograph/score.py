@@ -174,16 +174,25 @@ def score(
     )
     start = time.monotonic()
     study = prepare(model, data, target, options, profile, statistics=False)
+    chosen = choose_scorer(
+        scorer,
+        study.experiment,
+        budget=parse_budget(budget),
+        start=start,
+        seed=seed,
+        phases={_PHASES[of]: 1.0},
+    )
     pieces: list[_Piece] = []
-    screening: Screening | None = None
 
     def scores() -> Scores:
         table = _joined(pieces, of, study.experiment.recording.size)
-        told = screening and replace(
-            screening,
-            scored=int(table["effect"].notna().sum()),
-            measured=int(table["measured"].sum()),
-        )
+        told = None
+        if isinstance(chosen, Auto):
+            told = replace(
+                chosen.report().get(_PHASES[of], Screening(0, 0)),
+                scored=int(table["effect"].notna().sum()),
+                measured=int(table["measured"].sum()),
+            )
         return Scores(table, study.target.name, told, {**study.provenance, "of": of})
 
     try:
@@ -191,19 +200,9 @@ def score(
             study.open() as experiment,
             Progress(f"scoring {of}", progress, total=len(study.profiled), unit="layers") as bar,
         ):
-            scorer_of = choose_scorer(
-                scorer,
-                experiment,
-                budget=parse_budget(budget),
-                start=start,
-                seed=seed,
-                phases={_PHASES[of]: 1.0},
-            )
             for layer in _scored_layers(study, of):
                 bar.describe(f"scoring {of} of {layer}")
-                pieces.extend(_pieces(experiment, scorer_of, layer, of))
-                if isinstance(scorer_of, Auto):
-                    screening = scorer_of.report().get(_PHASES[of], Screening(0, 0))
+                pieces.extend(_pieces(experiment, chosen, layer, of))
                 bar.advance()
     except KeyboardInterrupt as stop:
         raise SearchInterrupted(scores() if pieces else None) from stop

@@ -243,13 +243,15 @@ def _fill(study: Study, found: Found, start: float) -> None:
             seed=options.seed,
             phases=_PHASES,
         )
-        for step, layer in itertools.chain(
-            _named("neurons of", find_neurons(experiment, scorer, keep, found)),
-            _named("totals of", find_totals(experiment, scorer, found)),
-            _named("edges into", find_edges(experiment, scorer, found)),
-        ):
-            bar.describe(f"{step} {layer}")
-            bar.advance()
+        try:
+            for step, layer in itertools.chain(
+                _named("neurons of", find_neurons(experiment, scorer, keep, found)),
+                _named("totals of", find_totals(experiment, scorer, found)),
+                _named("edges into", find_edges(experiment, scorer, found)),
+            ):
+                bar.describe(f"{step} {layer}")
+                bar.advance()
+        finally:
             if isinstance(scorer, Auto):
                 found.screening = scorer.report()
 

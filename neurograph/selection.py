@@ -11,10 +11,22 @@ from torch import Tensor
 
 from neurograph.errors import OptionError
 
-__all__ = ["SIGNS", "Above", "Keep", "Share", "Sign", "TopK", "TopQuantile", "as_keep", "select"]
+__all__ = [
+    "SENSE",
+    "SIGNS",
+    "Above",
+    "Keep",
+    "Share",
+    "Sign",
+    "TopK",
+    "TopQuantile",
+    "as_keep",
+    "select",
+]
 
 Sign = Literal["positive", "negative"]
 SIGNS: tuple[Sign, Sign] = ("positive", "negative")
+SENSE: dict[Sign, int] = {"positive": 1, "negative": -1}
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ def select(effect: Tensor, stderr: Tensor, sign: Sign, keep: Keep) -> list[int]:
     """
     # NumPy's small operations are several times quicker than torch's.
     values, errors = effect.cpu().numpy(), stderr.cpu().numpy()
-    strength = values if sign == "positive" else -values
+    strength = SENSE[sign] * values
     order = np.argsort(-strength, kind="stable")
     order = order[: np.count_nonzero(strength > 0)]
     signed = strength[order]

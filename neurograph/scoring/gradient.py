@@ -17,7 +17,7 @@ from neurograph.scoring.edges import probe_edges
 from neurograph.scoring.effects import Effects, estimate
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
-from neurograph.scoring.points import Point, by_output, gradients, pull_back
+from neurograph.scoring.points import Point, by_output, gradients, pull_back, seen_slope
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
 from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
 
@@ -74,11 +74,6 @@ class Gradient:
             pairs = pairs.view(-1, 2).to(effects.effect.device)
             yield Edges(reader, pairs, unknown, Scored.estimated(effects))
 
-    def _slope(self, point: Point, reader: str, seen: Sequence[int] | None) -> Tensor:
-        """Gradient by a layer's outputs; 0 by those that do not see the move."""
-        slope = point.slope(reader).view_as(self.experiment.recording.main(reader))
-        return (slope * self.experiment.mask(reader, seen)).flatten(1)
-
     # -- nodes -----------------------------------------------------------------------------------
 
     def _nodes(self, point: Point, writer: str, through: Through) -> Tensor:
@@ -90,9 +85,11 @@ class Gradient:
             elif fits_narrow(self.experiment, writer, name):
                 linear = LinearEdges(self.experiment, writer, name)
                 change = linear.derivative(point.rows(writer), point.span(writer))
-                parts.append(linear.through(change, self._slope(point, name, seen)).double())
+                parts.append(
+                    linear.through(change, seen_slope(self.experiment, point, name, seen)).double()
+                )
             else:
-                far[name] = self._slope(point, name, seen)
+                far[name] = seen_slope(self.experiment, point, name, seen)
         if far:
             slope = pull_back(self.experiment, point, writer, far)
             parts.append(self._moved(point, writer, slope))
@@ -116,7 +113,7 @@ class Gradient:
             terms = [
                 (
                     linear.derivative(point.rows(writer), point.span(writer)),
-                    point.weight * self._slope(point, reader, outputs),
+                    point.weight * seen_slope(self.experiment, point, reader, outputs),
                 )
                 for point in self.points
             ]
@@ -155,7 +152,7 @@ class Gradient:
         """Differences ``[neurons, outputs, samples]`` of each writer, at one point."""
         experiment, units = self.experiment, self.experiment.units(reader)
         plan = experiment.wiring.between(writers, [reader])
-        slope = self._slope(point, reader, outputs)[samples]
+        slope = seen_slope(self.experiment, point, reader, outputs)[samples]
         with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
             leaves = [point.rows(name)[samples].clone().requires_grad_() for name in writers]
             # In-place glue may not write to a leaf.

@@ -16,7 +16,7 @@ from neurograph.scoring.effects import estimate
 from neurograph.scoring.exact import node_differences
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
-from neurograph.scoring.points import Background
+from neurograph.scoring.points import Background, seen_slope
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
 from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
 
@@ -71,13 +71,12 @@ class Hybrid:
             if name == TARGET:
                 differences += node_differences(experiment, writer, chosen, {TARGET: None})
                 continue
-            mask = experiment.mask(name, seen)
-            slope = self.point.slope(name).view_as(experiment.recording.main(name)) * mask
+            slope = seen_slope(experiment, self.point, name, seen)
             if fits_narrow(experiment, writer, name):
                 linear = LinearEdges(experiment, writer, name)
                 differences += linear.through(linear.change(), slope)[chosen]
             else:
-                far[name] = slope.flatten(1)
+                far[name] = slope
         if far:
             differences += self._far(writer, chosen, far)
         return Scored.estimated(estimate(differences))

@@ -16,7 +16,16 @@ from neurograph.replay.observe import without_parameter_gradients
 from neurograph.replay.plan import Plan
 from neurograph.scoring.experiment import Experiment
 
-__all__ = ["Background", "Blend", "Point", "along", "by_output", "gradients", "pull_back"]
+__all__ = [
+    "Background",
+    "Blend",
+    "Point",
+    "along",
+    "by_output",
+    "gradients",
+    "pull_back",
+    "seen_slope",
+]
 
 
 class Point(Protocol):
@@ -188,6 +197,14 @@ def pull_back(
             ]
             found += gradients(torch.stack(parts).sum(), [rows])
     return torch.cat(found).flatten(1)
+
+
+def seen_slope(
+    experiment: Experiment, point: Point, reader: str, seen: Sequence[int] | None
+) -> Tensor:
+    """Gradient by a layer's rows; 0 by outputs that do not see the move (None: all do)."""
+    slope = point.slope(reader).view_as(experiment.recording.main(reader))
+    return (slope * experiment.mask(reader, seen)).flatten(1)
 
 
 def by_output(experiment: Experiment, point: Point, writer: str) -> Tensor:
