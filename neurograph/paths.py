@@ -17,8 +17,6 @@ from neurograph.selection import SENSE, SIGNS, Sign
 
 __all__ = ["Path", "PathQuery", "check_sign", "format_effect", "name_of", "ranked_paths"]
 
-_SENSE: dict[Sign | None, int] = {None: 0, **SENSE}
-
 
 def format_effect(effect: float, stderr: float) -> str:
     """Write an effect with its standard error.
@@ -120,7 +118,8 @@ class PathQuery:
 
     def accepts(self, path: Path) -> bool:
         """Whether a path is wanted."""
-        sense, on_path = _SENSE[self.sign], {n.layer for n in path.neurons}
+        sense = SENSE[self.sign] if self.sign else 0
+        on_path = {n.layer for n in path.neurons}
         return (
             (sense == 0 or path.effect * sense > 0)
             and path.neurons[0] in self.sources
@@ -193,7 +192,7 @@ def ranked_paths(
     Best-first search with the exact best completion as the bound, so that paths come in order
     and no more of the graph is walked than they need (Hart, Nilsson & Raphael 1968).
     """
-    wanted = (1, -1) if sign is None else (_SENSE[sign],)
+    wanted = (1, -1) if sign is None else (SENSE[sign],)
     best = _best_completions(graph)
     order = itertools.count()
     heap: list[tuple[float, int, tuple[Neuron, ...], float, bool]] = []
