@@ -12,34 +12,28 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.circuit import Circuit, Measure
-from neurograph.errors import ModelError, OptionError
+from neurograph.circuit import Circuit
+from neurograph.errors import OptionError
 from neurograph.frontier import Found
 from neurograph.layers import Neuron, channels_first
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, Sign
-from neurograph.study import Study, model_hash
+from neurograph.study import Study
 
-__all__ = ["assembled", "measurer"]
+__all__ = ["assembled", "measure_paths"]
 
 _STATISTICS = ("mean", "std", "min", "max")
 _PLAIN = ("type", "shape", "neurons", "parameters", "output")
 
 
-def measurer(study: Study) -> Measure:
-    """Make what measures paths of a study's model."""
-
-    def measure(paths: Sequence[tuple[Neuron, ...]]) -> list[tuple[float, float]]:
-        for path in paths:
-            _check_path(study, path)
-        # What the layers returned is remembered; new weights would be mixed with old outputs.
-        if model_hash(study.model) != study.provenance["model"]["hash"]:
-            raise ModelError("the model's weights have changed since the search: search it again")
-        with study.open() as experiment:
-            effects = path_effects(experiment, paths)
-        return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
-
-    return measure
+def measure_paths(study: Study, paths: Sequence[tuple[Neuron, ...]]) -> list[tuple[float, float]]:
+    """Measure the effects, and their standard errors, of paths of a study's model."""
+    for path in paths:
+        _check_path(study, path)
+    study.check_unchanged()
+    with study.open() as experiment:
+        effects = path_effects(experiment, paths)
+    return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
 
 
 def _check_path(study: Study, path: tuple[Neuron, ...]) -> None:
@@ -76,13 +70,16 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
         if data["neurons"]:
-            layers.nodes[name]["neurons"] = len(study.experiment.units(name))
+            units = study.experiment.units(name)
+            layers.nodes[name]["neurons"] = len(units)
+            if units.positions is not None:
+                layers.nodes[name]["positions"] = units.positions
     layers.add_edges_from(study.profiled.edges)
     provenance = {**study.provenance, "complete": complete}
     if found.screening:
         provenance["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
-    return Circuit(graph, layers, study.target.name, (), scores, provenance, measurer(study))
+    return Circuit(graph, layers, study.target.name, (), scores, provenance, study)
 
 
 def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:

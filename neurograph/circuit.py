@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from neurograph.faithfulness.result import Faithfulness
+    from neurograph.study import Study
 
 __all__ = ["Circuit", "Path", "format_effect"]
-
-Measure = Callable[[Sequence[tuple[Neuron, ...]]], list[tuple[float, float]]]
-"""From paths to their measured (effect, standard error)."""
 
 _PLACE = ("layer", "index", "position")
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
@@ -77,7 +75,7 @@ class Circuit:
     strongest: tuple[Path, ...] = ()
     scores: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    _measure: Measure | None = field(default=None, repr=False)
+    _study: Study | None = field(default=None, repr=False)
 
     # -- queries ---------------------------------------------------------------------------------
 
@@ -127,7 +125,7 @@ class Circuit:
             return
         seen = {path.neurons for path in stored}
         fresh = (path for path in query.candidates(self.graph) if path.neurons not in seen)
-        if self._measure is None:
+        if self._study is None:
             yield from itertools.islice(itertools.chain(stored, fresh), k)
             return
         batch = list(itertools.islice(fresh, _CANDIDATES * (k - len(stored))))
@@ -142,14 +140,13 @@ class Circuit:
         OptionError
             The circuit has no model: call `attach` first.
         """
-        if self._measure is None:
-            raise OptionError(
-                "this circuit holds no model to measure with: circuit.attach(model, data)"
-            )
+        from neurograph.assemble import measure_paths
+
+        study = self.study
         chosen = [
             tuple(Neuron(*n) for n in (p.neurons if isinstance(p, Path) else p)) for p in paths
         ]
-        effects = self._measure(chosen) if chosen else []
+        effects = measure_paths(study, chosen) if chosen else []
         return [
             Path(neurons, effect, stderr, True, tuple(map(self.name, neurons)))
             for neurons, (effect, stderr) in zip(chosen, effects, strict=True)
@@ -196,6 +193,49 @@ class Circuit:
         columns = [f"{end}_{key}" for end in ("source", "target") for key in _PLACE]
         table = pd.DataFrame(rows, columns=[*columns, "effect", "stderr", "sign"])
         return _by_strength(_without_empty(table))
+
+    def effects_of(self, layer: str) -> np.ndarray:
+        """Effects of all neurons of a layer, kept or not.
+
+        Of the two searches, one for each sign, that in which a neuron's effect is stronger tells.
+
+        Returns
+        -------
+        ndarray of float64, [neurons] or [neurons, positions]
+            In units of the target.
+        """
+        table = self.scores[layer]
+        found = np.stack([table[sign] for sign in SIGNS if sign in table])
+        strongest = np.abs(found).argmax(axis=0)
+        effects: np.ndarray = np.take_along_axis(found, strongest[None], axis=0)[0]
+        return effects
+
+    def ranking(self) -> pd.Series:
+        """Effects of all neurons that were scored, as `effects_of` tells them.
+
+        Returns
+        -------
+        Series
+            Indexed by ``layer, index`` and, where positions have neurons of their own,
+            ``position``.
+
+        Raises
+        ------
+        OptionError
+            The circuit has no scores.
+        """
+        if not self.scores:
+            raise OptionError("the circuit has no scores of all neurons: pass a ranking of them")
+        rows: list[tuple[Any, ...]] = []
+        effects: list[float] = []
+        for layer in self.scores:
+            found = self.effects_of(layer)
+            rows += [(layer, *(*place, None)[:2]) for place in np.ndindex(found.shape)]
+            effects += found.flatten().tolist()
+        index = pd.MultiIndex.from_frame(pd.DataFrame(rows, columns=[*_PLACE]))
+        if index.get_level_values("position").isna().all():
+            index = index.droplevel("position")
+        return pd.Series(effects, index, name="circuit")
 
     def subgraph(self, neurons: Iterable[Neuron | tuple[Any, ...]]) -> Circuit:
         """Circuit of some of the neurons, with the edges and measured paths among them."""
@@ -262,7 +302,16 @@ class Circuit:
 
     def detach(self) -> Circuit:
         """Return the circuit without its model, as `load` would: nothing new is measured."""
-        return replace(self, _measure=None)
+        return replace(self, _study=None)
+
+    @property
+    def study(self) -> Study:
+        """The attached model and data, ready to run; OptionError where there are none."""
+        if self._study is None:
+            raise OptionError(
+                "this circuit holds no model to measure with: circuit.attach(model, data)"
+            )
+        return self._study
 
     # -- out of here -----------------------------------------------------------------------------
 

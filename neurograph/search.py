@@ -13,7 +13,7 @@ import networkx as nx
 import torch
 from torch import nn
 
-from neurograph.assemble import assembled, measurer
+from neurograph.assemble import assembled
 from neurograph.circuit import Circuit
 from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles, Resample
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
@@ -216,7 +216,7 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"this is not the {part} of the circuit ({key} {study.provenance[part][key][:12]}… "
                 f"instead of {known[part][key][:12]}…)"
             )
-    return replace(circuit, _measure=measurer(study))
+    return replace(circuit, _study=study)
 
 
 def _read_contrast(told: dict[str, Any]) -> Contrast:

@@ -29,7 +29,7 @@ from neurograph.contrast import (
     with_background,
 )
 from neurograph.data import Batch, Source, concatenate, draw, fingerprint
-from neurograph.errors import DataError, OptionError
+from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
 from neurograph.nested import iter_tensors
@@ -90,9 +90,14 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A model and data made ready: an experiment, the profile, and where it all came from."""
+    """A model and data made ready: an experiment, the profile, and where it all came from.
+
+    `data` and `asked`, the target, are as the user gave them.
+    """
 
     model: nn.Module
+    data: Any
+    asked: int | TargetFunction
     options: Options
     experiment: Experiment
     profiled: nx.DiGraph
@@ -126,6 +131,11 @@ class Study:
         layer = self.experiment.recording.layers[neuron.layer]
         only = [n for n, d in self.profiled.nodes(data=True) if d["output"]] == [neuron.layer]
         return only and len(layer.shape) == 1 and neuron.index == self.target.index
+
+    def check_unchanged(self) -> None:
+        """ModelError if the weights are others now: replays would mix them with old outputs."""
+        if model_hash(self.model) != self.provenance["model"]["hash"]:
+            raise ModelError("the model's weights have changed since the search: search it again")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:
@@ -208,7 +218,7 @@ def prepare(
         "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
         "versions": dict(_versions()),
     }
-    return Study(model, options, experiment, profiled, resolved, names, provenance)
+    return Study(model, data, target, options, experiment, profiled, resolved, names, provenance)
 
 
 def _needs_statistics(contrast: Contrast, background: Background) -> bool:

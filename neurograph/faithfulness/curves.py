@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +17,11 @@ from scipy.special import stdtrit
 from torch import nn
 from torchmetrics import Metric
 
-from neurograph.ablation.score import Score
 from neurograph.contrast import Counterfactual
 from neurograph.errors import OptionError
-from neurograph.faithfulness.ablated import Ablation, ablated_values, check_ablations
+from neurograph.faithfulness.ablated import Ablation, check_ablations
 from neurograph.faithfulness.components import Components, Flags, edges_of, neurons_of
-from neurograph.faithfulness.keep_edges import KeepEdges
-from neurograph.faithfulness.keep_neurons import KeepNeurons
-from neurograph.faithfulness.measure import Ends, Measure, Point
+from neurograph.faithfulness.measure import Ends, Measure, Point, measuring
 from neurograph.faithfulness.parts import Circuits
 from neurograph.faithfulness.rankings import (
     Ranking,
@@ -184,7 +180,7 @@ def faithfulness(
     components = _components(study.experiment, rankings)
     series = list(_series(rankings, components, sizes, draws, seed))
     with (
-        _measuring(study, components, wanted, metric, seed) as measure,
+        measuring(study, components, wanted, metric, seed) as measure,
         Progress("faithfulness", progress, total=sum(map(len, series)), unit="circuits") as bar,
     ):
         ends = {ablation: measure.ends(ablation) for ablation in wanted}
@@ -237,33 +233,6 @@ def _components(experiment: Experiment, rankings: Mapping[str, Ranking]) -> Comp
         return edges_of(experiment)
     inputs = inputs_of(experiment.graph)
     return neurons_of(experiment, inputs=any(r.has_inputs(inputs) for r in rankings.values()))
-
-
-@contextlib.contextmanager
-def _measuring(
-    study: Study,
-    components: Components,
-    ablations: Sequence[Ablation],
-    metric: Metric | None,
-    seed: int,
-) -> Iterator[Measure]:
-    """Open a study to measure circuits in it."""
-    with study.open() as experiment:
-        ablated = {name: ablated_values(study, name, seed) for name in ablations}
-        score = None if metric is None else _score(study.model, experiment.recording, metric)
-        runs: KeepNeurons | KeepEdges
-        if components.of == "neurons":
-            runs = KeepNeurons(experiment, components)
-        else:
-            runs = KeepEdges(experiment, components)
-        yield Measure(experiment, components, runs, runs.at_once, ablated, score)
-
-
-def _score(model: nn.Module, recording: Recording, metric: Metric) -> Score:
-    """Score the reference samples."""
-    batch = recording.batch
-    inputs = dict(batch.kwargs) if batch.kwargs else batch.args
-    return Score(model, [(inputs, batch.labels)], metric, None, recording.size)
 
 
 # -- which circuits --------------------------------------------------------------------------------
@@ -325,7 +294,7 @@ def _circuits(
 ) -> Circuits:
     ranked = [one for one in series if one.order != "random"]
     return Circuits(
-        functools.partial(_measuring, study, components, ablations, None, seed),
+        functools.partial(measuring, study, components, ablations, None, seed),
         {(one.ranking, one.order): one.numbers for one in ranked},
         {one.ranking: one.sizes[0][1] for one in ranked if one.order == "kept"},
         ablations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,17 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from neurograph.ablation.score import Score
 from neurograph.errors import ModelError, OptionError
-from neurograph.faithfulness.ablated import Ablated, Ablation
+from neurograph.faithfulness.ablated import Ablated, Ablation, ablated_values
 from neurograph.faithfulness.components import Components, Flags
+from neurograph.faithfulness.keep_edges import KeepEdges
+from neurograph.faithfulness.keep_neurons import KeepNeurons
+from neurograph.replay.recording import Recording
 from neurograph.replay.run import Outcome
 from neurograph.scoring.effects import rounding
 from neurograph.scoring.experiment import Experiment
+from neurograph.study import Study
 
-__all__ = ["Ends", "Measure", "Point", "Runs"]
+__all__ = ["Ends", "Measure", "Point", "Runs", "measuring"]
 
 Runs = Callable[[Flags, Ablated], Iterator[tuple[slice, slice, Any]]]
 """From sets ``[sets, components]`` to what the model returned for some of them and some samples."""
@@ -183,3 +189,30 @@ class Measure:
 
 def _digest(flags: Flags) -> bytes:
     return hashlib.blake2b(np.packbits(flags).tobytes(), digest_size=16).digest()
+
+
+@contextlib.contextmanager
+def measuring(
+    study: Study,
+    components: Components,
+    ablations: Sequence[Ablation],
+    metric: Metric | None,
+    seed: int,
+) -> Iterator[Measure]:
+    """Open a study to measure circuits in it."""
+    with study.open() as experiment:
+        ablated = {name: ablated_values(study, name, seed) for name in ablations}
+        score = None if metric is None else _score_of(study.model, experiment.recording, metric)
+        runs: KeepNeurons | KeepEdges
+        if components.of == "neurons":
+            runs = KeepNeurons(experiment, components)
+        else:
+            runs = KeepEdges(experiment, components)
+        yield Measure(experiment, components, runs, runs.at_once, ablated, score)
+
+
+def _score_of(model: nn.Module, recording: Recording, metric: Metric) -> Score:
+    """Score the reference samples."""
+    batch = recording.batch
+    inputs = dict(batch.kwargs) if batch.kwargs else batch.args
+    return Score(model, [(inputs, batch.labels)], metric, None, recording.size)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurograph.change import stronger
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.faithfulness.components import Components, Flags, Of
@@ -104,8 +103,7 @@ def _read(name: str, value: Any) -> Ranking:
     kept: list[tuple[Any, ...]] = []
     if isinstance(value, Circuit):
         kept = [tuple(neuron) for neuron in value.graph]
-        value = _of_circuit(value)
-    elif not isinstance(value, pd.Series) and hasattr(value, "ranking"):
+    if not isinstance(value, pd.Series) and hasattr(value, "ranking"):
         value = value.ranking()
     if not isinstance(value, pd.Series):
         raise OptionError(
@@ -131,23 +129,6 @@ def _check(name: str, series: pd.Series) -> None:
     if not series.index.is_unique:
         twice = series.index[series.index.duplicated()][0]
         raise OptionError(f"ranking {name!r} has {twice} twice")
-
-
-def _of_circuit(circuit: Circuit) -> pd.Series:
-    """Effects of all neurons that a search scored, the stronger one of both signs."""
-    if not circuit.scores:
-        raise OptionError("the circuit has no scores of all neurons: pass a ranking of them")
-    rows: list[tuple[Any, ...]] = []
-    effects: list[float] = []
-    for layer in circuit.scores:
-        found = stronger(circuit, layer)
-        rows += [(layer, *(*place, None)[:2]) for place in np.ndindex(found.shape)]
-        effects += found.flatten().tolist()
-    names = ["layer", "index", "position"]
-    index = pd.MultiIndex.from_frame(pd.DataFrame(rows, columns=names))
-    if index.get_level_values("position").isna().all():
-        index = index.droplevel("position")
-    return pd.Series(effects, index, name="circuit")
 
 
 def inputs_of(layers: Any) -> set[str]:

@@ -1,0 +1,1 @@
+"""Circuits of two models put side by side: which neurons correspond, and what they share."""
