@@ -123,7 +123,7 @@ def read_file(path: str | FilePath, kind: str, read: Callable[[bytes], Result]) 
     except VersionError as error:
         raise CircuitFileError(
             f"{str(path)!r} has format version {error}: read it with the neurograph that wrote it, "
-            "or make it again"
+            "or search again"
         ) from error
     except Exception as error:
         # Damage shows as any error of zipfile, zlib, struct, json, safetensors or of our own.

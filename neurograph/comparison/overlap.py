@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from neurograph.comparison.sides import Effects, Numbers, Side, share
+from neurograph.circuit import Circuit
+from neurograph.comparison.matching import by_name
+from neurograph.comparison.sides import Effects, Numbers, Side, partners, share, side_of
 
-__all__ = ["MEASURES", "Overlap", "Overlaps"]
+__all__ = ["MEASURES", "Overlap", "Overlaps", "overlap_by_name"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,18 @@ class Overlap:
 
 
 MEASURES = tuple(Overlap.__dataclass_fields__)
+
+
+def overlap_by_name(a: Circuit, b: Circuit) -> Overlap:
+    """Measure two circuits of one architecture, whose neurons correspond by name.
+
+    Raises
+    ------
+    OptionError
+        Their architectures differ.
+    """
+    one, other = side_of(a), side_of(b)
+    return Overlaps(one, other)(partners(one, other, by_name(a, b)))
 
 
 class Overlaps:
