@@ -90,12 +90,13 @@ def _null(
     a: Side, b: Side, matching: Matching, partner: Numbers, overlaps: Overlaps, options: Options
 ) -> tuple[NDArray[np.float64], Numbers]:
     """Measures by chance ``[draws, measures]``, common neurons ``[draws, pairs of layers]``."""
-    null, by_layer = np.empty((options.draws, len(MEASURES))), []
+    null = np.empty((options.draws, len(MEASURES)))
+    common = np.empty((options.draws, len(matching.layers)), dtype=np.int64)
     every = permuted(a, b, partner, options.draws, options.seed, options.progress)
-    for row, drawn in zip(null, every, strict=True):
+    for row, by_layer, drawn in zip(null, common, every, strict=True):
         row[:] = astuple(overlaps(drawn))
-        by_layer.append(count_by_layer(a, b, matching, drawn))
-    return null, np.array(by_layer, dtype=np.int64).reshape(options.draws, -1)
+        by_layer[:] = count_by_layer(a, b, matching, drawn)
+    return null, common
 
 
 def _samples(side: Side, place: int, pairs: Sequence[Pairs], options: Options) -> Samples:

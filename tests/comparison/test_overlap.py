@@ -116,7 +116,5 @@ def test_other_architectures_are_told(sizes: dict[str, int], told: str) -> None:
 
 
 def test_other_lengths_of_sequences_are_told() -> None:
-    with pytest.raises(
-        OptionError, match="at 2 positions each, the second 3 neurons at 4"
-    ):
+    with pytest.raises(OptionError, match="at 2 positions each, the second 3 neurons at 4"):
         overlap_by_name(circuit({}, positions=2), circuit({}, positions=4))
