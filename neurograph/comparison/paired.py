@@ -184,7 +184,7 @@ def _copied(arrived: Arrived) -> Arrived:
     """Copy what glue may overwrite later, without what padding holds; ModelError if not finite."""
     values, mask = arrived.values, arrived.attended
     values = values.clone() if mask is None else values.masked_fill(~mask[:, None], 0)
-    if not torch.isfinite(values).all():
+    if not values.sum(dtype=torch.float64).isfinite():
         raise ModelError(
             f"layer {arrived.layer.name!r} returns NaN or infinity on this data: look for an "
             "overflow there or above it"
