@@ -402,7 +402,9 @@
     $(`show-${sign}`).addEventListener("click", () => toggle(sign));
   }
   kit.searchBox({
-    nodes, take: goTo, chip: (node) => effectChip({ effect: node.effect }),
+    nodes, take: goTo,
+    where: (node) => (node.label.startsWith(node.layer + "[") ? null : node.layer),
+    chip: (node) => effectChip({ effect: node.effect }),
     none: "No neuron or layer has this in its name.",
   });
 

@@ -3,10 +3,11 @@
  *
  * Nodes and edges come with `strength`, edges with `kind`, an index of `kinds`, columns with
  * `texts`. `shows` says what the page's own filters let through, `paintNode` draws one neuron,
- * `tip` writes what a pointer rests on; `chosen`, `filtered` and `speak` hear of changes.
+ * `tip` writes what a pointer rests on; `chosen`, `filtered` and `speak` hear of changes;
+ * `takeEdge`, if given, is handed the edges that are clicked.
  */
 kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNode, tip, chosen,
-  filtered, speak }) => {
+  filtered, speak, takeEdge }) => {
   const { $ } = kit;
   const stage = $("canvas");
   const column = new Map(columns.map((band) => [band.layer, band]));
@@ -84,9 +85,15 @@ kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNod
     return found;
   }
 
+  function ends(edge) {
+    return { kind: "edge", edge, nodes: new Map([[edge.a, 0], [edge.b, 0]]),
+      edges: new Map([[edge.e, 1]]) };
+  }
+
   function along(path) {
     const found = { kind: "path", path, nodes: new Map(), edges: new Map() };
     path.chain.forEach((i, k) => {
+      if (i === null) return;
       found.nodes.set(i, 0);
       const e = k ? between.get(path.chain[k - 1] * nodes.length + i) : undefined;
       if (e !== undefined) found.edges.set(e, 1);
@@ -362,7 +369,9 @@ kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNod
     for (const event of ["dragStart", "dragging", "dragEnd", "zoom"]) network.on(event, moving);
     network.on("click", ({ pointer }) => {
       const node = nodeAt(pointer.DOM);
+      const edge = node || !takeEdge ? null : edgeAt(pointer.DOM);
       if (node) choose(around(node), speak(node));
+      else if (edge) takeEdge(edge);
       else clear();
     });
     stage.addEventListener("mousemove", (event) => {
@@ -391,7 +400,7 @@ kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNod
   }
 
   return {
-    state, along, choose, clear, goTo, refilter,
+    state, along, ends, choose, clear, goTo, refilter, bringIntoView,
     start() {
       readTheme();
       listen();

@@ -126,20 +126,22 @@ kit.labels = ({ nodes, columns, column, theme, state, stage, isOn, faded }) => {
   return { paint };
 };
 
-/** Writes what each column is above it; a band has `layer` and `texts`, from long to short. */
+/** Writes what each column is above it; a band has `layer`, or `titles` of several layers,
+ * and `texts`, from long to short. */
 kit.headers = ({ columns }) => {
   const { $, el } = kit;
+  const BESIDE = " ↔ ";
   const heads = columns.map((band) => {
     const [name, count] = [el("b"), el("span")];
     const head = el("div", {}, name, count);
     $("columns").append(head);
     return { band, head, name, count, center: (band.left + band.right) / 2, texts: band.texts };
   });
-  const titleOf = (band) => band.title ?? band.layer;
+  const titles = (band) => band.titles ?? [band.layer];
 
   const words = new Map(); // how many columns' paths hold each word
   for (const band of columns) {
-    for (const word of new Set(titleOf(band).split("."))) {
+    for (const word of new Set(titles(band).flatMap((title) => title.split(".")))) {
       words.set(word, (words.get(word) ?? 0) + 1);
     }
   }
@@ -163,7 +165,7 @@ kit.headers = ({ columns }) => {
     return `${numbers}…${text.slice(-room)}`;
   }
 
-  const longest = columns.reduce((most, band) => Math.max(most, titleOf(band).length), 0);
+  const longest = columns.reduce((most, band) => Math.max(most, titles(band).join(BESIDE).length), 0);
   const room = Math.min(160, 22 + 7.6 * longest); // height of names written downwards
 
   function move(network) {
@@ -175,7 +177,8 @@ kit.headers = ({ columns }) => {
     heads.forEach(({ band, head, name, count, texts }, k) => {
       const width = tall ? 20 : Math.min(gaps[k - 1] ?? 260, gaps[k] ?? 260, 260) - 6;
       const letters = Math.max(4, Math.floor((tall ? room - 14 : width - 8) / 7.4));
-      const text = shortened(titleOf(band), letters);
+      const each = Math.floor((letters - 3 * (titles(band).length - 1)) / titles(band).length);
+      const text = titles(band).map((title) => shortened(title, Math.max(4, each))).join(BESIDE);
       const below = tall ? "" : texts.find((line) => line.length * 6.1 < width) ?? texts.at(-1);
       if (name.textContent !== text) name.textContent = text;
       if (count.textContent !== below) count.textContent = below;

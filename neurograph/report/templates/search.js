@@ -1,13 +1,15 @@
 "use strict";
-/** The box that finds neurons: a combobox over `nodes`, which have `hay` and `strength`. */
-kit.searchBox = ({ nodes, take, chip, none }) => {
+/** The box that finds neurons: a combobox over `nodes`, which have `hay` and `strength`.
+ *
+ * `where` is what is written behind a name, or null; `chip` stands at the end of the line.
+ */
+kit.searchBox = ({ nodes, take, where, chip, none }) => {
   const { $, el } = kit;
   const search = { hits: [], at: 0 };
 
   function hitItem(node, k) {
     const item = el("li", { role: "option", id: `hit-${k}`, "aria-selected": "false" },
-      el("span", { class: "name" }, node.label,
-        node.label.startsWith(node.layer + "[") ? null : el("small", {}, node.layer)),
+      el("span", { class: "name" }, node.label, where(node) && el("small", {}, where(node))),
       chip(node));
     item.addEventListener("mousedown", (event) => { // before the box loses focus and closes
       event.preventDefault();
