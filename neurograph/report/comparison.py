@@ -14,7 +14,13 @@ import pandas as pd
 
 from neurograph.atomic import check_writable, write_atomically
 from neurograph.layers import Neuron
-from neurograph.report.comparison_cards import layer_cards, matched, measure_cards, transplant_cards
+from neurograph.report.comparison_cards import (
+    Layers,
+    layer_cards,
+    matched,
+    measure_cards,
+    transplant_cards,
+)
 from neurograph.report.document import VIS_NETWORK, assemble
 from neurograph.report.layout import Columns, Node, Places, place, reduce_crossings, strength
 
@@ -50,13 +56,16 @@ def render(comparison: Comparison) -> str:
         edges and paths the strongest thousands; it says how many are left out.
     """
     names = comparison.names
+    columns = _shared_columns(comparison.a.layers, comparison.b.layers, comparison.matching)
+    layers = layer_cards(comparison, list(columns.values()))
     title = f"{names[0]} and {names[1]} compared"
     ties = comparison.matching.ties()
     return assemble(
         "comparison.html.j2",
-        styles=("page.css", "comparison.css"),
+        styles=("page.css", "linked_tables.css", "comparison.css"),
         scripts=_SCRIPTS,
-        data=_payload(comparison) | {"title": title},
+        data=_payload(comparison, columns)
+        | {"layers": [{"a": card.a, "b": card.b} for card in layers]},
         title=title,
         names=names,
         targets=list(dict.fromkeys((comparison.a.target, comparison.b.target))),
@@ -66,7 +75,7 @@ def render(comparison: Comparison) -> str:
         more_ties=max(0, len(ties) - _TIES_SHOWN),
         measures=measure_cards(comparison),
         draws=max((len(drawn) for drawn in comparison.null.values()), default=0),
-        layers=layer_cards(comparison),
+        layers=layers,
         transplants=transplant_cards(comparison),
     )
 
@@ -90,10 +99,10 @@ def write_page(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     write_atomically(path, render(comparison).encode())
 
 
-def _payload(comparison: Comparison) -> dict[str, Any]:
+def _payload(comparison: Comparison, columns: Mapping[str, Layers]) -> dict[str, Any]:
     """Gather everything the scripts show, as values JSON can hold."""
     neurons, edges, paths = comparison.neurons(), comparison.edges(), comparison.paths()
-    union = _Union.of(comparison, neurons)
+    union = _Union.of(neurons, columns)
     shown = _strongest(edges, _EDGES_SHOWN)
     stored = _strongest(paths, _PATHS_SHOWN)
     net, bands, ids = _network(comparison, union, neurons, shown)
@@ -109,7 +118,6 @@ def _payload(comparison: Comparison) -> dict[str, Any]:
             for place, row in _rows(stored)
         ],
         "counts": {name: _counts(table) for name, table in tables.items()},
-        "layers": [{"a": card.a, "b": card.b} for card in layer_cards(comparison)],
         "left_out": {"edges": len(edges) - len(shown), "paths": len(paths) - len(stored)},
         "provenance": [
             ["comparison", comparison.provenance],
@@ -135,16 +143,15 @@ class _Union:
     """
 
     columns: Columns
-    sides: Mapping[str, tuple[str | None, tuple[str, ...]]]
+    sides: Mapping[str, Layers]
     here: Mapping[Neuron, Node]
     there: Mapping[Neuron, Node]
 
     @staticmethod
-    def of(comparison: Comparison, neurons: pd.DataFrame) -> _Union:
+    def of(neurons: pd.DataFrame, sides: Mapping[str, Layers]) -> _Union:
         """Gather them from the table of neurons."""
-        sides = _shared_columns(comparison.a.layers, comparison.b.layers, comparison.matching)
         of_a = {a: column for column, (a, _) in sides.items() if a is not None}
-        of_b = {b: column for column, (_, layers) in reversed(sides.items()) for b in layers}
+        of_b = {b: column for column, (_, layers) in reversed([*sides.items()]) for b in layers}
         columns: Columns = {column: [] for column in sides}
         here: dict[Neuron, Node] = {}
         there: dict[Neuron, Node] = {}
@@ -165,16 +172,14 @@ class _Union:
         return found if found is not None or b is None else self.there.get(b)
 
 
-def _shared_columns(
-    a: nx.DiGraph, b: nx.DiGraph, matching: Matching
-) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+def _shared_columns(a: nx.DiGraph, b: nx.DiGraph, matching: Matching) -> dict[str, Layers]:
     """Columns of both models' layers: a's in order, layers of b alone behind what runs before."""
     partners: dict[str, list[str]] = {layer: [] for layer in nx.topological_sort(a)}
     column_of: dict[str, str] = {}
     for match in matching.layers:
         partners[match.a].append(match.b)
         column_of.setdefault(match.b, f"a:{match.a}")
-    columns: dict[str, tuple[str | None, tuple[str, ...]]]
+    columns: dict[str, Layers]
     columns = {f"a:{layer}": (layer, tuple(found)) for layer, found in partners.items()}
     order, last = list(columns), -1
     for layer in nx.topological_sort(b):
@@ -269,7 +274,7 @@ def _largest(row: Mapping[str, Any]) -> float:
 
 
 def _strongest(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The strongest rows in either circuit, in the table's order: a change is at most twice that."""
+    """Rows strongest in either circuit, in the table's order; a change is at most twice that."""
     if len(table) <= count:
         return table
     largest = table[["effect_a", "effect_b"]].abs().max(axis=1).fillna(0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ MEASURES = {
     "spearman": ("Order of effects", "rank correlation of the neurons' effects"),
     "sign_agreement": ("Same sign", "of these neurons, the share of one sign in both"),
 }
+Layers = tuple[str | None, tuple[str, ...]]
+
 _BINS = 24
 _WIDTH, _HEIGHT = 168.0, 34.0  # of a small plot, in units of the SVG
 
@@ -160,21 +163,26 @@ def _bars(values: NDArray[np.float64], low: float, high: float) -> str:
     if not len(values):
         return ""
     counts, _ = np.histogram(values, bins=_BINS, range=(low, high))
-    step, top = _WIDTH / _BINS, counts.max()
+    step, tall = _WIDTH / _BINS, _HEIGHT / counts.max()
     return "".join(
-        f"M{i * step + 0.5:.1f} {_HEIGHT:g}v{-_HEIGHT * count / top:.1f}h{step - 1:.1f}V{_HEIGHT:g}Z"
+        f"M{i * step + 0.5:.1f} {_HEIGHT:g}v{-count * tall:.1f}h{step - 1:.1f}V{_HEIGHT:g}Z"
         for i, count in enumerate(counts.tolist())
         if count
     )
 
 
-def layer_cards(comparison: Comparison) -> tuple[LayerCard, ...]:
-    """Write the table of layers."""
+def layer_cards(comparison: Comparison, order: Sequence[Layers]) -> tuple[LayerCard, ...]:
+    """Write the table of layers, in an order of (layer of a or None, layers of b)."""
     table = comparison.layers
-    most = float(np.nanmax(table[["share_a", "share_b"]].to_numpy(), initial=0.0)) or 1.0
-    return tuple(
+    places = [{(a, b): i for b in of_b or (None,)} for i, (a, of_b) in enumerate(order)]
+    place = {pair: i for found in places for pair, i in found.items()}
+    most = (
+        float(np.nan_to_num(table[["share_a", "share_b"]].to_numpy(float)).max(initial=0.0)) or 1.0
+    )
+    cards = [
         LayerCard(
-            *(row[key] if isinstance(row[key], str) else None for key in ("layer_a", "layer_b")),
+            _layer(row["layer_a"]),
+            _layer(row["layer_b"]),
             (int(row["kept_a"]), int(row["kept_b"])),
             int(row["common"]),
             written(row["jaccard"]),
@@ -185,7 +193,12 @@ def layer_cards(comparison: Comparison) -> tuple[LayerCard, ...]:
             written(row["cka"]),
         )
         for row in table.to_dict("records")
-    )
+    ]
+    return tuple(sorted(cards, key=lambda card: place.get((card.a, card.b), len(place))))
+
+
+def _layer(name: Any) -> str | None:
+    return name if isinstance(name, str) else None
 
 
 def _share(share: float, most: float) -> tuple[float, str]:

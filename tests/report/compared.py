@@ -14,7 +14,6 @@ import pandas as pd
 from neurograph.circuit import Circuit
 from neurograph.comparison.matching import LayerMatch, Matching
 from neurograph.comparison.result import Comparison
-from neurograph.layers import Neuron
 
 MEASURES = (
     "neuron_jaccard neuron_weighted_jaccard edge_jaccard edge_weighted_jaccard path_jaccard "

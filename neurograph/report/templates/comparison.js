@@ -50,6 +50,7 @@
     path.change = changeOf(path);
   }
 
+  const namesLayer = (node) => node.label.startsWith(`${node.where}[`);
   const total = (table) => STATUSES.reduce((sum, status) => sum + counts[table][status], 0);
   const top = (key) => [...nodes, ...edges].reduce((most, item) => Math.max(most, item[key]), 0);
   const tops = { strength: top("strength"), change: top("change") };
@@ -166,7 +167,7 @@
 
   const tables = {
     neurons: tableOf("neurons", nodes, [mark, titled("Neuron", (row) => [row.name,
-      el("small", {}, row.where)]), ...effects, ...similar],
+      namesLayer(row) ? null : el("small", {}, row.where)]), ...effects, ...similar],
     (node) => again(node, takeNode), (node) => graph && !graph.state.nodeOn[node.i]),
     edges: tableOf("edges", edges, [mark, titled("Edge", (row) => row.name), ...effects],
       (edge) => again(edge, takeEdge), (edge) => graph && !graph.state.edgeOn[edge.e]),
@@ -331,6 +332,18 @@
     });
   }
 
+  /** A column with what stands above it. */
+  function headed(band) {
+    const own = nodes.filter((node) => node.layer === band.layer);
+    const common = own.filter((node) => ["both", "flipped"].includes(node.status)).length;
+    const titles = [...new Set([band.a, ...band.b].filter(Boolean))];
+    const alone = !band.a || !band.b.length; // the other model has no such layer
+    return { ...band, titles, texts: alone
+      ? [`${many(own.length)}, ${clipped(names[band.a ? 0 : 1], 24)} only`, many(own.length)]
+      : [`${many(common)} of ${many(own.length)} in both`, `${many(common)} of ${many(own.length)}`,
+        `${common}/${own.length}`] };
+  }
+
   let ready = false;
   const nodeAt = (side, ref) => nodes[placeOf.get(keyOf(side, ref))];
   window.neurograph = {
@@ -358,13 +371,7 @@
     [el("h3", {}, name), provenance(found)]));
   if (nodes.length) {
     graph = kit.graph({
-      nodes, edges, columns: columns.map((band) => {
-        const own = nodes.filter((node) => node.layer === band.layer);
-        const common = own.filter((node) => ["both", "flipped"].includes(node.status)).length;
-        const titles = [...new Set([band.a, ...band.b].filter(Boolean))];
-        return { ...band, titles, texts: [`${many(common)} of ${many(own.length)} in both`,
-          `${many(common)} of ${many(own.length)}`, `${common}/${own.length}`] };
-      }),
+      nodes, edges, columns: columns.map(headed),
       shows, paintNode, tip, chosen, takeEdge, lastLabel: target, filtered: showCounts,
       kinds: [{ colour: "only_a", dash: [1, 0.6] }, { colour: "both", dash: [] },
         { colour: "flipped", dash: [1, 0.4, 0.25, 0.4] }, { colour: "only_b", dash: [0.32, 0.42] }],
@@ -373,7 +380,7 @@
     });
     kit.searchBox({
       nodes, take: graph.goTo, none: "No neuron or layer has this in its name.",
-      where: (node) => (node.label.startsWith(`${node.where}[`) ? null : node.where),
+      where: (node) => (namesLayer(node) ? null : node.where),
       chip: (node) => glyph(node.status),
     });
     listen();

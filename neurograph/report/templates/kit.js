@@ -45,7 +45,7 @@ const kit = (() => {
       ? document.createElementNS("http://www.w3.org/2000/svg", tag.slice(4))
       : document.createElement(tag);
     for (const [key, value] of Object.entries(attributes ?? {})) {
-      if (key === "click") made.addEventListener("click", value);
+      if (key === "click" && value) made.addEventListener("click", value);
       else if (value !== false && value != null) made.setAttribute(key, value);
     }
     made.append(...children.filter((child) => child != null)); // strings become text, never HTML

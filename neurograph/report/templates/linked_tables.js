@@ -1,11 +1,13 @@
 "use strict";
-/** A table whose rows are things in a graph: filtered by status, sorted, in pages.
+/** A table whose rows are things shown elsewhere: filtered by status, sorted, in pages.
  *
  * `columns` have `title`, `cell(row)` and `value(row)` to sort by; one without `value` is not
- * sorted by. `filters` are `{ key, label, count }`; a row's `status` is one of their keys. What is
- * told of rows left out stands below.
+ * sorted by. `filters`, if any, are `{ key, label, count }` of a row's `status`, with a `glyph`
+ * each; `all` counts what the page may leave out, which `note` tells below. `take` hears of rows
+ * that are clicked.
  */
-kit.linkedTable = ({ place, rows, columns, filters, all, note, take, isChosen, isDimmed, glyph }) => {
+kit.linkedTable = ({ place, rows, columns, filters = [], all, note, take, glyph,
+  isChosen = () => false, isDimmed = () => false }) => {
   const { el, many } = kit;
   const PAGE = 40;
   const state = { status: null, limit: null, sort: null, down: true, page: 0, focus: 0 };
@@ -30,8 +32,10 @@ kit.linkedTable = ({ place, rows, columns, filters, all, note, take, isChosen, i
   function filterBar() {
     const button = (key, label, count, mark) => el("button", {
       type: "button", class: key ?? "", "aria-pressed": String(state.status === key), title: label,
-      "data-status": key ?? "all", click: () => update({ status: key, page: 0 }, `[data-status=${key ?? "all"}]`),
+      "data-status": key ?? "all",
+      click: () => update({ status: key, page: 0 }, `[data-status=${key ?? "all"}]`),
     }, mark, el("span", { class: "label" }, label), el("span", { class: "num" }, many(count)));
+    if (!filters.length) return null;
     const bar = el("div", { class: "filters", role: "group", "aria-label": "Rows listed" },
       button(null, "all", all),
       ...filters.map(({ key, label, count }) => button(key, label, count, glyph(key))));
@@ -57,11 +61,11 @@ kit.linkedTable = ({ place, rows, columns, filters, all, note, take, isChosen, i
 
   function tableRow(row, k) {
     const marks = [row.status, isChosen(row) ? "chosen" : "", isDimmed(row) ? "dimmed" : ""];
-    const made = el("tr", { class: marks.filter(Boolean).join(" "), "data-row": row.row,
+    const cells = columns.map((column) =>
+      el("td", { class: column.kind ?? null }, ...[column.cell(row)].flat()));
+    return el("tr", { class: marks.filter(Boolean).join(" "), "data-row": row.row,
       tabindex: k === state.focus ? 0 : -1, "aria-current": isChosen(row) ? "true" : null,
-      click: () => take(row) },
-    ...columns.map((column) => el("td", { class: column.kind ?? null }, ...[column.cell(row)].flat())));
-    return made;
+      click: take ? () => take(row) : null }, ...cells);
   }
 
   function pager() {

@@ -1,0 +1,146 @@
+"""One offline HTML page of many comparisons: a heat map of each measure, and what is stable."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from neurograph.atomic import check_writable, write_atomically
+from neurograph.report.comparison_cards import MEASURES, transplant_cards
+from neurograph.report.document import assemble
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neurograph.comparison.many import Comparisons
+
+__all__ = ["render", "write_page"]
+
+_STABLE_SHOWN = 2000  # rows of each table that travel with the page
+_NUMBERS = ("value", "null_mean", "null_low", "null_high", "p_value")
+_KINDS: tuple[Literal["neurons", "edges", "paths"], ...] = ("neurons", "edges", "paths")
+_STATUSES = ("only_a", "both", "flipped", "only_b")
+
+
+def render(comparisons: Comparisons) -> str:
+    """Draw many comparisons as one HTML page that needs no network and no other file.
+
+    Parameters
+    ----------
+    comparisons : Comparisons
+        The matrix, see `compare`.
+
+    Returns
+    -------
+    str
+        The page; the same comparisons always give the same text.
+    """
+    rows, columns = comparisons.rows, comparisons.columns
+    title = (
+        f"{len(rows)} circuits compared"
+        if comparisons.is_square
+        else f"{len(rows)} circuits compared with {len(columns)}"
+    )
+    return assemble(
+        "comparisons.html.j2",
+        styles=("page.css", "linked_tables.css", "comparisons.css"),
+        scripts=("kit.js", "linked_tables.js", "comparisons.js"),
+        data=_payload(comparisons),
+        title=title,
+        targets=_targets(comparisons),
+        notes=_notes(comparisons),
+        measures=_measures(comparisons),
+    )
+
+
+def write_page(comparisons: Comparisons, path: str | os.PathLike[str]) -> None:
+    """Write the page of many comparisons to a file, whole or not at all.
+
+    Parameters
+    ----------
+    comparisons : Comparisons
+        What to show.
+    path : str or os.PathLike
+        File to write; one that exists is replaced.
+
+    Raises
+    ------
+    OptionError
+        If `path` is a folder, or lies in one that does not exist or cannot be written to.
+    """
+    path = check_writable(Path(path))
+    write_atomically(path, render(comparisons).encode())
+
+
+def _payload(comparisons: Comparisons) -> dict[str, Any]:
+    """Gather everything the scripts show, as values JSON can hold."""
+    measures = _measures(comparisons)
+    return {
+        "rows": comparisons.rows,
+        "columns": comparisons.columns,
+        "square": comparisons.is_square,
+        "measures": measures,
+        "numbers": {
+            name: {key: comparisons.measure(name, column=key).to_numpy() for key in _NUMBERS}
+            for name, *_ in measures
+        },
+        "pairs": [
+            _pair(comparisons, comparisons.rows.index(row), comparisons.columns.index(column))
+            for row, column in comparisons.cells
+        ],
+        "stable": {kind: _stable(comparisons.stable(kind)) for kind in _KINDS},
+    }
+
+
+def _measures(comparisons: Comparisons) -> list[tuple[str, str, str]]:
+    """Names of the measures with what they are called and mean."""
+    first = next(iter(comparisons.cells.values()), None)
+    names = [] if first is None else [str(name) for name in first.measures.index]
+    return [(name, *MEASURES.get(name, (name, ""))) for name in names]
+
+
+def _pair(comparisons: Comparisons, row: int, column: int) -> dict[str, Any]:
+    """What the page tells of one pair beside its measures."""
+    found = comparisons.cells[comparisons.rows[row], comparisons.columns[column]]
+    status = found.neurons()["status"].tolist()
+    return {
+        "row": row,
+        "column": column,
+        "counts": [status.count(name) for name in _STATUSES],
+        "told": [card.sentence for card in transplant_cards(found)],
+        "notes": found.notes,
+    }
+
+
+def _stable(table: pd.DataFrame) -> dict[str, Any]:
+    """A table of what is stable: its circuits' effects by place, as names may be anything."""
+    first = table.columns.get_loc("std") + 1
+    shown = table.head(_STABLE_SHOWN)
+    keys = [key for key in ("name", "layer", "circuits", "share", "positive", "effect", "std")]
+    known = [key for key in keys if key in table.columns[:first]]
+    effects = shown.iloc[:, first:].to_numpy(dtype=float)
+    numbers = shown.iloc[:, :first][known].to_dict("records")
+    return {
+        "circuits": [str(name) for name in table.columns[first:]],
+        "rows": [
+            {str(key): value for key, value in row.items()} | {"effects": own}
+            for row, own in zip(numbers, effects.tolist(), strict=True)
+        ],
+        "all": len(table),
+    }
+
+
+def _targets(comparisons: Comparisons) -> list[str]:
+    found = [c.target for cell in comparisons.cells.values() for c in (cell.a, cell.b)]
+    return list(dict.fromkeys(found))
+
+
+def _notes(comparisons: Comparisons) -> list[str]:
+    """Notes of all pairs, each once with how many pairs it is of."""
+    told = [note for cell in comparisons.cells.values() for note in cell.notes]
+    pairs = len(comparisons.cells)
+    return [
+        note if told.count(note) == pairs else f"{note} ({told.count(note)} of {pairs} pairs)"
+        for note in dict.fromkeys(told)
+    ]
