@@ -7,6 +7,9 @@ from neurograph.activations.profile import profile
 from neurograph.activations.separation import separation
 from neurograph.archive import load
 from neurograph.circuit import Circuit, Path
+from neurograph.comparison.compare import compare
+from neurograph.comparison.many import Comparisons
+from neurograph.comparison.result import Comparison
 from neurograph.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.faithfulness.curves import faithfulness
@@ -20,11 +23,14 @@ from neurograph.target import logit_difference
 
 __all__ = [
     "Circuit",
+    "Comparison",
+    "Comparisons",
     "Counterfactual",
     "NeurographError",
     "Neuron",
     "Path",
     "causal_shift",
+    "compare",
     "faithfulness",
     "layer_graph",
     "load",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 import networkx as nx
 import numpy as np
@@ -18,7 +18,20 @@ from neurograph.circuit import Circuit, Path
 from neurograph.errors import CircuitFileError
 from neurograph.layers import Neuron
 
-__all__ = ["FORMAT_VERSION", "load", "save"]
+__all__ = [
+    "FORMAT_VERSION",
+    "check_format",
+    "dump",
+    "load",
+    "pack",
+    "parse",
+    "read_file",
+    "save",
+    "to_json",
+    "unpack",
+]
+
+Result = TypeVar("Result")
 
 FORMAT = "neurograph circuit"
 FORMAT_VERSION = 2
@@ -27,6 +40,12 @@ _MEMBERS = ("circuit.json", "scores.safetensors")
 
 def save(circuit: Circuit, path: str | FilePath) -> None:
     """Write a circuit; the same circuit always gives the same bytes."""
+    path = check_writable(path)
+    write_atomically(path, dump(circuit))
+
+
+def dump(circuit: Circuit) -> bytes:
+    """Write a circuit as what `save` puts into a file."""
     document = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -48,18 +67,25 @@ def save(circuit: Circuit, path: str | FilePath) -> None:
         for layer, table in circuit.scores.items()
         for key, values in table.items()
     }
-    text = json.dumps(_nan_to_none(document), ensure_ascii=False, allow_nan=False)
-    contents = (text.encode(), safetensors.numpy.save(scores))
-    path = check_writable(path)
-    with tempfile.SpooledTemporaryFile(max_size=2**26) as buffer:
+    contents = (to_json(document), safetensors.numpy.save(scores))
+    return pack(dict(zip(_MEMBERS, contents, strict=True)))
+
+
+def pack(members: Mapping[str, bytes]) -> bytes:
+    """Write a zip; equal members always give equal bytes."""
+    with io.BytesIO() as buffer:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in zip(_MEMBERS, contents, strict=True):
-                # A fixed date keeps equal circuits equal byte for byte.
-                info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            for name, content in members.items():
+                info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # no date of today
                 info.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(info, content)
-        buffer.seek(0)
-        write_atomically(path, buffer.read())
+        return buffer.getvalue()
+
+
+def unpack(content: bytes) -> dict[str, bytes]:
+    """Read what `pack` wrote."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def load(path: str | FilePath) -> Circuit:
@@ -74,28 +100,49 @@ def load(path: str | FilePath) -> Circuit:
     CircuitFileError
         The file is no circuit, is damaged, or was written by a newer version.
     """
+    return read_file(path, "circuit", parse)
+
+
+def parse(content: bytes) -> Circuit:
+    """Read what `dump` wrote."""
+    members = unpack(content)
+    text, scores = (members[name] for name in _MEMBERS)
+    document = json.loads(text)
+    check_format(document, FORMAT, FORMAT_VERSION)
+    return _read(document, safetensors.numpy.load(scores))
+
+
+def read_file(path: str | FilePath, kind: str, read: Callable[[bytes], Result]) -> Result:
+    """Read a file of one of our formats; errors as `load` documents them for circuits."""
     path = FilePath(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no circuit file {str(path)!r}")
+        raise FileNotFoundError(f"there is no {kind} file {str(path)!r}")
     content = path.read_bytes()
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            text, scores = (archive.read(name) for name in _MEMBERS)
-        document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ValueError(f"format {document['format']!r}")
-        if int(document["version"]) == FORMAT_VERSION:
-            return _read(document, safetensors.numpy.load(scores))
+        return read(content)
+    except VersionError as error:
+        raise CircuitFileError(
+            f"{str(path)!r} has format version {error}: read it with the neurograph that wrote it, "
+            "or search again"
+        ) from error
     except Exception as error:
         # Damage shows as any error of zipfile, zlib, struct, json, safetensors or of our own.
         reason = " ".join(str(error).split())
         raise CircuitFileError(
-            f"{str(path)!r} is no circuit file, or a damaged one ({reason}): save it again"
+            f"{str(path)!r} is no {kind} file, or a damaged one ({reason}): save it again"
         ) from error
-    raise CircuitFileError(
-        f"{str(path)!r} has format version {document['version']}, and this neurograph reads "
-        f"{FORMAT_VERSION}: read it with the neurograph that wrote it, or search again"
-    )
+
+
+class VersionError(ValueError):
+    """A file of another version; says which, and which is read."""
+
+
+def check_format(document: Mapping[str, Any], name: str, version: int) -> None:
+    """Check that a document is of a format and version."""
+    if document["format"] != name:
+        raise ValueError(f"format {document['format']!r}")
+    if int(document["version"]) != version:
+        raise VersionError(f"{document['version']}, and this neurograph reads {version}")
 
 
 def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
@@ -120,6 +167,12 @@ def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
         scores.setdefault(layer, {})[kind] = values
     provenance = document["provenance"]
     return Circuit(graph, layers, document["target"], tuple(paths), scores, provenance)
+
+
+def to_json(document: Any) -> bytes:
+    """Write strict JSON; NaN becomes null."""
+    text = json.dumps(_nan_to_none(document), ensure_ascii=False, allow_nan=False)
+    return text.encode()
 
 
 def _nan_to_none(value: Any) -> Any:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -194,8 +194,8 @@ class Circuit:
         table = pd.DataFrame(rows, columns=[*columns, "effect", "stderr", "sign"])
         return _by_strength(_without_empty(table))
 
-    def effects_of(self, layer: str) -> np.ndarray:
-        """Effects of all neurons of a layer, kept or not.
+    def effects_of(self, layer: str, what: Literal["effect", "stderr"] = "effect") -> np.ndarray:
+        """Effects, or their standard errors, of all neurons of a layer, kept or not.
 
         Of the two searches, one for each sign, that in which a neuron's effect is stronger tells.
 
@@ -205,8 +205,9 @@ class Circuit:
             In units of the target.
         """
         table = self.scores[layer]
-        found = np.stack([table[sign] for sign in SIGNS if sign in table])
-        strongest = np.abs(found).argmax(axis=0)
+        signs = [sign for sign in SIGNS if sign in table]
+        strongest = np.abs([table[sign] for sign in signs]).argmax(axis=0)
+        found = np.stack([table[s if what == "effect" else f"{s}_stderr"] for s in signs])
         effects: np.ndarray = np.take_along_axis(found, strongest[None], axis=0)[0]
         return effects
 
@@ -303,6 +304,11 @@ class Circuit:
     def detach(self) -> Circuit:
         """Return the circuit without its model, as `load` would: nothing new is measured."""
         return replace(self, _study=None)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the circuit has its model: see `attach`."""
+        return self._study is not None
 
     @property
     def study(self) -> Study:

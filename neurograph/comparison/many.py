@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from neurograph.circuit import Circuit
+from neurograph.comparison.overlap import MEASURES
 from neurograph.comparison.result import Comparison
+from neurograph.comparison.stability import Of, stable
+from neurograph.errors import OptionError
 
 __all__ = ["Comparisons"]
+
+_COLUMNS = ("value", "null_mean", "null_low", "null_high", "p_value")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,35 +45,122 @@ class Comparisons:
         return self.rows == self.columns
 
     def __getitem__(self, pair: tuple[str, str]) -> Comparison:
-        """Return the comparison of a row's circuit, as a, with a column's, as b."""
-        raise NotImplementedError
+        """Return the comparison of a row's circuit, as a, with a column's, as b.
+
+        Raises
+        ------
+        KeyError
+            These two were not compared.
+        """
+        row, column = pair
+        if pair in self.cells:
+            return self.cells[pair]
+        if self.is_square and (column, row) in self.cells:
+            return self.cells[column, row].flipped()
+        raise KeyError(pair)
+
+    def circuits(self) -> dict[str, Circuit]:
+        """All circuits by name, rows first."""
+        found: dict[str, Circuit] = {}
+        for (row, column), cell in self.cells.items():
+            found |= {row: cell.a, column: cell.b}
+        return {name: found[name] for name in (*self.rows, *self.columns) if name in found}
 
     def measure(self, name: str = "neuron_jaccard", *, column: str = "value") -> pd.DataFrame:
-        """Matrix of one measure, ``rows × columns``; `column` may be ``p_value`` or a null's.
+        """Matrix of one measure, ``rows × columns``.
 
-        A circuit beside itself is NaN.
-        """
-        raise NotImplementedError
-
-    def stable(self, of: Literal["neurons", "edges", "paths"] = "neurons") -> pd.DataFrame:
-        """Table of what several circuits have, what most of them have first.
+        Parameters
+        ----------
+        name : str
+            One of the measures of `Comparison.measures`.
+        column : {"value", "null_mean", "null_low", "null_high", "p_value"}
+            What of it.
 
         Returns
         -------
         DataFrame
-            ``name``, ``layer`` (of neurons), ``circuits`` (how many have it), ``share`` (of all
-            circuits), ``positive`` (in how many its effect is positive), ``effect`` and ``std``
-            (mean and standard deviation over all circuits of its effect, where not NaN), and one
-            column for each circuit: its effect there.
+            NaN for a circuit beside itself.
+
+        Raises
+        ------
+        OptionError
+            There is no such measure or column.
         """
-        raise NotImplementedError
+        if name not in MEASURES or column not in _COLUMNS:
+            known = ", ".join((*MEASURES, *_COLUMNS))
+            raise OptionError(f"no measure {name!r} with {column!r}; there are {known}")
+        table = pd.DataFrame(math.nan, index=list(self.rows), columns=list(self.columns))
+        for (row, other), cell in self.cells.items():
+            table.loc[row, other] = cell.measures.at[name, column]
+            if self.is_square:
+                table.loc[other, row] = table.loc[row, other]
+        return table
+
+    def stable(self, of: Of = "neurons") -> pd.DataFrame:
+        """Table of what several circuits have, what most of them have first.
+
+        What corresponds is told by the comparisons with the first row's circuit; what that has no
+        partner for stands by itself. Only for circuits that were all compared with each other.
+
+        Parameters
+        ----------
+        of : {"neurons", "edges", "paths"}
+
+        Returns
+        -------
+        DataFrame
+            ``name``, ``layer`` (of a neuron, of an edge's or path's first one), ``circuits`` (how
+            many have it), ``share`` (of all circuits), ``positive`` (in how many of these its
+            effect is positive), ``effect`` and ``std`` (mean and standard deviation of its effect
+            over these), and for each circuit a column with its effect there, NaN where it is not
+            in it.
+
+        Raises
+        ------
+        OptionError
+            There is nothing such, or rows and columns differ.
+        """
+        if of not in ("neurons", "edges", "paths"):
+            raise OptionError(f"of={of!r} is none of neurons, edges, paths")
+        if not self.is_square:
+            raise OptionError("stable() needs circuits that were all compared with each other")
+        return stable(self.rows, self.cells, of)
 
     def to_frame(self) -> pd.DataFrame:
-        """Table of one row a pair: ``a``, ``b``, every measure, and its p as ``MEASURE_p``."""
-        raise NotImplementedError
+        """Table of one row a pair: ``a``, ``b``, every measure, its p-value as ``MEASURE_p``."""
+        rows = []
+        for (row, column), cell in self.cells.items():
+            told: dict[str, Any] = {"a": row, "b": column}
+            told |= {name: cell.measures.at[name, "value"] for name in MEASURES}
+            told |= {f"{name}_p": cell.measures.at[name, "p_value"] for name in MEASURES}
+            rows.append(told)
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        values = self.measure().to_numpy()
+        known = values[~np.isnan(values)]
+        told = f"{len(self.cells)} comparisons of {len(self.circuits())} circuits"
+        if not len(known):
+            return told
+        return f"{told}: neuron_jaccard from {known.min():.3f} to {known.max():.3f}"
+
+    # -- out of here -----------------------------------------------------------------------------
 
     def to_html(self, path: str | FilePath) -> None:
         """Write one offline HTML page: the matrix, and what is stable."""
         from neurograph.report.comparisons import write_page
 
         write_page(self, path)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write all circuits and comparisons to one file (no pickle); see `load`."""
+        from neurograph.comparison.files import save_many
+
+        save_many(self, path)
+
+    @staticmethod
+    def load(path: str | FilePath) -> Comparisons:
+        """Read what `save` wrote; errors as of `Comparison.load`."""
+        from neurograph.comparison.files import load_many
+
+        return load_many(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
@@ -18,6 +18,11 @@ __all__ = ["STATUSES", "Comparison", "Status"]
 
 Status = Literal["only_a", "only_b", "both", "flipped"]
 STATUSES: tuple[Status, ...] = ("only_a", "only_b", "both", "flipped")
+
+_TABLES = ("layers", "transplants", "_neurons", "_edges", "_paths")
+_SIDED = "neuron source target path effect stderr layer kept share".split()
+_WHOSE = {"own": "its own circuit", "other": "the other circuit"}
+_MIRRORED = {"only_a": "only_b", "only_b": "only_a", "a": "b", "b": "a"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -164,6 +169,32 @@ class Comparison:
     def _value(self, measure: str) -> float:
         return float(self.measures.at[measure, "value"])
 
+    def flipped(self) -> Comparison:
+        """The same with a and b exchanged."""
+        return replace(
+            self,
+            a=self.b,
+            b=self.a,
+            names=(self.names[1], self.names[0]),
+            matching=self.matching.flipped(),
+            **{key: _flipped(getattr(self, key)) for key in _TABLES},
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"Comparison of {' and '.join(self.names)}, {self.matching!r}"]
+        for row in self.measures.itertuples():
+            told = f"  {row.Index}: {row.value:.3f}"
+            if row.null_mean == row.null_mean:
+                told += f" (by chance {row.null_mean:.3f}, p {row.p_value:.2g})"
+            lines.append(told)
+        for row in self.transplants[self.transplants["kept"] != "random"].itertuples():
+            into = self.names[row.into == "b"]
+            lines.append(
+                f"  {into} with the neurons of {_WHOSE[row.kept]} alone: "
+                f"{row.faithfulness:.0%} of its target"
+            )
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
     # -- out of here -----------------------------------------------------------------------------
 
     def to_html(self, path: str | FilePath) -> None:
@@ -192,6 +223,18 @@ class Comparison:
         from neurograph.comparison.files import load
 
         return load(path)
+
+
+def _flipped(table: pd.DataFrame) -> pd.DataFrame:
+    """Exchange the two models in a table."""
+    mirror = {f"{name}_{one}": f"{name}_{other}" for name in _SIDED for one, other in ("ab", "ba")}
+    turned = table.rename(columns=mirror)[list(table.columns)]
+    if "difference" in table:
+        turned["difference"] = -turned["difference"]
+    for column in ("status", "into"):
+        if column in table:
+            turned[column] = turned[column].replace(_MIRRORED)
+    return turned
 
 
 def _chosen(table: pd.DataFrame, status: Status | None) -> pd.DataFrame:

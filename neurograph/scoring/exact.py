@@ -18,6 +18,7 @@ from neurograph.scoring.routes import Route, Through, choose, probe_one, total_r
 __all__ = [
     "node_differences",
     "node_effects",
+    "path_differences",
     "path_effects",
     "reader_effects",
     "total_effects",
@@ -62,6 +63,21 @@ def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> E
     At every step only the path's next neuron is computed from an input in which the one before
     it was moved; the last neuron reaches the target through glue alone.
     """
+    effects = summarise(*_along_paths(experiment, paths))
+    _check_finite(effects, paths[0][0].layer)
+    return effects
+
+
+def path_differences(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> Tensor:
+    """The same sample by sample: target(last level) − target(first), ``[paths, samples]``."""
+    targets, block = _along_paths(experiment, paths)
+    return targets[block[:, 1]].double() - targets[block[:, 0]].double()
+
+
+def _along_paths(
+    experiment: Experiment, paths: Sequence[Sequence[Neuron]]
+) -> tuple[Tensor, Tensor]:
+    """Targets ``[blocks, samples]``, and which block is each end of each path's first neuron."""
     routes: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for position, path in enumerate(paths):
         routes[tuple(n.layer for n in path)].append(position)
@@ -75,9 +91,7 @@ def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> E
         parts.append(_path_targets(experiment, layers, steps))
         order += positions
     block = torch.arange(2 * len(paths), device=device).view(-1, 2)
-    effects = summarise(torch.cat(parts), block[torch.tensor(order, device=device).argsort()])
-    _check_finite(effects, paths[0][0].layer)
-    return effects
+    return torch.cat(parts), block[torch.tensor(order, device=device).argsort()]
 
 
 def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor) -> Tensor:

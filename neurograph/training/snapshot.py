@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neurograph.change import Change, circuit_change
 from neurograph.circuit import Circuit, format_effect
+from neurograph.comparison.overlap import MEASURES, Overlap, overlap_by_name
 from neurograph.report.tables import plain
 from neurograph.selection import SIGNS
 
@@ -30,7 +30,7 @@ class Snapshot:
         Without its model, whose weights are others by now; see `Circuit.attach`.
     path : pathlib.Path
         Its file.
-    change : Change or None
+    change : Overlap or None
         How alike it and the circuit before it are; None for the first.
     """
 
@@ -38,13 +38,13 @@ class Snapshot:
     step: int
     circuit: Circuit
     path: Path
-    change: Change | None
+    change: Overlap | None
 
     @staticmethod
     def of(epoch: int, step: int, circuit: Circuit, path: Path, last: Snapshot | None) -> Snapshot:
         """Compare a circuit with the one before it, and let go of its model."""
         circuit = circuit.detach()
-        change = None if last is None else circuit_change(last.circuit, circuit)
+        change = None if last is None else overlap_by_name(last.circuit, circuit)
         return Snapshot(epoch, step, circuit, path, change)
 
     def numbers(self) -> dict[str, float]:
@@ -56,7 +56,7 @@ class Snapshot:
             ``neurons_SIGN``, neurons that this sign's search kept; ``edges``; ``strongest_SIGN``,
             the effect of that sign's strongest measured path, NaN if there is none;
             ``effect_sum``, the sum of the kept neurons' absolute effects, all effects in units of
-            the target; and the attributes of `Change`, NaN for the first.
+            the target; and the attributes of `Overlap`, NaN for the first.
         """
         graph = self.circuit.graph
         signs = [data["sign"] for _, data in graph.nodes(data=True)]
@@ -69,7 +69,7 @@ class Snapshot:
         numbers["strongest_positive"] = up if up > 0 else math.nan
         numbers["strongest_negative"] = down if down < 0 else math.nan
         numbers["effect_sum"] = math.fsum(abs(data["effect"]) for _, data in graph.nodes(data=True))
-        unknown = dict.fromkeys((field.name for field in fields(Change)), math.nan)
+        unknown = dict.fromkeys(MEASURES, math.nan)
         return numbers | (unknown if self.change is None else asdict(self.change))
 
     def markdown(self) -> str:

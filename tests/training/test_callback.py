@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import neurograph as ng
-from neurograph.change import circuit_change
+from neurograph.comparison.overlap import overlap_by_name
 from neurograph.data import Batch
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.training import CircuitCallback, binary_classifier, fit
@@ -71,7 +71,7 @@ def test_circuits_are_those_of_the_checkpoints_of_their_epochs(tmp_path: Path) -
         assert all(path.measured for path in snapshot.circuit.attach(model, X).paths(500))
     before, after = found.history[0].circuit, found.history[1].circuit
     assert found.history[0].change is None
-    assert found.history[1].change == circuit_change(before, after)
+    assert found.history[1].change == overlap_by_name(before, after)
 
 
 class Augmented(Dataset[tuple[Tensor, ...]]):
@@ -148,7 +148,7 @@ def test_the_numbers_are_those_of_the_circuit(tmp_path: Path) -> None:
         assert last[f"strongest_{sign}"] == next(circuit.paths(1, sign=sign)).effect
     assert last["edges"] == len(circuit.edges())
     assert last["effect_sum"] == pytest.approx(circuit.neurons()["effect"].abs().sum())
-    assert last["effect_spearman"] == found.history[-1].change.effect_spearman
+    assert last["spearman"] == found.history[-1].change.spearman
 
 
 def test_names_cannot_break_the_table(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_search_that_fails_is_told_and_training_goes_on(tmp_path: Path) -> Non
     assert sum(issubclass(w.category, RuntimeWarning) for w in told) == 1
     assert [s.epoch for s in found.history] == [0, 2]
     first, last = (s.circuit for s in found.history)
-    assert found.history[1].change == circuit_change(first, last)
+    assert found.history[1].change == overlap_by_name(first, last)
     assert not (tmp_path / "circuit-epoch=001.circuit").exists()
     events = EventAccumulator(str(tmp_path / "logs" / "version_0")).Reload()
     text = events.Tensors("circuit/paths/text_summary")[1].tensor_proto.string_val[0].decode()

@@ -1,0 +1,129 @@
+"""Which neuron goes with which: the assignment of greatest similarity, and where chance chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+__all__ = ["TOLERANCE", "Assignment", "assign"]
+
+TOLERANCE = 1e-6
+"""How much similarity two neurons may lose by exchanging partners and still count as tied.
+
+The same neuron computed twice in float32 differs by some 1e-7 of its size, which moves correlations
+by less; two samples of data move them by more than a thousand times as much.
+"""
+
+_AT_ONCE = 2**21  # exchanges
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """Pairs of rows and columns; as `LayerMatch` has them."""
+
+    pairs: Indices
+    similarity: NDArray[np.float64]
+    tied: NDArray[np.bool_]
+    ties: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+def assign(similarity: NDArray[np.float64], *, least: float = 0.0) -> Assignment:
+    """Pair rows with columns, each at most once, so that the sum of similarities is greatest.
+
+    Parameters
+    ----------
+    similarity : ndarray of float64, [rows, columns]
+        NaN in the whole row or column of what has none.
+    least : float
+        Only pairs above it are made; the sum is of what they have beyond it.
+
+    Returns
+    -------
+    Assignment
+        In the order of rows. Pairs are tied where exchanging partners, among themselves or with
+        what is unmatched, loses no more than 1e-6; what can be reached by such exchanges is one
+        group.
+
+    Examples
+    --------
+    >>> found = assign(np.array([[0.9, 0.8, 0.1], [0.8, 0.2, 0.1]]))
+    >>> found.pairs.tolist(), found.ties
+    ([[0, 1], [1, 0]], ())
+    >>> assign(np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])).ties
+    (((0, 1), (0,)),)
+    """
+    rows = np.flatnonzero(~np.isnan(similarity).all(axis=1))
+    columns = np.flatnonzero(~np.isnan(similarity).all(axis=0))
+    cost = similarity[np.ix_(rows, columns)]
+    np.maximum(cost, least, out=cost)
+    np.negative(cost, out=cost)  # in place: 10,000 by 10,000 are 800 MB, and as many for a copy
+    i, j = linear_sum_assignment(cost)
+    made = cost[i, j] < -least
+    i, j = i[made], j[made]
+    groups = _exchangeable(cost, i, j, least)
+    tied = np.isin(i, [row for some, _ in groups for row in some])
+    return Assignment(
+        np.stack([rows[i], columns[j]], axis=1).astype(np.int64),
+        -cost[i, j],
+        tied,
+        tuple((tuple(rows[x].tolist()), tuple(columns[y].tolist())) for x, y in groups),
+    )
+
+
+def _exchangeable(
+    cost: NDArray[np.float64], i: Indices, j: Indices, least: float
+) -> list[tuple[Indices, Indices]]:
+    """Groups of rows and columns that can be exchanged with each other, in ascending order."""
+    rows, columns = cost.shape
+    nodes = np.arange(rows + columns)  # columns are numbered behind the rows
+    group = nodes.copy()
+    group[rows + j] = i
+    for some, others in _exchanges(cost, i, j, least):
+        if len(some):
+            ends = np.concatenate([nodes, some]), np.concatenate([group, others])
+            graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(len(nodes),) * 2)
+            group = _named_by_first(connected_components(graph, directed=False)[1])
+    sizes = np.bincount(group, minlength=len(nodes))
+    found = [np.flatnonzero(group == g) for g in np.flatnonzero(sizes > 2)]
+    return [(nodes[nodes < rows], nodes[nodes >= rows] - rows) for nodes in found]
+
+
+def _named_by_first(labels: Indices) -> Indices:
+    """Name each group by its first member."""
+    return np.unique(labels, return_index=True)[1][labels].astype(np.int64)
+
+
+def _exchanges(
+    cost: NDArray[np.float64], i: Indices, j: Indices, least: float
+) -> Iterator[tuple[Indices, Indices]]:
+    """Yield nodes, see `_exchangeable`, that could change places, some pairs at a time.
+
+    Two pairs by their rows, a pair and an unmatched row by its column and that row, a pair and an
+    unmatched column by its row and that column.
+    """
+    rows, columns = cost.shape
+    free_rows = np.setdiff1d(np.arange(rows), i)
+    free_columns = np.setdiff1d(np.arange(columns), j)
+    own = cost[i, j]
+    step = max(1, _AT_ONCE // max(rows, columns, 1))
+    for start in range(0, len(i), step):
+        these = slice(start, start + step)
+        limit = own[these] + TOLERANCE
+        after = cost[i[these]][:, j] + cost[:, j[these]][i].T
+        loss = after - own - own[these, None]
+        k, l = (loss <= TOLERANCE).nonzero()  # noqa: E741
+        yield i[start + k][start + k != l], i[l][start + k != l]
+        there = cost[i[these]][:, free_columns]
+        k, l = ((there <= limit[:, None]) & (there < -least)).nonzero()  # noqa: E741
+        yield i[start + k], rows + free_columns[l]
+        there = cost[:, j[these]][free_rows].T
+        k, l = ((there <= limit[:, None]) & (there < -least)).nonzero()  # noqa: E741
+        yield rows + j[start + k], free_rows[l]

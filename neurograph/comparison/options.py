@@ -1,0 +1,62 @@
+"""The options of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from neurograph.errors import OptionError
+from neurograph.faithfulness.ablated import Ablation, check_ablations
+
+__all__ = ["ACROSS", "Align", "Match", "Options"]
+
+Match = Literal["identity", "activation"] | Mapping[Any, Any]
+Align = Literal["auto", "depth", "cka"]
+ACROSS = ("target", "data")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `compare`, as it documents them."""
+
+    match: Match = "identity"
+    align: Align = "auto"
+    across: Collection[str] = ()
+    data: Any = None
+    samples: int = 1000
+    least: float = 0.0
+    draws: int = 1000
+    transplants: int = 20
+    ablation: Ablation = "mean"
+    reference: int = 128
+    seed: int = 0
+    progress: bool | None = None
+
+    def checked(self) -> Options:
+        """Return the options; OptionError naming the first that means nothing."""
+        if not isinstance(self.match, Mapping) and self.match not in ("identity", "activation"):
+            raise OptionError(
+                f"match={self.match!r} is neither 'identity', 'activation' nor a mapping"
+            )
+        if self.align not in ("auto", "depth", "cka"):
+            raise OptionError(f"align={self.align!r} is none of 'auto', 'depth', 'cka'")
+        if isinstance(self.across, str) or not set(self.across) <= set(ACROSS):
+            raise OptionError(f"across={self.across!r}: pass some of {ACROSS}, like ('target',)")
+        for name, least in (("samples", 4), ("draws", 0), ("transplants", 0), ("reference", 2)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name}={getattr(self, name)} must be {least} or more")
+        if not 0 <= self.least < 1:
+            raise OptionError(f"least={self.least} must lie in [0, 1)")
+        if self.seed < 0:
+            raise OptionError(f"seed={self.seed} must not be negative")
+        check_ablations([self.ablation], twins=False)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Options as JSON can hold them; data and a mapping are only named."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "progress"}
+        told["match"] = self.match if isinstance(self.match, str) else "mapping"
+        told["across"] = sorted(self.across)
+        told["data"] = None if self.data is None else "given"
+        return told

@@ -1,0 +1,83 @@
+"""What either circuit has: neurons, edges, paths, each with what it is in the other model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from neurograph.comparison.sides import Numbers, Side
+
+__all__ = ["Pairs", "edge_pairs", "neuron_pairs", "path_pairs"]
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What either circuit has: what it is in each model, None where it is nothing there."""
+
+    a: tuple[Any, ...]
+    b: tuple[Any, ...]
+
+    def known(self, side: int) -> list[Any]:
+        """Those that exist in one of the models."""
+        return [item for item in (self.a, self.b)[side] if item is not None]
+
+
+def _joined(
+    here: Sequence[Item],
+    there: Sequence[Item],
+    to_b: Callable[[Item], Item | None],
+    to_a: Callable[[Item], Item | None],
+) -> Pairs:
+    """Pair a's items with what they are in b, then add those that b alone has."""
+    seen = set(here)
+    alone = [(to_a(item), item) for item in there]
+    pairs: list[tuple[Item | None, Item | None]] = [(item, to_b(item)) for item in here]
+    pairs += [(mine, item) for mine, item in alone if mine is None or mine not in seen]
+    return Pairs(*zip(*pairs, strict=True)) if pairs else Pairs((), ())
+
+
+class _Translation:
+    """Numbers of one model as those of the other; None where there are none."""
+
+    def __init__(self, to: Numbers) -> None:
+        self._to = to
+
+    def one(self, number: int) -> int | None:
+        found = int(self._to[number])
+        return found if found >= 0 else None
+
+    def several(self, numbers: tuple[int, ...]) -> tuple[int, ...] | None:
+        found = tuple(self._to[list(numbers)].tolist())
+        return found if min(found) >= 0 else None
+
+
+def _both_ways(a: Side, partner: Numbers) -> tuple[_Translation, _Translation]:
+    there = np.full(len(a), -1)
+    matched = np.flatnonzero(partner >= 0)
+    there[partner[matched]] = matched
+    return _Translation(there), _Translation(partner)
+
+
+def neuron_pairs(a: Side, b: Side, partner: Numbers) -> Pairs:
+    """Neurons that either circuit kept."""
+    to_b, to_a = _both_ways(a, partner)
+    kept = [np.flatnonzero(side.kept).tolist() for side in (a, b)]
+    return _joined(kept[0], kept[1], to_b.one, to_a.one)
+
+
+def edge_pairs(a: Side, b: Side, partner: Numbers) -> Pairs:
+    """Edges that either circuit has."""
+    to_b, to_a = _both_ways(a, partner)
+    edges = [[tuple(edge) for edge in side.edges.tolist()] for side in (a, b)]
+    return _joined(edges[0], edges[1], to_b.several, to_a.several)
+
+
+def path_pairs(a: Side, b: Side, partner: Numbers) -> Pairs:
+    """Measured paths that either circuit stores."""
+    to_b, to_a = _both_ways(a, partner)
+    return _joined(a.paths, b.paths, to_b.several, to_a.several)

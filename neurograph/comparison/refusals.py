@@ -1,0 +1,74 @@
+"""What may not be compared without being asked for, and what to bear in mind where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from neurograph.circuit import Circuit
+from neurograph.comparison.options import Options
+from neurograph.errors import OptionError
+
+__all__ = ["check_comparable", "same_data"]
+
+_MEANING = ("layers", "groups", "positions", "contrast", "background", "reference", "keep")
+
+
+def check_comparable(
+    a: Circuit, b: Circuit, names: tuple[str, str], options: Options
+) -> tuple[str, ...]:
+    """Refuse circuits of different targets or data, unless that was asked for.
+
+    Returns
+    -------
+    tuple of str
+        What differs nevertheless.
+
+    Raises
+    ------
+    OptionError
+        Targets or data differ, and ``across`` does not name them; or neurons cannot be matched by
+        activation, because data differ and none were given.
+    """
+    notes = []
+    told = [_target(circuit) for circuit in (a, b)]
+    if told[0] != told[1]:
+        differ = f"{names[0]} is about target {told[0]}, {names[1]} about {told[1]}"
+        if "target" not in options.across:
+            raise OptionError(f"{differ}: compare them with across=('target',)")
+        notes.append(f"targets differ: {differ}")
+    if not same_data(a, b):
+        prints = [_fingerprint(circuit)[:12] for circuit in (a, b)]
+        differ = f"{names[0]} is of data {prints[0]}…, {names[1]} of {prints[1]}…"
+        if "data" not in options.across:
+            raise OptionError(f"{differ}: compare them with across=('data',)")
+        if options.match == "activation" and options.data is None:
+            raise OptionError(
+                f"{differ}: pass data=, on which the activations of both can be compared"
+            )
+        notes.append(f"data differ: {differ}")
+    return (*notes, *_options(a, b, names))
+
+
+def same_data(a: Circuit, b: Circuit) -> bool:
+    """Whether two circuits were found on the same data."""
+    return _fingerprint(a) == _fingerprint(b)
+
+
+def _target(circuit: Circuit) -> str:
+    told = circuit.provenance.get("target", {"name": circuit.target, "index": None})
+    index = "" if told["index"] is None else f" (output {told['index']})"
+    return f"{told['name']!r}{index}"
+
+
+def _fingerprint(circuit: Circuit) -> str:
+    return str(circuit.provenance.get("data", {}).get("fingerprint", ""))
+
+
+def _options(a: Circuit, b: Circuit, names: tuple[str, str]) -> Iterator[str]:
+    """Say which options of the searches give effects or neurons another meaning."""
+    one, other = (circuit.provenance.get("options", {}) for circuit in (a, b))
+    for key in _MEANING:
+        values: list[Any] = [told.get(key) for told in (one, other)]
+        if values[0] != values[1]:
+            yield f"{key}= differs: {values[0]} for {names[0]}, {values[1]} for {names[1]}"

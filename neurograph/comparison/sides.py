@@ -1,0 +1,181 @@
+"""Circuits as arrays: the neurons of all layers numbered through, with effects, edges and paths."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurograph.circuit import Circuit
+from neurograph.comparison.matching import Matching, is_given, size_of
+from neurograph.layers import Neuron
+from neurograph.selection import SIGNS, Sign
+
+__all__ = ["Side", "Span", "Spans", "partners", "side_of"]
+
+Numbers = NDArray[np.int64]
+Effects = NDArray[np.float64]
+
+
+class Span(NamedTuple):
+    """The numbers of a layer's neurons: first, how many indices, at how many positions."""
+
+    start: int
+    indices: int
+    positions: int | None
+
+    @property
+    def stop(self) -> int:
+        """The first number that is not of this layer."""
+        return self.start + self.indices * (self.positions or 1)
+
+
+Spans = Mapping[str, Span]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One circuit as arrays.
+
+    Attributes
+    ----------
+    circuit : Circuit
+    spans : mapping of str to Span
+        Numbers of the neurons of each layer, kept or not.
+    effect, stderr : ndarray of float64, [neurons]
+        Of kept neurons as the circuit has them, of others those of their scores; NaN where there
+        are none.
+    kept : ndarray of bool, [neurons]
+    counted : ndarray of bool, [neurons]
+        The kept neurons that a search could have kept or not: all but those of layers that the
+        target alone reads.
+    edges : ndarray of int64, [edges, 2]
+    edge_effect, edge_stderr : ndarray of float64, [edges]
+    paths : tuple of tuple of int
+    path_effect : ndarray of float64, [paths]
+    """
+
+    circuit: Circuit
+    spans: Spans
+    effect: Effects
+    stderr: Effects
+    kept: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
+    edges: Numbers
+    edge_effect: Effects
+    edge_stderr: Effects
+    paths: tuple[tuple[int, ...], ...]
+    path_effect: Effects
+
+    def __len__(self) -> int:
+        return len(self.effect)
+
+    def number(self, neuron: Neuron) -> int:
+        """Number a neuron."""
+        span = self.spans[neuron.layer]
+        return span.start + neuron.index * (span.positions or 1) + (neuron.position or 0)
+
+    def neuron(self, number: int) -> Neuron:
+        """Name the neuron with a number."""
+        layer, span = next((n, s) for n, s in self.spans.items() if s.start <= number < s.stop)
+        unit = number - span.start
+        if span.positions is None:
+            return Neuron(layer, unit)
+        return Neuron(layer, *divmod(unit, span.positions))
+
+    def sign(self, number: int) -> Sign:
+        """Say which sign's search tells a neuron's effect: that in which it is stronger."""
+        neuron = self.neuron(number)
+        if self.kept[number]:
+            data = self.circuit.graph.nodes[neuron]
+            kept = [sign for sign in SIGNS if f"{sign}_effect" in data]
+            return max(kept, key=lambda sign: abs(data[f"{sign}_effect"]))
+        table = self.circuit.scores.get(neuron.layer, {})
+        known = [sign for sign in SIGNS if sign in table] or [*SIGNS]
+        return max(known, key=lambda s: abs(table[s][neuron[1:]]) if s in table else 0.0)
+
+    def free(self) -> Iterator[Span]:
+        """Yield the layers whose neurons are no given outputs."""
+        return (s for name, s in self.spans.items() if not _is_end(self.circuit, name))
+
+    def key(self) -> bytes:
+        """Digest of what is compared: tells circuits apart, whichever is named first."""
+        digest = hashlib.sha256(repr(list(self.spans.items())).encode())
+        for values in (self.kept, self.effect, self.edges, self.edge_effect, self.path_effect):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.digest()
+
+
+def side_of(circuit: Circuit) -> Side:
+    """Turn a circuit into arrays."""
+    spans, start = {}, 0
+    for layer in circuit.layers:
+        spans[layer] = Span(start, *size_of(circuit, layer))
+        start = spans[layer].stop
+    effect, stderr = np.full(start, np.nan), np.full(start, np.nan)
+    for layer in circuit.scores:
+        part = slice(spans[layer].start, spans[layer].stop)
+        effect[part] = circuit.effects_of(layer).flatten()
+        stderr[part] = circuit.effects_of(layer, "stderr").flatten()
+    kept, counted = np.zeros(start, dtype=bool), np.zeros(start, dtype=bool)
+    bare = Side(
+        circuit,
+        spans,
+        effect,
+        stderr,
+        kept,
+        counted,
+        np.empty((0, 2), np.int64),
+        *(np.empty(0),) * 2,
+        (),
+        np.empty(0),
+    )
+    numbers = {neuron: bare.number(neuron) for neuron in circuit.graph}
+    for neuron, data in circuit.graph.nodes(data=True):
+        number = numbers[neuron]
+        effect[number], stderr[number] = data["effect"], data["stderr"]
+        kept[number], counted[number] = True, not _is_end(circuit, neuron.layer)
+    edges = list(circuit.graph.edges(data=True))
+    return Side(
+        circuit,
+        spans,
+        effect,
+        stderr,
+        kept,
+        counted,
+        np.array([(numbers[u], numbers[v]) for u, v, _ in edges], np.int64).reshape(-1, 2),
+        np.array([data["effect"] for *_, data in edges], dtype=float),
+        np.array([data["stderr"] for *_, data in edges], dtype=float),
+        tuple(tuple(numbers[n] for n in path.neurons) for path in circuit.strongest),
+        np.array([path.effect for path in circuit.strongest], dtype=float),
+    )
+
+
+def _is_end(circuit: Circuit, layer: str) -> bool:
+    """Whether the target alone reads a layer: its neurons are given with the target."""
+    return is_given(circuit.layers, layer) and bool(circuit.layers.nodes[layer]["output"])
+
+
+def partners(a: Side, b: Side, matching: Matching) -> Numbers:
+    """For each of b's neurons the number of a's that it corresponds to, or -1."""
+    found = np.full(len(b), -1)
+    for match in matching.layers:
+        one, other = a.spans[match.a], b.spans[match.b]
+        if one.positions != other.positions or not len(match.pairs):
+            continue
+        places = np.arange(one.positions or 1)
+        here = one.start + match.pairs[:, :1] * len(places) + places
+        there = other.start + match.pairs[:, 1:] * len(places) + places
+        found[there] = here
+    return found
+
+
+def share(effect: Effects) -> Effects:
+    """Effects as shares of the sum of all sizes; 0 where all are."""
+    total = math.fsum(np.abs(effect))
+    return effect / total if total else np.zeros_like(effect)

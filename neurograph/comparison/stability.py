@@ -1,0 +1,75 @@
+"""What several circuits have in common: the same neurons, edges or paths, with which effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from neurograph.circuit import Circuit
+from neurograph.comparison.matching import Matching
+from neurograph.comparison.result import Comparison
+from neurograph.layers import Neuron
+
+__all__ = ["Of", "stable"]
+
+Of = Literal["neurons", "edges", "paths"]
+Item = tuple[Neuron, ...]
+
+
+def stable(
+    names: Sequence[str], cells: Mapping[tuple[str, str], Comparison], of: Of
+) -> pd.DataFrame:
+    """Table as `Comparisons.stable` gives it."""
+    first = names[0]
+    effects: dict[tuple[str, Item], dict[str, float]] = {}
+    called: dict[tuple[str, Item], str] = {}
+    for name in names:
+        cell = cells[first, name] if name != first else next(iter(cells.values()))
+        circuit = cell.a if name == first else cell.b
+        for item, effect in _items(circuit, of):
+            mine = item if name == first else _in_first(cell.matching, item)
+            # What has no partner in the first circuit's model is told apart by whose it is.
+            key = (first, mine) if mine is not None else (name, item)
+            effects.setdefault(key, {})[name] = effect
+            called.setdefault(key, _name(circuit, item, "" if mine else name))
+    rows = [
+        (called[key], key[1][0].layer, *_summed(found, len(names)), *map(found.get, names))
+        for key, found in effects.items()
+    ]
+    columns = ["name", "layer", "circuits", "share", "positive", "effect", "std", *names]
+    table = pd.DataFrame(rows, columns=columns)
+    table[list(names)] = table[list(names)].astype(float)
+    strength = table["effect"].abs()
+    order = table.assign(strength=strength).sort_values(
+        ["circuits", "strength", "name"], ascending=[False, False, True], kind="stable"
+    )
+    return order.drop(columns="strength").reset_index(drop=True)
+
+
+def _items(circuit: Circuit, of: Of) -> list[tuple[Item, float]]:
+    if of == "neurons":
+        return [((n,), data["effect"]) for n, data in circuit.graph.nodes(data=True)]
+    if of == "edges":
+        return [((u, v), data["effect"]) for u, v, data in circuit.graph.edges(data=True)]
+    return [(path.neurons, path.effect) for path in circuit.strongest]
+
+
+def _in_first(matching: Matching, item: Item) -> Item | None:
+    found = [matching.to_a(neuron) for neuron in item]
+    known = tuple(neuron for neuron in found if neuron is not None)
+    return known if len(known) == len(item) else None
+
+
+def _name(circuit: Circuit, item: Item, whose: str) -> str:
+    told = " → ".join(circuit.name(neuron) for neuron in item)
+    return f"{told} ({whose})" if whose else told
+
+
+def _summed(found: Mapping[str, float], circuits: int) -> tuple[Any, ...]:
+    values = np.array(list(found.values()))
+    spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    positive = int((values > 0).sum())
+    return len(values), len(values) / circuits, positive, float(values.mean()), spread
