@@ -19,6 +19,7 @@ __all__ = ["render", "write_page"]
 
 _STABLE_SHOWN = 2000  # rows of each table that travel with the page
 _NUMBERS = ("value", "null_mean", "null_low", "null_high", "p_value")
+_STABLE = ("name", "layer", "circuits", "share", "positive", "effect", "std")
 _KINDS: tuple[Literal["neurons", "edges", "paths"], ...] = ("neurons", "edges", "paths")
 _STATUSES = ("only_a", "both", "flipped", "only_b")
 
@@ -37,6 +38,7 @@ def render(comparisons: Comparisons) -> str:
         The page; the same comparisons always give the same text.
     """
     rows, columns = comparisons.rows, comparisons.columns
+    notes = _shared_notes(comparisons)
     title = (
         f"{len(rows)} circuits compared"
         if comparisons.is_square
@@ -49,7 +51,9 @@ def render(comparisons: Comparisons) -> str:
         data=_payload(comparisons),
         title=title,
         targets=_targets(comparisons),
-        notes=_notes(comparisons),
+        notes=notes,
+        further_notes=any(set(cell.notes) - set(notes) for cell in comparisons.cells.values()),
+        stable=_all_beside_first(comparisons),
         measures=_measures(comparisons),
     )
 
@@ -75,7 +79,7 @@ def write_page(comparisons: Comparisons, path: str | os.PathLike[str]) -> None:
 
 def _payload(comparisons: Comparisons) -> dict[str, Any]:
     """Gather everything the scripts show, as values JSON can hold."""
-    measures = _measures(comparisons)
+    measures, notes = _measures(comparisons), _shared_notes(comparisons)
     return {
         "rows": comparisons.rows,
         "columns": comparisons.columns,
@@ -85,12 +89,18 @@ def _payload(comparisons: Comparisons) -> dict[str, Any]:
             name: {key: comparisons.measure(name, column=key).to_numpy() for key in _NUMBERS}
             for name, *_ in measures
         },
-        "pairs": [
-            _pair(comparisons, comparisons.rows.index(row), comparisons.columns.index(column))
-            for row, column in comparisons.cells
-        ],
-        "stable": {kind: _stable(comparisons.stable(kind)) for kind in _KINDS},
+        "pairs": [_pair(comparisons, row, column, notes) for row, column in comparisons.cells],
+        "stable": {kind: _stable(comparisons.stable(kind)) for kind in _KINDS}
+        if _all_beside_first(comparisons)
+        else {},
     }
+
+
+def _all_beside_first(comparisons: Comparisons) -> bool:
+    """Whether each circuit was compared with the first, as what is stable needs."""
+    first, *others = comparisons.rows or ("",)
+    pairs = [(first, other) for other in others]
+    return comparisons.is_square and bool(pairs) and all(p in comparisons.cells for p in pairs)
 
 
 def _measures(comparisons: Comparisons) -> list[tuple[str, str, str]]:
@@ -100,32 +110,28 @@ def _measures(comparisons: Comparisons) -> list[tuple[str, str, str]]:
     return [(name, *MEASURES.get(name, (name, ""))) for name in names]
 
 
-def _pair(comparisons: Comparisons, row: int, column: int) -> dict[str, Any]:
+def _pair(comparisons: Comparisons, row: str, column: str, notes: list[str]) -> dict[str, Any]:
     """What the page tells of one pair beside its measures."""
-    found = comparisons.cells[comparisons.rows[row], comparisons.columns[column]]
+    found = comparisons.cells[row, column]
     status = found.neurons()["status"].tolist()
     return {
-        "row": row,
-        "column": column,
+        "row": comparisons.rows.index(row),
+        "column": comparisons.columns.index(column),
         "counts": [status.count(name) for name in _STATUSES],
         "told": [card.sentence for card in transplant_cards(found)],
-        "notes": found.notes,
+        "notes": [note for note in found.notes if note not in notes],
     }
 
 
 def _stable(table: pd.DataFrame) -> dict[str, Any]:
     """A table of what is stable: its circuits' effects by place, as names may be anything."""
-    first = table.columns.get_loc("std") + 1
-    shown = table.head(_STABLE_SHOWN)
-    keys = [key for key in ("name", "layer", "circuits", "share", "positive", "effect", "std")]
-    known = [key for key in keys if key in table.columns[:first]]
+    shown, first = table.head(_STABLE_SHOWN), len(_STABLE)
+    numbers = shown.iloc[:, :first].set_axis(list(_STABLE), axis=1).to_dict("records")
     effects = shown.iloc[:, first:].to_numpy(dtype=float)
-    numbers = shown.iloc[:, :first][known].to_dict("records")
     return {
         "circuits": [str(name) for name in table.columns[first:]],
         "rows": [
-            {str(key): value for key, value in row.items()} | {"effects": own}
-            for row, own in zip(numbers, effects.tolist(), strict=True)
+            row | {"effects": own} for row, own in zip(numbers, effects.tolist(), strict=True)
         ],
         "all": len(table),
     }
@@ -136,11 +142,7 @@ def _targets(comparisons: Comparisons) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _notes(comparisons: Comparisons) -> list[str]:
-    """Notes of all pairs, each once with how many pairs it is of."""
-    told = [note for cell in comparisons.cells.values() for note in cell.notes]
-    pairs = len(comparisons.cells)
-    return [
-        note if told.count(note) == pairs else f"{note} ({told.count(note)} of {pairs} pairs)"
-        for note in dict.fromkeys(told)
-    ]
+def _shared_notes(comparisons: Comparisons) -> list[str]:
+    """Notes that all pairs have; others are shown with their pair."""
+    told = [cell.notes for cell in comparisons.cells.values()]
+    return [note for note in told[0] if all(note in notes for notes in told)] if told else []

@@ -3,7 +3,7 @@
   const { $, MINUS, finite, number, signed, plural, many, el } = kit;
   const data = JSON.parse(document.getElementById("comparisons-data").textContent);
   const { rows, columns, square, measures, numbers } = data;
-  const TABS = ["neurons", "edges", "paths", "pairs"];
+  const TABS = [...Object.keys(data.stable), "pairs"];
   const state = { measure: measures[0]?.[0] ?? null, at: null };
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -65,9 +65,11 @@
     const [a, b] = [rows[i], columns[j]];
     const made = el("td", { role: "gridcell", "data-at": `${i},${j}`, class: known ? null : "self",
       "aria-selected": String(Boolean(chosen)), tabindex: -1, title: `${a} and ${b}`,
-      "aria-label": known ? `${a} and ${b}: ${written(value)} ${writtenP(p)}` : `${a}, itself`,
+      "aria-label": known ? `${a} and ${b}: ${written(value)} ${writtenP(p)}`
+        : `${a} and ${b}: not compared`,
       click: known ? () => choose([i, j]) : null },
-    el("b", {}, known ? written(value) : ""), el("small", {}, known ? marks(p) : ""));
+    known ? el("b", {}, written(value)) : null,
+    known && marks(p) ? el("small", {}, marks(p)) : null);
     if (known && finite(value)) {
       const colour = scale.colour(value);
       made.style.background = `rgb(${colour.join(" ")})`;
@@ -153,14 +155,15 @@
   /** Effects in each circuit as bars up and down; a dot where a circuit has none. */
   function bars(row, circuits) {
     const most = row.effects.reduce((top, x) => Math.max(top, finite(x) ? Math.abs(x) : 0), 0) || 1;
-    const width = 9 * circuits.length;
+    const step = circuits.length > 12 ? 7 : 14;
+    const width = step * circuits.length;
     const drawn = row.effects.map((x, k) => {
       const height = finite(x) ? Math.max(1, 11 * Math.abs(x) / most) : 0;
       const hint = el("svg:title", {}, `${circuits[k]}: ${finite(x) ? signed(x) : "none"}`);
       return finite(x)
-        ? el("svg:rect", { class: x < 0 ? "negative" : "positive", x: 9 * k + 1, width: 7,
-          y: x < 0 ? 12 : 12 - height, height }, hint)
-        : el("svg:circle", { cx: 9 * k + 4.5, cy: 12, r: 1.2 }, hint);
+        ? el("svg:rect", { class: x < 0 ? "negative" : "positive", x: step * k + 1,
+          width: step - 2, y: x < 0 ? 12 : 12 - height, height }, hint)
+        : el("svg:circle", { cx: step * (k + 0.5), cy: 12, r: 1.4 }, hint);
     });
     const spoken = row.effects.map((x, k) => `${circuits[k]} ${finite(x) ? signed(x) : "none"}`);
     return el("svg:svg", { class: "bars", viewBox: `0 0 ${width} 24`, role: "img", width,
@@ -174,7 +177,7 @@
     const one = { neurons: "Neuron", edges: "Edge", paths: "Path" }[kind];
     const columnsOf = [
       { key: "name", title: one, kind: "route", value: (row) => row.name, cell: (row) => row.name },
-      { key: "layer", title: "Layer", kind: "layer", value: (row) => row.layer,
+      { key: "layer", title: "Layer", kind: "layer", hint: "of an edge or path the first", value: (row) => row.layer,
         cell: (row) => row.layer },
       { key: "circuits", title: "circuits", hint: "how many circuits have it", kind: "number",
         value: (row) => row.circuits, cell: (row) => [`${row.circuits} of ${circuits.length}`,
@@ -184,7 +187,7 @@
         cell: (row) => [signed(row.effect), finite(row.std)
           ? el("small", {}, `std ${number(row.std)}`) : null] },
       { key: "each", title: "in each circuit", kind: "each", cell: (row) => bars(row, circuits) },
-    ].filter(({ key }) => key !== "layer" || kind === "neurons");
+    ];
     const left = all - found.length;
     return kit.linkedTable({ place: $(`panel-${kind}`), rows: listed, columns: columnsOf, all,
       note: left > 0 ? `${plural(left, "further row")} left out of this page.` : null });
@@ -205,16 +208,15 @@
       take: (row) => choose(row.at), isChosen: (row) => same(row.at) });
   }
 
-  const tables = {
-    neurons: stableTable("neurons"), edges: stableTable("edges"), paths: stableTable("paths"),
-    pairs: pairsTable(),
-  };
+  const tables = { pairs: pairsTable() };
+  for (const kind of Object.keys(data.stable)) tables[kind] = stableTable(kind);
 
   function narrow() {
-    const [layer, named] = [$("layer").value, $("named").value.trim().toLowerCase()];
+    const layer = $("layer")?.value ?? "";
+    const named = $("named").value.trim().toLowerCase();
     for (const tab of TABS) {
       const has = (row) => row.name.toLowerCase().includes(named)
-        && (tab !== "neurons" || layer === "" || row.layer === layer);
+        && (tab === "pairs" || layer === "" || row.layer === layer);
       tables[tab].limit({ label: named, test: has });
     }
   }
@@ -226,7 +228,7 @@
       $(`tab-${other}`).tabIndex = on ? 0 : -1;
       $(`panel-${other}`).hidden = !on;
     }
-    $("layer-of").hidden = tab !== "neurons";
+    if ($("layer-of")) $("layer-of").hidden = tab === "pairs";
     if (focus) $(`tab-${tab}`).focus();
   }
 
@@ -237,7 +239,7 @@
       if (state.at) showPair();
     });
     $("heat").addEventListener("keydown", matrixKey);
-    $("layer").addEventListener("change", narrow);
+    $("layer")?.addEventListener("change", narrow);
     $("named").addEventListener("input", narrow);
     dark.addEventListener("change", showMatrix);
     TABS.forEach((tab, k) => {
@@ -251,8 +253,8 @@
     });
   }
 
-  const layers = [...new Set(data.stable.neurons.rows.map((row) => row.layer))];
-  $("layer").replaceChildren(el("option", { value: "" }, "all"),
+  const layers = [...new Set((data.stable.neurons?.rows ?? []).map((row) => row.layer))];
+  $("layer")?.replaceChildren(el("option", { value: "" }, "all"),
     ...layers.map((layer) => el("option", { value: layer }, layer)));
   if (state.measure) $("measure").value = state.measure;
   listen();
