@@ -250,15 +250,15 @@ def _nodes(
 
 def _neuron(comparison: Comparison, row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page tells of one neuron, or pair."""
-    told = _effects(row) | {"label": row["name"]}
-    told |= {"similarity": row["similarity"], "tied": bool(row["tied"])}
+    told = _effects(row) | {"similarity": row["similarity"], "tied": bool(row["tied"])}
     graphs = comparison.a.graph, comparison.b.graph
     found = [row["neuron_a"], row["neuron_b"]]
     kept = [graph.nodes.get(n, {}) for graph, n in zip(graphs, found, strict=True)]
     told["target"] = any(node.get("target", False) for node in kept)
     told |= {key: None if n is None else [*n] for key, n in zip("ab", found, strict=True)}
-    own = [node.get("name") for node in kept]
-    if all(own) and own[0] != own[1]:
+    own = [node["name"] for node in kept if "name" in node]
+    told["label"] = own[0] if own else row["name"]
+    if len(set(own)) == 2:
         told["label_b"] = own[1]
     return {"told": told}
 

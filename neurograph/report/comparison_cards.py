@@ -38,6 +38,7 @@ MEASURES = {
 Layers = tuple[str | None, tuple[str, ...]]
 
 _BINS = 24
+_FAR = 1.5  # from one half: beyond −100 % and 200 % a share means little
 _WIDTH, _HEIGHT = 168.0, 34.0  # of a small plot, in units of the SVG
 
 
@@ -76,12 +77,24 @@ class LayerCard:
 
 @dataclass(frozen=True)
 class TransplantCard:
-    """What is left of one model's target: a sentence, and rows of (what, neurons, bar, told)."""
+    """What is left of one model's target.
+
+    Attributes
+    ----------
+    sentence : str
+    rows : tuple of (what, neurons, bar, ends of the interval or None, told)
+        Bars in percent of their room.
+    p, errors : str
+        Of the distances to the whole model.
+    far : bool
+        Whether shares lie so far out that the whole model hardly differs from nothing kept.
+    """
 
     sentence: str
     rows: tuple[tuple[str, int, float, tuple[float, float] | None, str], ...]
     p: str
     errors: str
+    far: bool
 
 
 def written(value: float, places: int = 2) -> str:
@@ -92,7 +105,7 @@ def written(value: float, places: int = 2) -> str:
     >>> written(-0.125), written(float("nan"))
     ('−0.12', '–')
     """
-    return "–" if math.isnan(value) else f"{value:.{places}f}".replace("-", "−")
+    return "–" if math.isnan(value) else _minus(f"{value:.{places}f}")
 
 
 def written_p(p: float) -> str:
@@ -116,7 +129,12 @@ def percent(share: float) -> str:
     >>> percent(0.834), percent(-0.1)
     ('83 %', '−10 %')
     """
-    return "–" if math.isnan(share) else f"{100 * share:.0f} %".replace("-", "−")
+    return "–" if math.isnan(share) else _minus(f"{100 * share:.0f}") + " %"
+
+
+def _minus(number: str) -> str:
+    """Write a number's sign, but none of zero."""
+    return number.replace("-", "−" if float(number) else "")
 
 
 def measure_cards(comparison: Comparison) -> tuple[MeasureCard, ...]:
@@ -271,7 +289,8 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
         if kind in by_kind and not math.isnan(by_kind[kind]["error"])
     )
     p = written_p(by_kind["other"]["p_value"]) if "other" in by_kind else ""
-    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors)
+    far = any(abs(row["faithfulness"] - 0.5) > _FAR for row in rows)
+    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors, far)
 
 
 def _interval(row: dict[str, Any]) -> str:

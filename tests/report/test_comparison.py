@@ -107,6 +107,16 @@ def test_layers_of_one_model_alone_stand_between_their_neighbours(make_circuit: 
     assert listed == [(a, b[0] if b else None) for a, b in columns]
 
 
+def test_a_pair_has_the_names_of_both_circuits(make_circuit: Make) -> None:
+    one, two = make_circuit(names={0: "Age"}), make_circuit(names={0: "age in years"}, seed=2)
+    for first, second in ((one, two), (two, one)):
+        found = comparison_of(first, second)
+        nodes = data_of(render(found))["nodes"]
+        shown = next(node for node in nodes if node["a"] == ["input", 0])
+        names = [circuit.name(("input", 0)) for circuit in (first, second)]
+        assert [shown["label"], shown["label_b"]] == names
+
+
 def test_the_weakest_edges_are_left_out_and_counted(
     found: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +164,9 @@ def test_transplants_are_told_in_words(found: Any) -> None:
     assert "83 % of its target" in second.sentence
     assert second.p == "p = 0.048"
     assert all(card.sentence in shown_text(render(found)) for card in (first, second))
+    assert "mean little" not in shown_text(render(found))
+    wild = replace(found, transplants=transplants().assign(faithfulness=[9.0] * 6))
+    assert "mean little" in shown_text(render(wild))
     alone = replace(found, transplants=transplants().iloc[:0])
     assert "Do they compute it" not in shown_text(render(alone))
 

@@ -28,9 +28,8 @@
   const keyOf = (side, ref) => `${side}|${JSON.stringify([ref[0], ref[1], ref[2] ?? null])}`;
   const placeOf = new Map();
   nodes.forEach((node, i) => {
-    const ref = node.a ?? node.b;
-    const unnamed = node.label === whole(ref); // its column names the layer
-    node.short = unnamed ? whole(ref).slice(ref[0].length).replace(/^\[(\d+)\]$/, "$1") : node.label;
+    const ref = [node.a, node.b].find((side) => whole(side) === node.label); // else it has a name
+    node.short = ref ? node.label.slice(ref[0].length).replace(/^\[(\d+)\]$/, "$1") : node.label;
     node.where = [...new Set([node.a?.[0], node.b?.[0]].filter(Boolean))].join(" ↔ ");
     node.name = node.label_b ? `${node.label} ↔ ${node.label_b}` : node.label;
     node.hay = [node.name, node.a?.[0], node.b?.[0], whole(node.a), whole(node.b)].join("\n")
@@ -46,7 +45,7 @@
     edge.change = changeOf(edge);
   }
   for (const path of paths) {
-    path.chain = path.chain.map((i) => (i === null ? null : i));
+    if (!path.chain.includes(null)) path.name = path.chain.map((i) => nodes[i].name).join(" → ");
     path.change = changeOf(path);
   }
 

@@ -14,7 +14,7 @@
     if (square) pairAt.set(`${pair.column},${pair.row}`, pair);
   }
   const told = (measure, key, [i, j]) => numbers[measure][key][i][j];
-  const written = (x) => (finite(x) ? x.toFixed(2).replace("-", MINUS) : "–");
+  const written = (x) => (finite(x) ? x.toFixed(2).replace(/^-0\.00$/, "0.00").replace("-", MINUS) : "–");
   const writtenP = (p) => (!finite(p) ? "" : p < 0.001 ? "p < 0.001" : `p = ${number(p)}`);
   const marks = (p) => (!finite(p) || p >= 0.05 ? "" : p < 0.01 ? "••" : "•");
 
