@@ -81,8 +81,8 @@ def compare(
 
     if len(files) < 2:
         raise OptionError("name two circuits or more")
-    for path in filter(None, (out, html)):
-        check_writable(path)
+    for file in filter(None, (out, html)):
+        check_writable(file)
     circuits = _attached(_circuits(files), model, weights, data, label, seed)
     options: dict[str, Any] = {
         "match": match,

@@ -120,8 +120,16 @@ def test_measures_are_rows_of_csv(here: Path) -> None:
         (["a.circuit", "b.circuit", "--weights", "a.safetensors"], "need --model"),
         (["a.circuit", "b.circuit", "--model", "net.py:Net"], "needs --data"),
         (
-            ["a.circuit", "b.circuit", "--model", "net.py:Net", "--data", "net.py:loader"]
-            + ["--weights", "a.safetensors"],
+            [
+                "a.circuit",
+                "b.circuit",
+                "--model",
+                "net.py:Net",
+                "--data",
+                "net.py:loader",
+                "--weights",
+                "a.safetensors",
+            ],
             "--weights is given 1 times for 2 circuits",
         ),
         (["a.circuit", "b.circuit", "--html", "none/x.html"], "none"),

@@ -55,8 +55,9 @@ class Comparison:
         ``neurons``, ``value`` (mean target), ``faithfulness`` (0 as with nothing kept, 1 as the
         whole model), ``faithfulness_low`` and ``faithfulness_high`` (2.5% and 97.5% of the random
         draws), ``error`` (root mean square distance of the samples' targets to those of the whole
-        model), and ``p_value``: of ``other``, the chance of an error as small with random neurons.
-        Empty where a model is not attached.
+        model), ``p_value`` (of ``other``: the chance of an error as small with random neurons), and
+        ``told``, whether the whole model's target differs from that with nothing kept: where it
+        does not, faithfulness is a share of noise. Empty where a model is not attached.
     notes : tuple of str
         What to bear in mind: other targets, data or options, ties, errors that are not paired.
     provenance : mapping

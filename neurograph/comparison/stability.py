@@ -11,6 +11,7 @@ import pandas as pd
 from neurograph.circuit import Circuit
 from neurograph.comparison.matching import Matching
 from neurograph.comparison.result import Comparison
+from neurograph.errors import OptionError
 from neurograph.layers import Neuron
 
 __all__ = ["Of", "stable"]
@@ -24,6 +25,9 @@ def stable(
 ) -> pd.DataFrame:
     """Table as `Comparisons.stable` gives it."""
     first = names[0]
+    missing = [name for name in names[1:] if (first, name) not in cells]
+    if missing:
+        raise OptionError(f"{missing[0]!r} was not compared with {first!r}: compare all again")
     effects: dict[tuple[str, Item], dict[str, float]] = {}
     called: dict[tuple[str, Item], str] = {}
     for name in names:
@@ -39,9 +43,10 @@ def stable(
         (called[key], key[1][0].layer, *_summed(found, len(names)), *map(found.get, names))
         for key, found in effects.items()
     ]
-    columns = ["name", "layer", "circuits", "share", "positive", "effect", "std", *names]
+    own = [f"effect_{name}" for name in names]
+    columns = ["name", "layer", "circuits", "share", "positive", "effect", "std", *own]
     table = pd.DataFrame(rows, columns=columns)
-    table[list(names)] = table[list(names)].astype(float)
+    table[own] = table[own].astype(float)
     strength = table["effect"].abs()
     order = table.assign(strength=strength).sort_values(
         ["circuits", "strength", "name"], ascending=[False, False, True], kind="stable"

@@ -20,7 +20,7 @@ __all__ = ["TRANSPLANT_COLUMNS", "Plan", "no_transplants", "transplant", "transp
 
 TRANSPLANT_COLUMNS = (
     *("into", "kept", "neurons", "value", "faithfulness"),
-    *("faithfulness_low", "faithfulness_high", "error", "p_value"),
+    *("faithfulness_low", "faithfulness_high", "error", "p_value", "told"),
 )
 _INTERVAL = (0.025, 0.975)
 
@@ -125,8 +125,9 @@ def transplant(
     if len(random):
         means = random.mean()
         rows.append((into, "random", *means[_FOUND], low, high, means["error"], np.nan))
-    found = pd.DataFrame(rows, columns=[*TRANSPLANT_COLUMNS])
-    return found.astype({"neurons": int})
+    found = pd.DataFrame(rows, columns=[*TRANSPLANT_COLUMNS[:-1]])
+    told = ends.told(study.experiment.recording.size)
+    return found.astype({"neurons": int}).assign(told=told)
 
 
 _FOUND = ["neurons", "value", "faithfulness"]
@@ -149,4 +150,4 @@ def _fresh(study: Study, options: Options) -> Study:
 
 def no_transplants() -> pd.DataFrame:
     """Give the table for models that are not there."""
-    return pd.DataFrame(columns=[*TRANSPLANT_COLUMNS]).astype({"neurons": int})
+    return pd.DataFrame(columns=[*TRANSPLANT_COLUMNS]).astype({"neurons": int, "told": bool})

@@ -38,7 +38,6 @@ MEASURES = {
 Layers = tuple[str | None, tuple[str, ...]]
 
 _BINS = 24
-_FAR = 1.5  # from one half: beyond −100 % and 200 % a share means little
 _WIDTH, _HEIGHT = 168.0, 34.0  # of a small plot, in units of the SVG
 
 
@@ -86,15 +85,15 @@ class TransplantCard:
         Bars in percent of their room.
     p, errors : str
         Of the distances to the whole model.
-    far : bool
-        Whether shares lie so far out that the whole model hardly differs from nothing kept.
+    told : bool
+        Whether the whole model differs from nothing kept: else shares are of noise.
     """
 
     sentence: str
     rows: tuple[tuple[str, int, float, tuple[float, float] | None, str], ...]
     p: str
     errors: str
-    far: bool
+    told: bool
 
 
 def written(value: float, places: int = 2) -> str:
@@ -289,8 +288,7 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
         if kind in by_kind and not math.isnan(by_kind[kind]["error"])
     )
     p = written_p(by_kind["other"]["p_value"]) if "other" in by_kind else ""
-    far = any(abs(row["faithfulness"] - 0.5) > _FAR for row in rows)
-    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors, far)
+    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors, bool(rows[0]["told"]))
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ def transplants() -> pd.DataFrame:
         ("a", "other", 19, -0.1, -0.06, nan, nan, 2.4, 0.62),
         ("a", "random", 19, 0.3, 0.09, -0.2, 0.3, 2.3, nan),
     ]
-    return pd.DataFrame(rows, columns=columns.split())
+    return pd.DataFrame(rows, columns=columns.split()).assign(told=True)
 
 
 def without_layer(circuit: Circuit, layer: str) -> Circuit:
