@@ -124,6 +124,9 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     sum of the smaller shares over that of the larger, where opposite signs have nothing in common.
     Neurons of layers that the target alone reads do not count: the target names them.
 
+    What chance says of matching by activation is whether neurons that act alike also matter alike.
+    Wide untrained networks show a little of that: neurons that act alike also move about as far.
+
     The result does not depend on which circuit is named first, but for the sign of differences.
 
     Examples

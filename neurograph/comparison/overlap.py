@@ -110,7 +110,7 @@ class Overlaps:
     def _common_edges(self, partner: Numbers) -> tuple[Numbers, Numbers]:
         """Places of the edges that both have, among a's and among b's."""
         ends = partner[self.b.edges]
-        here = np.flatnonzero((ends >= 0).all(axis=1))
+        here = np.flatnonzero((ends >= 0).all(axis=1) & self.a.kept[ends].all(axis=1))
         if not len(self.a.edges):
             return here[:0], here[:0]
         wanted = ends[here, 0] * len(self.a) + ends[here, 1]

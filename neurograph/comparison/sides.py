@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -82,11 +84,19 @@ class Side:
 
     def neuron(self, number: int) -> Neuron:
         """Name the neuron with a number."""
-        layer, span = next((n, s) for n, s in self.spans.items() if s.start <= number < s.stop)
+        layer, span = self._owners[bisect.bisect_right(self._starts, number) - 1]
         unit = number - span.start
         if span.positions is None:
             return Neuron(layer, unit)
         return Neuron(layer, *divmod(unit, span.positions))
+
+    @functools.cached_property
+    def _owners(self) -> list[tuple[str, Span]]:
+        return [(layer, span) for layer, span in self.spans.items() if span.indices]
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return [span.start for _, span in self._owners]
 
     def sign(self, number: int) -> Sign:
         """Say which sign's search tells a neuron's effect: that in which it is stronger."""
