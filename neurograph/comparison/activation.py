@@ -68,6 +68,19 @@ def by_activation(
     -----
     Matching by correlation is that of Li, Yosinski, Clune, Lipson & Hopcroft (2015,
     arXiv:1511.07543).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from neurograph import search
+    >>> model, other = (nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)) for _ in "ab")
+    >>> flipped = {name: w.flip(0 if name[0] == "0" else -1) for name, w in model.named_parameters()}
+    >>> _ = other.load_state_dict(flipped)
+    >>> data = torch.randn(50, 2)
+    >>> a, b = (search(m, data, 0, scorer="gradient", paths=0) for m in (model, other))
+    >>> by_activation(a, b).layers[1].pairs.tolist()
+    [[0, 3], [1, 2], [2, 1], [3, 0]]
     """
     if not 0 <= least < 1:
         raise OptionError(f"least={least} must lie in [0, 1)")
