@@ -75,8 +75,9 @@ def by_activation(
     >>> from torch import nn
     >>> from neurograph import search
     >>> model, other = (nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)) for _ in "ab")
-    >>> flipped = {name: w.flip(0 if name[0] == "0" else -1) for name, w in model.named_parameters()}
-    >>> _ = other.load_state_dict(flipped)
+    >>> weights = model.state_dict().items()
+    >>> turned = {name: w.flip(0 if name[0] == "0" else -1) for name, w in weights}
+    >>> _ = other.load_state_dict(turned)
     >>> data = torch.randn(50, 2)
     >>> a, b = (search(m, data, 0, scorer="gradient", paths=0) for m in (model, other))
     >>> by_activation(a, b).layers[1].pairs.tolist()
