@@ -137,9 +137,9 @@ def main() -> None:
     options = parser.parse_args()
     lines = [
         f"{SAMPLES:,} samples, a memory budget of 512 MB; {cpu_name()}, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__}, scipy {scipy.__version__}. Time by the clock, and that "
-        "of all threads, of which assignment and ties take the third. Memory is above the models, "
-        "at most.",
+        f"threads, torch {torch.__version__}, scipy {scipy.__version__}. Time by the clock; that "
+        "of all threads, and of it that for assignment and ties. Memory is above the models, at "
+        "most.",
         "",
         "| model | beside | pairs | time | of processors | for assignment | memory | mean r |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
