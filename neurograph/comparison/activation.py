@@ -108,7 +108,7 @@ def _match(found: Measured, size: int, least: float) -> LayerMatch:
     if found.similarity is None:
         indices = zip(range(size), range(size), strict=True)
         return replace(LayerMatch.plain(*found.layers, indices), cka=cka)
-    made = assign(found.similarity, least=least)
+    made = assign(found.similarity, least=least, overwrite=True)
     return LayerMatch(*found.layers, made.pairs, made.similarity, made.tied, made.ties, cka)
 
 

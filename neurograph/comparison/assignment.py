@@ -23,6 +23,7 @@ by less; two samples of data move them by more than a thousand times as much.
 _AT_ONCE = 2**21  # exchanges
 
 Indices = NDArray[np.int64]
+Tie = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,12 @@ class Assignment:
     pairs: Indices
     similarity: NDArray[np.float64]
     tied: NDArray[np.bool_]
-    ties: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    ties: tuple[Tie, ...]
 
 
-def assign(similarity: NDArray[np.float64], *, least: float = 0.0) -> Assignment:
+def assign(
+    similarity: NDArray[np.float64], *, least: float = 0.0, overwrite: bool = False
+) -> Assignment:
     """Pair rows with columns, each at most once, so that the sum of similarities is greatest.
 
     Parameters
@@ -44,6 +47,8 @@ def assign(similarity: NDArray[np.float64], *, least: float = 0.0) -> Assignment
         NaN in the whole row or column of what has none.
     least : float
         Only pairs above it are made; the sum is of what they have beyond it.
+    overwrite : bool
+        Whether `similarity` is lost: a copy of 10,000 by 10,000 takes 800 MB.
 
     Returns
     -------
@@ -60,40 +65,38 @@ def assign(similarity: NDArray[np.float64], *, least: float = 0.0) -> Assignment
     >>> assign(np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])).ties
     (((0, 1), (0,)),)
     """
-    rows = np.flatnonzero(~np.isnan(similarity).all(axis=1))
-    columns = np.flatnonzero(~np.isnan(similarity).all(axis=0))
-    cost = similarity[np.ix_(rows, columns)]
-    np.maximum(cost, least, out=cost)
-    np.negative(cost, out=cost)  # in place: 10,000 by 10,000 are 800 MB, and as many for a copy
+    cost = np.fmax(similarity, least, out=similarity if overwrite else None)  # NaN is least
+    np.negative(cost, out=cost)
     i, j = linear_sum_assignment(cost)
     made = cost[i, j] < -least
     i, j = i[made], j[made]
-    groups = _exchangeable(cost, i, j, least)
-    tied = np.isin(i, [row for some, _ in groups for row in some])
+    ties = _exchangeable(cost, i, j, least)
     return Assignment(
-        np.stack([rows[i], columns[j]], axis=1).astype(np.int64),
+        np.stack([i, j], axis=1),
         -cost[i, j],
-        tied,
-        tuple((tuple(rows[x].tolist()), tuple(columns[y].tolist())) for x, y in groups),
+        np.isin(i, [row for rows, _ in ties for row in rows]),
+        ties,
     )
 
 
 def _exchangeable(
     cost: NDArray[np.float64], i: Indices, j: Indices, least: float
-) -> list[tuple[Indices, Indices]]:
+) -> tuple[Tie, ...]:
     """Groups of rows and columns that can be exchanged with each other, in ascending order."""
     rows, columns = cost.shape
     nodes = np.arange(rows + columns)  # columns are numbered behind the rows
     group = nodes.copy()
     group[rows + j] = i
     for some, others in _exchanges(cost, i, j, least):
-        if len(some):
+        if len(some):  # joined at once, as there may be as many as the matrix has entries
             ends = np.concatenate([nodes, some]), np.concatenate([group, others])
             graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(len(nodes),) * 2)
             group = _named_by_first(connected_components(graph, directed=False)[1])
-    sizes = np.bincount(group, minlength=len(nodes))
-    found = [np.flatnonzero(group == g) for g in np.flatnonzero(sizes > 2)]
-    return [(nodes[nodes < rows], nodes[nodes >= rows] - rows) for nodes in found]
+    large = np.flatnonzero(np.bincount(group, minlength=len(nodes)) > 2)
+    groups = [np.flatnonzero(group == name) for name in large]
+    return tuple(
+        (tuple(g[g < rows].tolist()), tuple((g[g >= rows] - rows).tolist())) for g in groups
+    )
 
 
 def _named_by_first(labels: Indices) -> Indices:
@@ -104,7 +107,7 @@ def _named_by_first(labels: Indices) -> Indices:
 def _exchanges(
     cost: NDArray[np.float64], i: Indices, j: Indices, least: float
 ) -> Iterator[tuple[Indices, Indices]]:
-    """Yield nodes, see `_exchangeable`, that could change places, some pairs at a time.
+    """Yield nodes, see `_exchangeable`, that could change places, some rows at a time.
 
     Two pairs by their rows, a pair and an unmatched row by its column and that row, a pair and an
     unmatched column by its row and that column.
@@ -113,17 +116,20 @@ def _exchanges(
     free_rows = np.setdiff1d(np.arange(rows), i)
     free_columns = np.setdiff1d(np.arange(columns), j)
     own = cost[i, j]
-    step = max(1, _AT_ONCE // max(rows, columns, 1))
+    step = max(1, _AT_ONCE // max(columns, 1))
     for start in range(0, len(i), step):
-        these = slice(start, start + step)
-        limit = own[these] + TOLERANCE
-        after = cost[i[these]][:, j] + cost[:, j[these]][i].T
-        loss = after - own - own[these, None]
-        k, l = (loss <= TOLERANCE).nonzero()  # noqa: E741
-        yield i[start + k][start + k != l], i[l][start + k != l]
-        there = cost[i[these]][:, free_columns]
-        k, l = ((there <= limit[:, None]) & (there < -least)).nonzero()  # noqa: E741
+        here, limit = cost[i[start : start + step]], own[start : start + step, None]
+        # Of two that lose little together one loses little alone.
+        k, l = (here[:, j] <= limit + TOLERANCE / 2).nonzero()  # noqa: E741
+        k += start
+        loss = cost[i[k], j[l]] + cost[i[l], j[k]] - own[k] - own[l]
+        tied = (loss <= TOLERANCE) & (k != l)
+        yield i[k[tied]], i[l[tied]]
+        there = here[:, free_columns]
+        k, l = ((there <= limit + TOLERANCE) & (there < -least)).nonzero()  # noqa: E741
         yield i[start + k], rows + free_columns[l]
-        there = cost[:, j[these]][free_rows].T
-        k, l = ((there <= limit[:, None]) & (there < -least)).nonzero()  # noqa: E741
-        yield rows + j[start + k], free_rows[l]
+    for start in range(0, len(free_rows), step):
+        these = free_rows[start : start + step]
+        there = cost[these][:, j]
+        k, l = ((there <= own + TOLERANCE) & (there < -least)).nonzero()  # noqa: E741
+        yield these[k], rows + j[l]

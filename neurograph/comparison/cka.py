@@ -46,8 +46,8 @@ class LayerCKA:
         x, y = (torch.stack([gram(side).cpu() for side in sides]) for sides in (a, b))
         parts = (
             unbiased_hsic(x, y),
-            unbiased_hsic(x, x).diagonal().clone(),
-            unbiased_hsic(y, y).diagonal().clone(),
+            torch.cat([unbiased_hsic(k[None], k[None])[0] for k in x]),
+            torch.cat([unbiased_hsic(l[None], l[None])[0] for l in y]),  # noqa: E741
         )
         if self._sums is None:
             self._sums = parts
@@ -100,10 +100,10 @@ def gram(arrived: Arrived) -> Tensor:
     eps = torch.finfo(values.dtype).eps
     step = max(1, _AT_ONCE // len(values))
     for start in range(0, values.shape[1], step):
-        some = values[:, start : start + step]
-        part = some.double()
-        spread = part.amax(0) - part.amin(0)
-        part = part - part.mean(0)
-        part[:, spread <= _ULPS * eps * some.double().abs().amax(0)] = 0
-        found.addmm_(part, part.T)
+        some = values[:, start : start + step].double()
+        mean = some.mean(0)
+        some = some - mean
+        spread = some.square().mean(0)
+        some[:, spread <= (_ULPS * eps * mean).square()] = 0  # does not vary but for rounding
+        found.addmm_(some, some.T)
     return found.fill_diagonal_(0)

@@ -41,6 +41,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     align: Align = "auto",
     least: float = 0.0,
     draws: int = 1000,
+    budget: int | str = "20s",
     transplants: int = 20,
     ablation: Ablation = "mean",
     reference: int = 128,
@@ -82,6 +83,10 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
         Neurons whose activations correlate no more than that stay unmatched.
     draws : int
         How many permutations; the smallest p-value is 1 / (draws + 1).
+    budget : int or str
+        A time, like ``"20s"``, for measuring effects in both models sample by sample, the strongest
+        first; or how many neurons, edges and paths each. Differences of others have the errors of
+        independent samples, and what one circuit alone knows stays unknown in the other.
     transplants : int
         How many random sets of neurons beside each transplant; 0 for no transplants.
     ablation : {"mean", "zero", "resample"}
@@ -145,6 +150,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
         samples=samples,
         least=least,
         draws=draws,
+        budget=budget,
         transplants=transplants,
         ablation=ablation,
         reference=reference,

@@ -107,8 +107,8 @@ class _Side:
 
     Attributes
     ----------
-    mean, squares, peak : Tensor, [channels]
-        Of what was added: mean, sum of squared deviations, and largest absolute value.
+    mean, squares : Tensor, [channels]
+        Of what was added: mean, and sum of squared deviations from it.
     groups : Tensor, [neurons, channels], or None
         1 where a channel belongs to a neuron; None where every channel is one.
     products : Tensor, [channels, channels], or None
@@ -117,7 +117,6 @@ class _Side:
 
     mean: Tensor
     squares: Tensor
-    peak: Tensor
     groups: Tensor | None
     products: Tensor | None
 
@@ -125,22 +124,23 @@ class _Side:
     def empty(rows: Tensor, channels: Channels | None) -> _Side:
         zeros, width = rows.new_zeros(rows.shape[1]), rows.shape[1]
         if channels is None:
-            return _Side(zeros, zeros.clone(), zeros.clone(), None, None)
+            return _Side(zeros, zeros.clone(), None, None)
         groups = rows.new_zeros(len(channels), width)
         for neuron, members in enumerate(channels):
             groups[neuron, list(members)] = 1
         products = rows.new_zeros(width, width)
-        return _Side(zeros, zeros.clone(), zeros.clone(), groups, products)
+        return _Side(zeros, zeros.clone(), groups, products)
 
     def deviations(self, rows: Tensor, weight: float, share: float) -> Tensor:
         """Add rows; return their deviations from their own mean, and how far that one is off.
 
         The last row makes a product of deviations from the mean of all that were added.
         """
-        torch.maximum(self.peak, rows.abs().amax(0), out=self.peak)
         centre = rows.mean(0)
         gap = centre - self.mean
-        found = torch.cat([rows - centre, (weight * gap)[None]])
+        found = rows.new_empty(len(rows) + 1, rows.shape[1])
+        torch.sub(rows, centre, out=found[:-1])
+        torch.mul(gap, weight, out=found[-1])
         self.mean += share * gap
         self.squares += found.square().sum(0)
         if self.products is not None:
@@ -149,7 +149,7 @@ class _Side:
 
     def still(self, eps: float, count: int) -> Tensor:
         """Which channels do not vary, ``[channels]``."""
-        return self.squares <= count * (_ULPS * eps * self.peak).square()
+        return self.squares <= count * (_ULPS * eps * self.mean).square()
 
     def grouped(self, still: Tensor) -> Tensor:
         """Which neurons hold only channels that do not vary."""

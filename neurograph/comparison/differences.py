@@ -2,110 +2,203 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from neurograph.comparison.pairs import Pairs
 from neurograph.comparison.sides import Effects, Side
+from neurograph.data import Batch
 from neurograph.nested import iter_tensors
 from neurograph.progress import Progress
 from neurograph.replay.wiring import target_layers
+from neurograph.scoring.budget import Budget
 from neurograph.scoring.exact import node_differences, path_differences
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, Through
 from neurograph.selection import Sign
 from neurograph.study import Study
 
-__all__ = ["Samples", "paired_stderr", "same_samples", "sample_effects"]
+__all__ = ["Job", "Samples", "Union", "jobs_of", "paired_stderr", "same_samples", "sample_effects"]
 
+Kind = Literal["neurons", "edges", "paths"]
 Edge = tuple[int, int]
 Path = tuple[int, ...]
+
+_AT_ONCE = 32  # what one job measures: small enough to keep a time
+
+
+@dataclass(frozen=True)
+class Union:
+    """All that either circuit has."""
+
+    neurons: Pairs
+    edges: Pairs
+    paths: Pairs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A few things to measure at once, by their places among the pairs of their kind."""
+
+    kind: Kind
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Effects in one model for each of its reference samples, by the numbers of a `Side`."""
+    """Effects in one model for each of its reference samples, by the numbers of a `Side`.
+
+    `left` counts what there was no time for.
+    """
 
     neurons: dict[int, Effects] = field(default_factory=dict)
     edges: dict[Edge, Effects] = field(default_factory=dict)
     paths: dict[Path, Effects] = field(default_factory=dict)
+    left: int = 0
+
+
+def jobs_of(a: Side, b: Side, union: Union, budget: Budget) -> list[Job]:
+    """Say what is measured, in which order: the same for both models.
+
+    Neurons, then paths, then edges, of each the strongest first; what one run can measure
+    together, neurons of a layer or edges into an output, stays together.
+    """
+    known = _strengths(a), _strengths(b)
+    jobs: list[Job] = []
+    for kind in ("neurons", "paths", "edges"):
+        pairs: Pairs = getattr(union, kind)
+        strength = [
+            max(known[0][kind].get(x, 0.0), known[1][kind].get(y, 0.0))
+            for x, y in zip(pairs.a, pairs.b, strict=True)
+        ]
+        order = sorted(range(len(strength)), key=lambda place: -strength[place])
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for place in order[: budget.count]:
+            groups[_together(kind, a, b, pairs.a[place], pairs.b[place])].append(place)
+        cut = [
+            tuple(group[start : start + _AT_ONCE])
+            for group in groups.values()
+            for start in range(0, len(group), _AT_ONCE)
+        ]
+        cut.sort(key=lambda places: -strength[places[0]])
+        jobs += [Job(kind, places) for places in cut]
+    return jobs
+
+
+def _strengths(side: Side) -> dict[Kind, dict[Any, float]]:
+    effect = np.abs(np.nan_to_num(side.effect))
+    edges = map(tuple, side.edges.tolist())
+    return {
+        "neurons": dict(enumerate(effect.tolist())),
+        "edges": dict(zip(edges, np.abs(side.edge_effect).tolist(), strict=True)),
+        "paths": dict(zip(side.paths, np.abs(side.path_effect).tolist(), strict=True)),
+    }
+
+
+def _together(kind: Kind, a: Side, b: Side, here: Any, there: Any) -> Hashable:
+    """Tell what can be measured in one run: by a, or by b where a has nothing such."""
+    side, item = (a, here) if here is not None else (b, there)
+    if kind == "paths":
+        return None
+    layer = side.neuron(item if kind == "neurons" else item[0]).layer
+    return side is a, layer, None if kind == "neurons" else item[1]
 
 
 def sample_effects(
     side: Side,
-    neurons: Iterable[int],
-    edges: Iterable[Edge],
-    paths: Iterable[Path],
+    union: Union,
+    which: Literal[0, 1],
+    jobs: Sequence[Job],
     *,
+    seconds: float | None,
     progress: bool | None,
 ) -> Samples:
     """Measure effects in the model of a circuit, sample by sample.
 
     Neurons are moved as the circuit's search moved them: through what it kept of their readers,
     for the sign in which their effect is stronger. Edges and paths that the model has not are left
-    out.
+    out, and so is what there is no time for.
+
+    Parameters
+    ----------
+    side : Side
+    union : Union
+    which : {0, 1}
+        Whether the side is a or b of the union.
+    jobs : sequence of Job
+    seconds : float, optional
+        After that no further job is begun.
+    progress : bool, optional
     """
     study, found = side.circuit.study, Samples()
     study.check_unchanged()
-    by_sign = _by_sign(side, neurons)
-    by_output = _by_output(side, study, edges)
-    total = len(by_sign) + len(by_output) + 1
+    until = math.inf if seconds is None else time.monotonic() + seconds
     with (
         study.open() as experiment,
-        Progress("measuring differences", progress, total=total, unit="steps") as bar,
+        Progress("measuring differences", progress, total=len(jobs), unit="steps") as bar,
     ):
-        for (layer, sign), numbers in by_sign.items():
-            through = _through(side, experiment, layer, sign)
-            units = [number - side.spans[layer].start for number in numbers]
-            moved = torch.zeros(len(units), experiment.recording.size)
-            if through:
-                moved = node_differences(experiment, layer, units, through)
-            found.neurons.update(zip(numbers, _rows(moved), strict=True))
+        run = _Run(side, study, experiment, found)
+        for done, job in enumerate(jobs):
+            if time.monotonic() > until:
+                return replace(found, left=sum(len(job.places) for job in jobs[done:]))
+            pairs: Pairs = getattr(union, job.kind)
+            items = [(pairs.a, pairs.b)[which][place] for place in job.places]
+            getattr(run, job.kind)([item for item in items if item is not None])
             bar.advance()
-        for (writer, reader, output), numbers in by_output.items():
-            units = [number - side.spans[writer].start for number in numbers]
-            seen = {reader: [output - side.spans[reader].start]}
-            moved = node_differences(experiment, writer, units, seen)
-            ends = [(number, output) for number in numbers]
-            found.edges.update(zip(ends, _rows(moved), strict=True))
-            bar.advance()
-        known = [path for path in paths if _exists(side, study, path)]
-        if known:
-            named = [[side.neuron(number) for number in path] for path in known]
-            found.paths.update(zip(known, _rows(path_differences(experiment, named)), strict=True))
-        bar.advance()
     return found
+
+
+class _Run:
+    """Measures in an open experiment."""
+
+    def __init__(self, side: Side, study: Study, experiment: Experiment, found: Samples) -> None:
+        self.side, self.study, self.experiment, self.found = side, study, experiment, found
+        self._through = functools.cache(functools.partial(_through, side, experiment))
+
+    def neurons(self, numbers: Iterable[int]) -> None:
+        groups: dict[tuple[str, Sign], list[int]] = defaultdict(list)
+        for number in numbers:
+            groups[self.side.neuron(number).layer, self.side.sign(number)].append(number)
+        for (layer, sign), some in groups.items():
+            through = self._through(layer, sign)
+            units = [number - self.side.spans[layer].start for number in some]
+            moved = torch.zeros(len(units), self.experiment.recording.size)
+            if through:
+                moved = node_differences(self.experiment, layer, units, through)
+            self.found.neurons.update(zip(some, _rows(moved), strict=True))
+
+    def edges(self, edges: Iterable[Edge]) -> None:
+        groups: dict[tuple[str, str, int], list[Edge]] = defaultdict(list)
+        for source, output in edges:
+            ends = self.side.neuron(source).layer, self.side.neuron(output).layer
+            if self.study.profiled.has_edge(*ends):
+                groups[*ends, output].append((source, output))
+        for (writer, reader, output), some in groups.items():
+            units = [source - self.side.spans[writer].start for source, _ in some]
+            seen = {reader: [output - self.side.spans[reader].start]}
+            moved = node_differences(self.experiment, writer, units, seen)
+            self.found.edges.update(zip(some, _rows(moved), strict=True))
+
+    def paths(self, paths: Iterable[Path]) -> None:
+        known = [path for path in paths if _exists(self.side, self.study, path)]
+        if known:
+            named = [[self.side.neuron(number) for number in path] for path in known]
+            moved = path_differences(self.experiment, named)
+            self.found.paths.update(zip(known, _rows(moved), strict=True))
 
 
 def _rows(moved: torch.Tensor) -> Iterator[Effects]:
     return iter(moved.double().cpu().numpy())
-
-
-def _by_sign(side: Side, neurons: Iterable[int]) -> dict[tuple[str, Sign], list[int]]:
-    """Neurons of each layer that are stronger in each sign's search."""
-    groups: dict[tuple[str, Sign], list[int]] = defaultdict(list)
-    for number in neurons:
-        neuron = side.neuron(number)
-        groups[neuron.layer, side.sign(number)].append(number)
-    return groups
-
-
-def _by_output(
-    side: Side, study: Study, edges: Iterable[Edge]
-) -> dict[tuple[str, str, int], list[int]]:
-    """Sources of the edges into each output, from each layer; as many can be measured at once."""
-    groups: dict[tuple[str, str, int], list[int]] = defaultdict(list)
-    for source, output in edges:
-        writer, reader = side.neuron(source).layer, side.neuron(output).layer
-        if study.profiled.has_edge(writer, reader):
-            groups[writer, reader, output].append(source)
-    return groups
 
 
 def _through(side: Side, experiment: Experiment, layer: str, sign: Sign) -> Through:
@@ -133,17 +226,8 @@ def _exists(side: Side, study: Study, path: Path) -> bool:
 
 def same_samples(a: Study, b: Study) -> bool:
     """Whether two studies have the same reference samples, in the same order."""
-    one, other = (
-        list(
-            iter_tensors(
-                (
-                    study.experiment.recording.batch.args,
-                    dict(study.experiment.recording.batch.kwargs),
-                )
-            )
-        )
-        for study in (a, b)
-    )
+    batches: list[Batch] = [study.experiment.recording.batch for study in (a, b)]
+    one, other = (list(iter_tensors((batch.args, dict(batch.kwargs)))) for batch in batches)
     return len(one) == len(other) and all(
         x.shape == y.shape and x.dtype == y.dtype and bool((x.cpu() == y.cpu()).all())
         for x, y in zip(one, other, strict=True)

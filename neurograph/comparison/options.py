@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from neurograph.errors import OptionError
 from neurograph.faithfulness.ablated import Ablation, check_ablations
+from neurograph.scoring.budget import parse_budget
 
 __all__ = ["ACROSS", "Align", "Match", "Options"]
 
@@ -27,6 +28,7 @@ class Options:
     samples: int = 1000
     least: float = 0.0
     draws: int = 1000
+    budget: int | str = "20s"
     transplants: int = 20
     ablation: Ablation = "mean"
     reference: int = 128
@@ -51,6 +53,7 @@ class Options:
         if self.seed < 0:
             raise OptionError(f"seed={self.seed} must not be negative")
         check_ablations([self.ablation], twins=False)
+        parse_budget(self.budget)
         return self
 
     def describe(self) -> dict[str, Any]:

@@ -18,15 +18,16 @@ from neurograph.memory import parse_memory
 from neurograph.nested import iter_tensors, tree_map
 from neurograph.progress import Progress
 from neurograph.replay.observe import placed
-from neurograph.replay.recording import Recording
+from neurograph.replay.recording import FEW, Recording
 from neurograph.study import Study
 
 __all__ = ["FEWEST", "TwoModels", "Values", "side_by_side"]
 
 FEWEST = 4
-"""Samples of a batch: with fewer the unbiased estimate of HSIC would divide by zero."""
+"""Samples: with fewer the unbiased estimate of HSIC would divide by zero."""
 
 _BATCH = 256
+_SMALL_BATCH = 16  # smaller ones estimate CKA worse: 4 at a time twice as far off
 
 Values = Mapping[str, Arrived]
 """What some layers returned for a batch, a row for each sample; where nothing is attended, 0."""
@@ -89,8 +90,8 @@ class TwoModels:
     size : int
         How many samples.
     room : int
-        Bytes that a batch of both models' activations may take; that sums over batches may take;
-        and that copies at work may take: a third of the smaller memory budget each.
+        Bytes that activations held of both models may take; that running a model may take; and
+        that sums over batches may take: a third of the smaller memory budget each.
     """
 
     def __init__(
@@ -103,16 +104,16 @@ class TwoModels:
         self._kept: list[tuple[Values, Values]] = []
 
     def fits(self, names_a: Collection[str], names_b: Collection[str]) -> bool:
-        """Whether what the layers return for all samples can be kept."""
-        sizes = _bytes(self.a, names_a) + _bytes(self.b, names_b)
-        return sizes * self.size <= self.room
+        """Whether what the layers return for all samples can be held."""
+        return self._row_bytes(names_a, names_b) * self.size <= self.room
 
     def run(
         self, names_a: Collection[str], names_b: Collection[str], title: str
     ) -> Iterator[tuple[Values, Values]]:
         """Yield what the named layers of both models return, batch by batch.
 
-        Batches are of at least 4 samples. What fits is kept, so that a second run costs nothing.
+        Batches are of 16 samples or more, where there are so many. What fits is kept, so that a
+        second run costs nothing.
         """
         if self._kept:
             known = self._kept[0]
@@ -122,10 +123,10 @@ class TwoModels:
         keep, kept = self.fits(names_a, names_b), []
         self._kept = []
         with Progress(title, self._progress, total=self.size, unit="samples") as bar:
-            for part in self._parts():
+            for part in self._parts(self._row_bytes(names_a, names_b)):
                 found = (
-                    _values(self.a, _cut(self._batches[0], part), names_a),
-                    _values(self.b, _cut(self._batches[1], part), names_b),
+                    _values(self.a, _cut(self._batches[0], part), names_a, self.room),
+                    _values(self.b, _cut(self._batches[1], part), names_b, self.room),
                 )
                 yield found
                 if keep:
@@ -133,44 +134,57 @@ class TwoModels:
                 bar.advance(part.stop - part.start)
         self._kept = kept
 
-    def _parts(self) -> Iterator[slice]:
-        """Cut the samples into batches of nearly one size, none too small."""
-        row = self.a.experiment.recording.row_bytes + self.b.experiment.recording.row_bytes
-        most = min(_BATCH, max(FEWEST, self.room // row))
-        pieces = min(-(-self.size // most), self.size // FEWEST)
+    def _row_bytes(self, names_a: Collection[str], names_b: Collection[str]) -> int:
+        """How much the layers return for one sample."""
+        named = ((self.a, names_a), (self.b, names_b))
+        mains = (s.experiment.recording.main(name) for s, names in named for name in names)
+        return sum(rows[:1].nbytes for rows in mains)
+
+    def _parts(self, row_bytes: int) -> Iterator[slice]:
+        """Cut the samples into batches of nearly one size."""
+        most = max(_SMALL_BATCH, min(_BATCH, self.room // max(1, row_bytes)))
+        pieces = max(1, min(-(-self.size // most), self.size // _SMALL_BATCH))
         bounds = [self.size * i // pieces for i in range(pieces + 1)]
         return map(slice, bounds, bounds[1:])
-
-
-def _bytes(study: Study, names: Collection[str]) -> int:
-    """How much the layers return for one sample."""
-    recording = study.experiment.recording
-    return sum(recording.main(name)[:1].nbytes for name in names)
 
 
 def _cut(batch: Batch, part: slice) -> Batch:
     return batch.map(lambda leaf: leaf[part])
 
 
-def _values(study: Study, batch: Batch, names: Collection[str]) -> Values:
-    """Run one model on one batch."""
-    found: dict[str, Arrived] = {}
+def _values(study: Study, batch: Batch, names: Collection[str], room: int) -> Values:
+    """Run one model on one batch, as many samples at a time as there is room for."""
+    found: dict[str, list[Arrived]] = {name: [] for name in names}
 
     def receive(arrived: Arrived) -> bool:
-        found[arrived.layer.name] = _copied(arrived)
+        found[arrived.layer.name].append(_copied(arrived))
         return True
 
     recording = study.experiment.recording
-    fitting = _as_recorded(batch, recording)
-    stream(study.model, [fitting], recording, names, receive, title="", progress=False)
-    return found
+    batch = _as_recorded(batch, recording)
+    step = max(FEW, room // recording.row_bytes)
+    some = [_cut(batch, slice(start, start + step)) for start in range(0, batch.size, step)]
+    stream(study.model, some, recording, names, receive, title="", progress=False)
+    return {name: _joined(parts, batch) for name, parts in found.items()}
+
+
+def _joined(parts: list[Arrived], batch: Batch) -> Arrived:
+    if len(parts) == 1:
+        return parts[0]
+    mask = None
+    if any(part.attended is not None for part in parts):
+        every = parts[0].values.new_ones(1, *parts[0].values.shape[2:], dtype=torch.bool)
+        masks = [(part.attended, len(part.values)) for part in parts]
+        mask = torch.cat([every.expand(n, -1) if m is None else m for m, n in masks])
+    values = torch.cat([part.values for part in parts])
+    return replace(parts[0], values=values, attended=mask, batch=batch)
 
 
 def _copied(arrived: Arrived) -> Arrived:
     """Copy what glue may overwrite later, without what padding holds; ModelError if not finite."""
     values, mask = arrived.values, arrived.attended
     values = values.clone() if mask is None else values.masked_fill(~mask[:, None], 0)
-    if not torch.isfinite(values).all():
+    if not values.sum(dtype=torch.float64).isfinite():
         raise ModelError(
             f"layer {arrived.layer.name!r} returns NaN or infinity on this data: look for an "
             "overflow there or above it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,17 +13,24 @@ from numpy.typing import NDArray
 from neurograph.circuit import Circuit
 from neurograph.comparison.activation import by_activation, with_cka
 from neurograph.comparison.by_layer import count_by_layer, layer_table
-from neurograph.comparison.differences import Samples, same_samples, sample_effects
+from neurograph.comparison.differences import (
+    Samples,
+    Union,
+    jobs_of,
+    same_samples,
+    sample_effects,
+)
 from neurograph.comparison.matching import Matching, by_mapping, by_name
 from neurograph.comparison.null import measured, permuted
 from neurograph.comparison.options import Options
 from neurograph.comparison.overlap import MEASURES, Overlaps
-from neurograph.comparison.pairs import Pairs, edge_pairs, neuron_pairs, path_pairs
+from neurograph.comparison.pairs import edge_pairs, neuron_pairs, path_pairs
 from neurograph.comparison.refusals import check_comparable, same_data
 from neurograph.comparison.result import Comparison
 from neurograph.comparison.sides import Numbers, Side, partners, side_of
 from neurograph.comparison.tables import edge_table, neuron_table, path_table
 from neurograph.comparison.transplant import no_transplants, transplant
+from neurograph.scoring.budget import parse_budget
 
 __all__ = ["compare_two"]
 
@@ -48,16 +55,13 @@ def _compared(a: Side, b: Side, names: tuple[str, str], options: Options) -> Com
     partner = partners(a, b, matching)
     overlaps = Overlaps(a, b)
     null, by_layer = _null(a, b, matching, partner, overlaps, options)
-    pairs = (neuron_pairs(a, b, partner), edge_pairs(a, b, partner), path_pairs(a, b, partner))
-    samples = [
-        _samples(side, place, pairs, options) if on else None
-        for place, (side, on) in enumerate(zip((a, b), attached, strict=True))
-    ]
+    union = Union(neuron_pairs(a, b, partner), edge_pairs(a, b, partner), path_pairs(a, b, partner))
+    samples = _samples(a, b, union, options)
     paired = all(attached) and same_samples(a.circuit.study, b.circuit.study)
     tables = (
-        neuron_table(a, b, pairs[0], samples, matching, paired=paired),
-        edge_table(a, b, pairs[1], samples, paired=paired),
-        path_table(a, b, pairs[2], samples, paired=paired),
+        neuron_table(a, b, union.neurons, samples, matching, paired=paired),
+        edge_table(a, b, union.edges, samples, paired=paired),
+        path_table(a, b, union.paths, samples, paired=paired),
     )
     return Comparison(
         a.circuit.detach(),
@@ -68,7 +72,7 @@ def _compared(a: Side, b: Side, names: tuple[str, str], options: Options) -> Com
         {name: null[:, place] for place, name in enumerate(MEASURES)},
         layer_table(a, b, matching, count_by_layer(a, b, matching, partner), by_layer),
         _transplants(a, b, partner, options),
-        (*notes, *_notes(matching, names, attached, paired)),
+        (*notes, *_notes(matching, names, samples, paired)),
         {"options": options.describe()},
         *tables,
     )
@@ -99,10 +103,18 @@ def _null(
     return null, common
 
 
-def _samples(side: Side, place: int, pairs: Sequence[Pairs], options: Options) -> Samples:
-    """Effects of all that either circuit has, in the model of one, sample by sample."""
-    neurons, edges, paths = (some.known(place) for some in pairs)
-    return sample_effects(side, neurons, edges, paths, progress=options.progress)
+def _samples(a: Side, b: Side, union: Union, options: Options) -> list[Samples | None]:
+    """Effects of all that either circuit has, in each model that there is, sample by sample."""
+    budget = parse_budget(options.budget)
+    jobs = jobs_of(a, b, union, budget)
+    seconds = None if budget.seconds is None else budget.seconds / 2  # of each model
+    sides: tuple[tuple[Literal[0, 1], Side], ...] = ((0, a), (1, b))
+    return [
+        sample_effects(side, union, which, jobs, seconds=seconds, progress=options.progress)
+        if side.circuit.is_attached
+        else None
+        for which, side in sides
+    ]
 
 
 def _transplants(a: Side, b: Side, partner: Numbers, options: Options) -> pd.DataFrame:
@@ -119,7 +131,7 @@ def _transplants(a: Side, b: Side, partner: Numbers, options: Options) -> pd.Dat
 
 
 def _notes(
-    matching: Matching, names: tuple[str, str], attached: Sequence[bool], paired: bool
+    matching: Matching, names: tuple[str, str], samples: Sequence[Samples | None], paired: bool
 ) -> Iterator[str]:
     ties = matching.ties()
     if len(ties):
@@ -127,8 +139,12 @@ def _notes(
             f"{len(ties)} groups of neurons act alike, and chance chose which of them correspond: "
             "see matching.ties()"
         )
-    if not all(attached):
-        without = " and ".join(name for name, on in zip(names, attached, strict=True) if not on)
+    told = list(zip(names, samples, strict=True))
+    without = " and ".join(name for name, some in told if some is None)
+    if without:
         yield f"no model is attached to {without}: nothing was measured in it"
+    left = max((some.left for some in samples if some is not None), default=0)
+    if left:
+        yield f"{left:,} effects were not measured again for want of time: raise budget="
     if not paired:
         yield "standard errors of differences are those of independent samples"

@@ -7,7 +7,8 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
 
 import networkx as nx
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from neurograph.circuit import Circuit, Path
 from neurograph.layers import Neuron
 
+PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 INPUTS = (
     "ST_Slope=Flat ST_Slope=Up ExerciseAngina=Y ChestPainType=ASY Oldpeak Sex=M MaxHR "
     "Cholesterol FastingBS Age RestingBP RestingECG=LVH"
@@ -39,6 +41,7 @@ def circuit_like(
         width = count if k in (0, len(kept) - 1) else max(count + 3, 64)
         kind = "Input" if k == 0 else "Linear"
         layers.add_node(layer, type=kind, shape=f"[{width}]", parameters=width * 9, neurons=width)
+        layers.nodes[layer]["output"] = k == len(kept) - 1
         if k:
             layers.add_edge(titles[k - 1], layer)
         last = k == len(kept) - 1
@@ -111,6 +114,41 @@ def _paths(graph: Any, titles: list[str], k: int, sign: str | None) -> list[Path
 def make_circuit() -> Callable[..., Any]:
     """Give tests the builder itself, to choose sizes and names."""
     return circuit_like
+
+
+class Visit(NamedTuple):
+    """An open page and all it complained of or asked for."""
+
+    page: Any
+    complaints: list[str]
+    requests: list[str]
+
+
+@pytest.fixture
+def visit(browser: Any, tmp_path: FilePath) -> Iterator[Callable[..., Visit]]:
+    """Open the text of a page in a fresh browser window."""
+    contexts = []
+
+    def open_page(text: str, width: int = 1400, **options: Any) -> Visit:
+        path = tmp_path / "page.html"
+        path.write_text(text, encoding="utf-8")
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        complaints: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append("dialog"), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_function("window.neurograph && window.neurograph.ready")
+        # Wait until what was asked for is painted.
+        page.evaluate(PAINTED)
+        return Visit(page, complaints, requests)
+
+    yield open_page
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture(scope="session")

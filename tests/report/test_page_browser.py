@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,28 +31,12 @@ class Opened(NamedTuple):
 
 
 @pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[[Any], Opened]]:
-    contexts = []
-
+def opened(visit: Callable[[str], Any]) -> Callable[[Any], Opened]:
     def open_page(circuit: Any) -> Opened:
-        path = tmp_path / "circuit.html"
-        write_page(circuit, path)
-        contexts.append(browser.new_context(viewport={"width": 1400, "height": 900}))
-        page = contexts[-1].new_page()
-        complaints: list[str] = []
-        requests: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append("dialog"), dialog.dismiss()))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_function("window.neurograph && window.neurograph.ready")
-        settle(page)
+        page, complaints, requests = visit(render(circuit))
         return Opened(page, circuit, complaints, requests)
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_page
 
 
 def settle(page: Any) -> None:
