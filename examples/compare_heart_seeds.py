@@ -35,7 +35,7 @@ def train(
         binary_classifier(untrained(seed) if model is None else model, learning_rate=1e-3),
         TensorDataset(*data.train),
         TensorDataset(*data.validation),
-        directory=folder,
+        directory=folder / "networks",
         name=f"heart_{seed}",
         epochs=epochs,
         seed=seed,

@@ -161,15 +161,19 @@ def report(
         circuits, across=("target", "data"), reference=128, draws=draws, progress=False
     )
     learnt, forgotten = shown
+    levels = _levels(models, circuits, digits.train, shown)
     note(
         f"Circuits of telling {learnt}, which tuning goes on with, and {forgotten}, which it "
-        f"leaves out, from all other digits: the log-odds of the digit where it is shown, and minus "
-        f"the log-odds elsewhere. {keep} neurons of each layer and sign, moved from their mean to "
-        "what they are. Neurons correspond by name. Shared neurons, by chance in brackets:",
+        f"leaves out, from all other digits: the log-odds of the digit where it is shown, and "
+        f"minus the log-odds elsewhere. {keep} neurons of each layer and sign, moved from their mean "
+        "to what they are. Neurons correspond by name. Shared neurons, by chance in brackets:",
         matrix(found),
-        "How well each network tells them, and what its circuit weighs. What is forgotten is not "
-        f"the circuit: that of {forgotten} still moves the log-odds, from a level too low.",
-        _levels(models, circuits, digits.train, shown),
+        _said(found, shown, tuple(models)),
+        "How well each network tells them, and what its circuit weighs:",
+        levels,
+        f"{forgotten}s and the rest are {_gap(levels, f'{forgotten} tuned'):.1f} of log-odds apart "
+        f"after tuning, {_gap(levels, f'{forgotten} pruned'):.1f} before it: what tuning lost is "
+        "the level, which lets other digits win, more than the circuit.",
     )
     for digit in shown:
         _changes(note, found, digit, list(models))
@@ -197,6 +201,36 @@ def _accuracies(
         }
         rows.append({"network": name, **told, **left})
     return pd.DataFrame(rows)
+
+
+def _said(found: ng.Comparisons, shown: tuple[int, int], names: tuple[str, ...]) -> str:
+    groups: dict[str, list[float]] = {}
+    for (a, b), cell in found.cells.items():
+        (digit, network), (other, another) = a.split(), b.split()
+        same = "one digit in two networks" if digit == other else "two digits in two networks"
+        kind = "two digits in one network" if network == another else same
+        groups.setdefault(kind, []).append(cell.neuron_jaccard)
+    return (
+        "Mean over pairs: "
+        + "; ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in groups.items())
+        + f". Of {shown[0]} and {shown[1]} the dense and the tuned network share "
+        + " and ".join(
+            f"{found[f'{digit} {names[0]}', f'{digit} {names[-1]}'].neuron_jaccard:.2f}"
+            for digit in shown
+        )
+        + " of the neurons that either keeps; the dense and the pruned one "
+        + " and ".join(
+            f"{found[f'{digit} {names[0]}', f'{digit} {names[1]}'].neuron_jaccard:.2f}"
+            for digit in shown
+        )
+        + ", before anything was forgotten: that the second circuit is less stable is not the "
+        "forgetting's doing alone."
+    )
+
+
+def _gap(levels: pd.DataFrame, circuit: str) -> float:
+    row = levels.set_index("circuit").loc[circuit]
+    return float(row["mean log-odds, digit shown"] - row["elsewhere"])
 
 
 def _levels(
