@@ -165,8 +165,8 @@ def report(
     note(
         f"Circuits of telling {learnt}, which tuning goes on with, and {forgotten}, which it "
         f"leaves out, from all other digits: the log-odds of the digit where it is shown, and "
-        f"minus the log-odds elsewhere. {keep} neurons of each layer and sign, moved from their mean "
-        "to what they are. Neurons correspond by name. Shared neurons, by chance in brackets:",
+        f"minus the log-odds elsewhere. {keep} neurons of each layer and sign, moved from their "
+        "mean to what they are. Neurons correspond by name. Shared neurons, by chance in brackets:",
         matrix(found),
         _said(found, shown, tuple(models)),
         "How well each network tells them, and what its circuit weighs:",
