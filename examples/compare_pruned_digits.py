@@ -132,6 +132,7 @@ def report(
     epochs: int = 8,
     keep: int = 10,
     draws: int = 1000,
+    transplants: int = 20,
 ) -> ng.Comparisons:
     """Train, prune, tune, search, compare and write; the pages go to `folder`."""
     digits = load() if digits is None else digits
@@ -158,7 +159,7 @@ def report(
         for name, model in models.items()
     }
     found = ng.compare(
-        circuits, across=("target", "data"), reference=128, draws=draws, progress=False
+        circuits, across=("target", "data"), draws=draws, transplants=transplants, progress=False
     )
     learnt, forgotten = shown
     levels = _levels(models, circuits, digits.train, shown)
