@@ -6,6 +6,7 @@ window: ``figure.savefig(path)`` writes it. Nothing global is touched.
 
 from neurograph.report.figures.distributions import distributions
 from neurograph.report.figures.faithfulness import faithfulness
+from neurograph.report.figures.history import history
 from neurograph.report.figures.masking import masking
 from neurograph.report.figures.quantile_bands import quantile_bands
 from neurograph.report.figures.responses import responses
@@ -15,6 +16,7 @@ from neurograph.report.figures.shift import shift
 __all__ = [
     "distributions",
     "faithfulness",
+    "history",
     "masking",
     "quantile_bands",
     "responses",
