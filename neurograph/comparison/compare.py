@@ -44,7 +44,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     budget: int | str = "20s",
     transplants: int = 20,
     ablation: Ablation = "mean",
-    reference: int = 128,
+    reference: int | Any = 128,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Comparison | Comparisons:
@@ -91,8 +91,8 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
         How many random sets of neurons beside each transplant; 0 for no transplants.
     ablation : {"mean", "zero", "resample"}
         What neurons are that a transplant does not keep; see `faithfulness`.
-    reference : int
-        On how many samples transplants are measured.
+    reference : int or data
+        On how many samples of the data transplants are measured, or on which.
     seed : int
         Chooses samples and permutations.
     progress : bool, optional

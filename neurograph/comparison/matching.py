@@ -15,7 +15,7 @@ from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE, Neuron
 
-__all__ = ["LayerMatch", "Matching", "by_mapping", "by_name", "is_given"]
+__all__ = ["LayerMatch", "Matching", "by_mapping", "by_name", "is_end", "is_given"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +142,12 @@ def is_given(layers: nx.DiGraph, layer: str) -> bool:
 
     Those of two models for one task correspond by index, whatever their weights.
     """
-    node = layers.nodes[layer]
-    return bool(node["type"] == INPUT_TYPE or (node["output"] and not layers.out_degree(layer)))
+    return bool(layers.nodes[layer]["type"] == INPUT_TYPE) or is_end(layers, layer)
+
+
+def is_end(layers: nx.DiGraph, layer: str) -> bool:
+    """Whether the target alone reads a layer: its neurons are named with the target, not found."""
+    return bool(layers.nodes[layer]["output"]) and not layers.out_degree(layer)
 
 
 def by_name(a: Circuit, b: Circuit) -> Matching:

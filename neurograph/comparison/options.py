@@ -31,7 +31,7 @@ class Options:
     budget: int | str = "20s"
     transplants: int = 20
     ablation: Ablation = "mean"
-    reference: int = 128
+    reference: int | Any = 128
     seed: int = 0
     progress: bool | None = None
 
@@ -46,8 +46,9 @@ class Options:
         if isinstance(self.across, str) or not set(self.across) <= set(ACROSS):
             raise OptionError(f"across={self.across!r}: pass some of {ACROSS}, like ('target',)")
         for name, least in (("samples", 4), ("draws", 0), ("transplants", 0), ("reference", 2)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name}={getattr(self, name)} must be {least} or more")
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise OptionError(f"{name}={value} must be {least} or more")
         if not 0 <= self.least < 1:
             raise OptionError(f"least={self.least} must lie in [0, 1)")
         if self.seed < 0:
@@ -62,4 +63,5 @@ class Options:
         told["match"] = self.match if isinstance(self.match, str) else "mapping"
         told["across"] = sorted(self.across)
         told["data"] = None if self.data is None else "given"
+        told["reference"] = self.reference if isinstance(self.reference, int) else "given"
         return told

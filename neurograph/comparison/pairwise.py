@@ -69,7 +69,7 @@ def _compared(
         null,
         layer_table(a, b, matching, count_by_layer(a, b, matching, partner), by_layer),
         transplants,
-        (*notes, *_notes(matching, names, samples, transplants, paired=paired)),
+        (*notes, *_notes(matching, names, samples, paired=paired)),
         {"options": options.describe()},
         *tables,
     )
@@ -140,7 +140,6 @@ def _notes(
     matching: Matching,
     names: tuple[str, str],
     samples: Sequence[Samples | None],
-    transplants: pd.DataFrame,
     *,
     paired: bool,
 ) -> Iterator[str]:
@@ -159,8 +158,3 @@ def _notes(
         yield f"{left:,} effects were not measured again for want of time: raise budget="
     if not paired:
         yield "standard errors of differences are those of independent samples"
-    for into in transplants.loc[~transplants["told"].astype(bool), "into"].unique():
-        yield (
-            f"the target of {names[into == 'b']} is not told from nothing kept: what share of it a "
-            "circuit leaves means little"
-        )

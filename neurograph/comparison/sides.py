@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching, is_given, size_of
+from neurograph.comparison.matching import Matching, is_end, size_of
 from neurograph.layers import Neuron
 from neurograph.selection import SIGNS, Sign
 
@@ -109,9 +109,13 @@ class Side:
         known = [sign for sign in SIGNS if sign in table] or [*SIGNS]
         return max(known, key=lambda s: abs(table[s][neuron[1:]]) if s in table else 0.0)
 
+    def is_end(self, number: int) -> bool:
+        """Whether the target alone reads a neuron's layer."""
+        return is_end(self.circuit.layers, self.neuron(number).layer)
+
     def free(self) -> Iterator[Span]:
         """Yield the layers whose neurons are no given outputs."""
-        return (s for name, s in self.spans.items() if not _is_end(self.circuit, name))
+        return (s for name, s in self.spans.items() if not is_end(self.circuit.layers, name))
 
     def key(self) -> bytes:
         """Digest of what is compared: tells circuits apart, whichever is named first."""
@@ -149,7 +153,7 @@ def side_of(circuit: Circuit) -> Side:
     for neuron, data in circuit.graph.nodes(data=True):
         number = numbers[neuron]
         effect[number], stderr[number] = data["effect"], data["stderr"]
-        kept[number], counted[number] = True, not _is_end(circuit, neuron.layer)
+        kept[number], counted[number] = True, not is_end(circuit.layers, neuron.layer)
     edges = list(circuit.graph.edges(data=True))
     return Side(
         circuit,
@@ -164,11 +168,6 @@ def side_of(circuit: Circuit) -> Side:
         tuple(tuple(numbers[n] for n in path.neurons) for path in circuit.strongest),
         np.array([path.effect for path in circuit.strongest], dtype=float),
     )
-
-
-def _is_end(circuit: Circuit, layer: str) -> bool:
-    """Whether the target alone reads a layer: its neurons are given with the target."""
-    return is_given(circuit.layers, layer) and bool(circuit.layers.nodes[layer]["output"])
 
 
 def partners(a: Side, b: Side, matching: Matching) -> Numbers:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching
+from neurograph.comparison.matching import Matching, is_end
 from neurograph.comparison.result import Comparison
 from neurograph.errors import OptionError
 from neurograph.layers import Neuron
@@ -56,7 +56,9 @@ def stable(
 
 def _items(circuit: Circuit, of: Of) -> list[tuple[Item, float]]:
     if of == "neurons":
-        return [((n,), data["effect"]) for n, data in circuit.graph.nodes(data=True)]
+        # Outputs that the target alone reads are in every circuit: the target names them.
+        nodes = circuit.graph.nodes(data="effect")
+        return [((n,), effect) for n, effect in nodes if not is_end(circuit.layers, n.layer)]
     if of == "edges":
         return [((u, v), data["effect"]) for u, v, data in circuit.graph.edges(data=True)]
     return [(path.neurons, path.effect) for path in circuit.strongest]

@@ -58,6 +58,8 @@ def neuron_table(
     table = pd.concat([table, effects], axis=1)
     table["similarity"] = [similarity for similarity, _ in told]
     table["tied"] = np.array([tied for _, tied in told], dtype=bool)
+    places = [(a, x) if x is not None else (b, y) for x, y in zip(pairs.a, pairs.b, strict=True)]
+    table["counted"] = np.array([not side.is_end(number) for side, number in places], dtype=bool)
     return _by_change(table)
 
 

@@ -251,6 +251,7 @@ def _nodes(
 def _neuron(comparison: Comparison, row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page tells of one neuron, or pair."""
     told = _effects(row) | {"similarity": row["similarity"], "tied": bool(row["tied"])}
+    told["counted"] = bool(row["counted"])
     graphs = comparison.a.graph, comparison.b.graph
     found = [row["neuron_a"], row["neuron_b"]]
     kept = [graph.nodes.get(n, {}) for graph, n in zip(graphs, found, strict=True)]

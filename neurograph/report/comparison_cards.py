@@ -85,15 +85,12 @@ class TransplantCard:
         Bars in percent of their room.
     p, errors : str
         Of the distances to the whole model.
-    told : bool
-        Whether the whole model differs from nothing kept: else shares are of noise.
     """
 
     sentence: str
     rows: tuple[tuple[str, int, float, tuple[float, float] | None, str], ...]
     p: str
     errors: str
-    told: bool
 
 
 def written(value: float, places: int = 2) -> str:
@@ -259,26 +256,26 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
     by_kind = {row["kept"]: row for row in rows}
     parts = []
     if other := by_kind.get("other"):
-        left = percent(other["faithfulness"])
+        left = percent(other["recovered"])
         parts.append(
             f"{host} keeps only the neurons that match the circuit of {guest}: "
             f"{left} of its target is left"
         )
     if own := by_kind.get("own"):
-        parts.append(f"with its own circuit {percent(own['faithfulness'])}")
+        parts.append(f"with its own circuit {percent(own['recovered'])}")
     if drawn := by_kind.get("random"):
-        told = f"with as many random neurons {percent(drawn['faithfulness'])}"
+        told = f"with as many random neurons {percent(drawn['recovered'])}"
         parts.append(told + _interval(drawn))
     names_of = {"other": f"matching {guest}", "own": "its own circuit", "random": "random"}
     told_rows = tuple(
         (
             names_of.get(kind, kind),
             int(row["neurons"]),
-            _bar(row["faithfulness"]),
+            _bar(row["recovered"]),
             None
-            if math.isnan(row["faithfulness_low"])
-            else (_bar(row["faithfulness_low"]), _bar(row["faithfulness_high"])),
-            percent(row["faithfulness"]) + _interval(row),
+            if math.isnan(row["recovered_low"])
+            else (_bar(row["recovered_low"]), _bar(row["recovered_high"])),
+            percent(row["recovered"]) + _interval(row),
         )
         for kind, row in ((kind, by_kind[kind]) for kind in names_of if kind in by_kind)
     )
@@ -288,11 +285,11 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
         if kind in by_kind and not math.isnan(by_kind[kind]["error"])
     )
     p = written_p(by_kind["other"]["p_value"]) if "other" in by_kind else ""
-    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors, bool(rows[0]["told"]))
+    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors)
 
 
 def _interval(row: dict[str, Any]) -> str:
-    low, high = row["faithfulness_low"], row["faithfulness_high"]
+    low, high = row["recovered_low"], row["recovered_high"]
     return "" if math.isnan(low) else f" [{percent(low)}, {percent(high)}]"
 
 

@@ -262,7 +262,7 @@
     let text = `${plural(total("neurons"), "neuron")} in either circuit: ${many(both)} in both with `
       + `one sign, ${many(flipped)} in both with opposite signs, ${many(a)} only in ${names[0]}, `
       + `${many(b)} only in ${names[1]}.`;
-    const first = [...nodes].sort((p, q) => p.row - q.row)[0];
+    const first = nodes.filter((n) => n.counted).sort((p, q) => p.row - q.row)[0];
     if (first) {
       text += ` Most changed: ${first.name}, from ${effectText(first.effect_a, first.stderr_a)} to `
         + `${effectText(first.effect_b, first.stderr_b)}.`;
