@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any, overload
 
 from neurograph.circuit import Circuit
+from neurograph.comparison.alignment import Align
 from neurograph.comparison.many import Comparisons
-from neurograph.comparison.options import Align, Match, Options
+from neurograph.comparison.options import Match, Options
 from neurograph.comparison.pairwise import compare_two
 from neurograph.comparison.result import Comparison
 from neurograph.errors import OptionError, SearchInterrupted

@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from neurograph.comparison.alignment import ALIGNMENTS, Align
 from neurograph.errors import OptionError
 from neurograph.faithfulness.ablated import Ablation, check_ablations
 from neurograph.scoring.budget import parse_budget
 
-__all__ = ["ACROSS", "Align", "Match", "Options"]
+__all__ = ["ACROSS", "Match", "Options"]
 
 Match = Literal["identity", "activation"] | Mapping[Any, Any]
-Align = Literal["auto", "depth", "cka"]
 ACROSS = ("target", "data")
 
 
@@ -41,8 +41,8 @@ class Options:
             raise OptionError(
                 f"match={self.match!r} is neither 'identity', 'activation' nor a mapping"
             )
-        if self.align not in ("auto", "depth", "cka"):
-            raise OptionError(f"align={self.align!r} is none of 'auto', 'depth', 'cka'")
+        if self.align not in ALIGNMENTS:
+            raise OptionError(f"align={self.align!r} is none of {', '.join(ALIGNMENTS)}")
         if isinstance(self.across, str) or not set(self.across) <= set(ACROSS):
             raise OptionError(f"across={self.across!r}: pass some of {ACROSS}, like ('target',)")
         for name, least in (("samples", 4), ("draws", 0), ("transplants", 0), ("reference", 2)):
