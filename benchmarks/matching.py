@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import neurograph
 from neurograph.circuit import Circuit
 from neurograph.comparison import activation
-from neurograph.comparison.matching import Matching
+from neurograph.matching.matching import Matching
 from notebook_loop import cpu_name
 from peak_memory import PeakMemory
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any, overload
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.alignment import Align
 from neurograph.comparison.many import Comparisons
 from neurograph.comparison.options import Match, Options
 from neurograph.comparison.pairwise import compare_two
 from neurograph.comparison.result import Comparison
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.faithfulness.ablated import Ablation
+from neurograph.matching.alignment import Align
 from neurograph.progress import Progress
 
 __all__ = ["Circuits", "compare"]

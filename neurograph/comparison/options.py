@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from neurograph.comparison.alignment import ALIGNMENTS, Align
 from neurograph.errors import OptionError
 from neurograph.faithfulness.ablated import Ablation, check_ablations
+from neurograph.matching.alignment import ALIGNMENTS, Align
 from neurograph.scoring.budget import parse_budget
 
 __all__ = ["ACROSS", "Match", "Options"]

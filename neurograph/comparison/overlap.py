@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import by_name
 from neurograph.comparison.sides import Effects, Numbers, Side, partners, share, side_of
+from neurograph.matching.given import by_name
 
 __all__ = ["MEASURES", "Overlap", "Overlaps", "overlap_by_name"]
 

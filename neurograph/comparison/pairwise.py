@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.activation import by_activation, with_cka
 from neurograph.comparison.by_layer import count_by_layer, layer_table
 from neurograph.comparison.differences import (
     Samples,
@@ -20,7 +19,6 @@ from neurograph.comparison.differences import (
     same_samples,
     sample_effects,
 )
-from neurograph.comparison.matching import Matching, by_mapping, by_name
 from neurograph.comparison.null import measured, permuted
 from neurograph.comparison.options import Options
 from neurograph.comparison.overlap import MEASURES, Overlaps
@@ -30,6 +28,9 @@ from neurograph.comparison.result import Comparison
 from neurograph.comparison.sides import Numbers, Side, partners, side_of
 from neurograph.comparison.tables import edge_table, neuron_table, path_table
 from neurograph.comparison.transplant import no_transplants, transplant
+from neurograph.matching.activation import by_activation, with_cka
+from neurograph.matching.given import by_mapping, by_name
+from neurograph.matching.matching import Matching
 from neurograph.scoring.budget import parse_budget
 
 __all__ = ["compare_two"]

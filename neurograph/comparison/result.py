@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching
 from neurograph.errors import OptionError
+from neurograph.matching.matching import Matching
 
 __all__ = ["STATUSES", "Comparison", "Status"]
 

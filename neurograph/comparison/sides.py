@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching, is_end, size_of
 from neurograph.layers import Neuron
+from neurograph.matching.layers_of import is_end, size_of
+from neurograph.matching.matching import Matching
 from neurograph.selection import SIGNS, Sign
 
 __all__ = ["Side", "Span", "Spans", "partners", "side_of"]

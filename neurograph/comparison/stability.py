@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching, is_end
 from neurograph.comparison.result import Comparison
 from neurograph.errors import OptionError
 from neurograph.layers import Neuron
+from neurograph.matching.layers_of import is_end
+from neurograph.matching.matching import Matching
 
 __all__ = ["Of", "stable"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from neurograph.comparison.differences import Samples, paired_stderr
-from neurograph.comparison.matching import Matching
 from neurograph.comparison.pairs import Pairs
 from neurograph.comparison.sides import Effects, Side
 from neurograph.layers import Neuron
+from neurograph.matching.matching import Matching
 
 __all__ = ["edge_table", "neuron_table", "path_table"]
 

@@ -25,8 +25,8 @@ from neurograph.report.document import VIS_NETWORK, assemble
 from neurograph.report.layout import Columns, Node, Places, place, reduce_crossings, strength
 
 if TYPE_CHECKING:
-    from neurograph.comparison.matching import Matching
     from neurograph.comparison.result import Comparison
+    from neurograph.matching.matching import Matching
 
 __all__ = ["render", "write_page"]
 

@@ -12,8 +12,8 @@ import pandas as pd
 
 import neurograph as ng
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import LayerMatch, Matching
 from neurograph.comparison.result import Comparison
+from neurograph.matching.matching import LayerMatch, Matching
 
 NAMES = ("seed 0", "seed 1")
 

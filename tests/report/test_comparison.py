@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurograph.comparison.matching import Matching
 from neurograph.errors import OptionError
+from neurograph.matching.matching import Matching
 from neurograph.report import comparison as module
 from neurograph.report.comparison import render, write_page
 from neurograph.report.comparison_cards import layer_cards, measure_cards, transplant_cards

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.alignment import Align, align_layers
-from neurograph.comparison.assignment import assign
-from neurograph.comparison.matching import LayerMatch, Matching, is_given, size_of
-from neurograph.comparison.paired import side_by_side
-from neurograph.comparison.similarity import LayerPair, Measured, layer_cka, measure_pairs
 from neurograph.errors import OptionError
+from neurograph.matching.alignment import Align, align_layers
+from neurograph.matching.assignment import assign
+from neurograph.matching.layers_of import is_given, size_of
+from neurograph.matching.matching import LayerMatch, Matching
+from neurograph.matching.paired import side_by_side
+from neurograph.matching.similarity import LayerPair, Measured, layer_cka, measure_pairs
 
 __all__ = ["by_activation", "with_cka"]
 
