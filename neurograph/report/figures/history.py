@@ -69,7 +69,8 @@ def history(
     others = [i for i, name in enumerate(names) if name != beside]
     x = [places[i] for i in others]
     tables = [{c: found.measure(name, column=c)[beside] for c in _COLUMNS} for name in measures]
-    title = f"What circuits share with '{literal(beside, 40)}'\ngrey: 95 % of what permuted neurons share"
+    title = f"What circuits share with '{literal(beside, 40)}'"
+    title += "\ngrey: 95 % of what permuted neurons share"
     with look():
         figure, axes = panels(
             len(tables), title, height=_HEIGHT, option="measures", sharex=True, sharey=True
