@@ -57,8 +57,7 @@ def report(
     *,
     seeds: int = 5,
     epochs: int = 20,
-    keep: int = 12,
-    larger: int = 48,
+    sizes: Sequence[int] = (12, 24, 48, 96),
     draws: int = 1000,
 ) -> ng.Comparisons:
     """Train, search, compare and write; the pages go to `folder`."""
@@ -68,7 +67,8 @@ def report(
         f"seed {seed}": train(data, seed, folder, epochs).model.requires_grad_(False)
         for seed in range(seeds)
     }
-    found = compared(models, data, keep, draws)
+    by_size = {keep: compared(models, data, keep, draws) for keep in sizes}
+    keep, found = next(iter(by_size.items()))
     note(
         f"{seeds} networks of 17 → 512 → 1024 → 1, trained for {epochs} epochs on the same "
         f"{len(data.train.y)} patients; first weights and the order of patients differ. Circuits "
@@ -85,13 +85,12 @@ def report(
     _hidden(note, found)
     _paths(note, found)
     spreads = {name: spread(model, data.train.X) for name, model in models.items()}
-    more = compared(models, data, larger, draws)
     note(
         "What is left of a network's target when it keeps its own circuit alone, the neurons that "
         "match another network's, or as many at random, all others at their means: share of the "
         "logit's variance, mean (least to most) over all pairs, both ways.",
-        pd.concat([_left(found, keep, spreads), _left(more, larger, spreads)]),
-        _said(found, more, larger, spreads),
+        pd.concat([_left(some, keep, spreads) for keep, some in by_size.items()]),
+        "The pairs are not independent: each network is in several.",
     )
     first, second = list(models)[:2]
     found[first, second].to_html(folder / "compare_heart_seeds_0_1.html")
@@ -210,18 +209,6 @@ def _left(found: ng.Comparisons, keep: int, spreads: dict[str, float]) -> pd.Dat
                 "the other's better than all random": f"{(beyond < 0.05).sum()} of {len(beyond)}",
             }
         ]
-    )
-
-
-def _said(
-    found: ng.Comparisons, more: ng.Comparisons, larger: int, spreads: dict[str, float]
-) -> str:
-    left = [_survival(of, spreads).groupby("kept")["left"].mean().to_dict() for of in (found, more)]
-    return (
-        f"So few neurons carry little of the target even where they come from: "
-        f"{left[0]['own']:.0%}. Of {larger} of each sign, {left[1]['own']:.0%} is left with a "
-        f"network's own, {left[1]['other']:.0%} with another's, {left[1]['random']:.0%} with "
-        "random ones."
     )
 
 

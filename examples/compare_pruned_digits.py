@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import prune
+from torchmetrics.functional.classification import binary_auroc
 
 import neurograph as ng
 from neurograph.data import Batch
@@ -130,7 +132,7 @@ def report(
     digits: Digits | None = None,
     shown: tuple[int, int] = (3, 8),
     epochs: int = 8,
-    keep: int = 10,
+    sizes: Sequence[int] = (10, 6, 16),
     draws: int = 1000,
     transplants: int = 20,
 ) -> ng.Comparisons:
@@ -145,36 +147,28 @@ def report(
         "is which. Accuracy on held-out digits, and weights left:",
         _accuracies(models, digits.test, shown),
     )
-    circuits = {
-        f"{digit} {name}": ng.search(
-            model,
-            halves(digits.train, digit),
-            Tells(digit),
-            contrast="mean",
-            keep=f"top:{keep}",
-            reference=BATCH,
-            progress=False,
-        )
-        for digit in shown
-        for name, model in models.items()
+    by_size = {
+        keep: compared(models, digits, shown, keep, draws, 0 if place else transplants)
+        for place, keep in enumerate(sizes)
     }
-    found = ng.compare(
-        circuits, across=("target", "data"), draws=draws, transplants=transplants, progress=False
-    )
+    keep, found = next(iter(by_size.items()))
     learnt, forgotten = shown
-    levels = _levels(models, circuits, digits.train, shown)
+    levels = _levels(models, found.circuits(), digits, shown)
     note(
         f"Circuits of telling {learnt}, which tuning goes on with, and {forgotten}, which it "
         f"leaves out, from all other digits: the log-odds of the digit where it is shown, and "
         f"minus the log-odds elsewhere. {keep} neurons of each layer and sign, moved from their "
         "mean to what they are. Neurons correspond by name. Shared neurons, by chance in brackets:",
         matrix(found),
-        _said(found, shown, tuple(models)),
+        "Mean over the pairs of a kind, and the same for circuits of other sizes:",
+        pd.DataFrame(_kinds(some, keep) for keep, some in sorted(by_size.items())),
+        _said(by_size, shown),
         "How well each network tells them, and what its circuit weighs:",
         levels,
-        f"{forgotten}s and the rest are {_gap(levels, f'{forgotten} tuned'):.1f} of log-odds apart "
-        f"after tuning, {_gap(levels, f'{forgotten} pruned'):.1f} before it: what tuning lost is "
-        "the level, which lets other digits win, more than the circuit.",
+        "AUC: how well the log-odds rank held-out images of the digit above all others, whatever "
+        f"their level. Tuned, {forgotten}s rank as {_auc(levels, f'{forgotten} tuned')}, pruned as "
+        f"{_auc(levels, f'{forgotten} pruned')}; accuracy falls further than that, as the level "
+        "falls too.",
     )
     for digit in shown:
         _changes(note, found, digit, list(models))
@@ -204,54 +198,90 @@ def _accuracies(
     return pd.DataFrame(rows)
 
 
-def _said(found: ng.Comparisons, shown: tuple[int, int], names: tuple[str, ...]) -> str:
-    groups: dict[str, list[float]] = {}
-    for (a, b), cell in found.cells.items():
-        (digit, network), (other, another) = a.split(), b.split()
-        same = "one digit in two networks" if digit == other else "two digits in two networks"
-        kind = "two digits in one network" if network == another else same
-        groups.setdefault(kind, []).append(cell.neuron_jaccard)
-    return (
-        "Mean over pairs: "
-        + "; ".join(f"{kind} {sum(v) / len(v):.2f}" for kind, v in groups.items())
-        + f". Of {shown[0]} and {shown[1]} the dense and the tuned network share "
-        + " and ".join(
-            f"{found[f'{digit} {names[0]}', f'{digit} {names[-1]}'].neuron_jaccard:.2f}"
-            for digit in shown
+def compared(
+    models: dict[str, nn.Module],
+    digits: Digits,
+    shown: tuple[int, int],
+    keep: int,
+    draws: int,
+    transplants: int,
+) -> ng.Comparisons:
+    """Circuits of each digit in each network, beside each other."""
+    circuits = {
+        f"{digit} {name}": ng.search(
+            model,
+            halves(digits.train, digit),
+            Tells(digit),
+            contrast="mean",
+            keep=f"top:{keep}",
+            reference=BATCH,
+            progress=False,
         )
-        + " of the neurons that either keeps; the dense and the pruned one "
-        + " and ".join(
-            f"{found[f'{digit} {names[0]}', f'{digit} {names[1]}'].neuron_jaccard:.2f}"
-            for digit in shown
-        )
-        + ", before anything was forgotten: that the second circuit is less stable is not the "
-        "forgetting's doing alone."
+        for digit in shown
+        for name, model in models.items()
+    }
+    if not transplants:  # then nothing needs to be run
+        circuits = {name: circuit.detach() for name, circuit in circuits.items()}
+    return ng.compare(
+        circuits, across=("target", "data"), draws=draws, transplants=transplants, progress=False
     )
 
 
-def _gap(levels: pd.DataFrame, circuit: str) -> float:
-    row = levels.set_index("circuit").loc[circuit]
-    return float(row["mean log-odds, digit shown"] - row["elsewhere"])
+def _kinds(found: ng.Comparisons, keep: int) -> dict[str, object]:
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for (a, b), cell in found.cells.items():
+        (digit, network), (other, another) = a.split(), b.split()
+        what = "one digit" if digit == other else "two digits"
+        where = "in one network" if network == another else "in two networks"
+        told = cell.measures.loc["neuron_jaccard"]
+        groups.setdefault(f"{what} {where}", []).append((told["value"], told["null_mean"]))
+    means = {kind: pd.DataFrame(pairs).mean() for kind, pairs in groups.items()}
+    row: dict[str, object] = {"of each layer and sign": keep}
+    return row | {kind: f"{mean[0]:.2f} ({mean[1]:.2f})" for kind, mean in means.items()}
+
+
+def _said(by_size: dict[int, ng.Comparisons], shown: tuple[int, int]) -> str:
+    def shares(one: str, other: str) -> str:
+        return "; ".join(
+            " and ".join(
+                f"{found[f'{digit} {one}', f'{digit} {other}'].neuron_jaccard:.2f}"
+                for digit in shown
+            )
+            for _, found in sorted(by_size.items())
+        )
+
+    return (
+        f"Of {shown[0]} and {shown[1]}, size by size, the pruned and the tuned network share "
+        f"{shares('pruned', 'tuned')}; the dense and the pruned one, before anything was "
+        f"forgotten, {shares('dense', 'pruned')}. One digit of each kind is no test of which "
+        "circuits forgetting changes."
+    )
+
+
+def _auc(levels: pd.DataFrame, circuit: str) -> str:
+    return f"{levels.set_index('circuit').at[circuit, 'AUC']:.3f}"
 
 
 def _levels(
     models: dict[str, nn.Module],
     circuits: dict[str, ng.Circuit],
-    samples: tuple[Tensor, Tensor],
+    digits: Digits,
     shown: tuple[int, int],
 ) -> pd.DataFrame:
+    images, labels = digits.test
     rows = []
     for digit in shown:
-        images, labels = halves(samples, digit)
         there = labels == digit
         for name, model in models.items():
-            target = Tells(digit)(model(images), Batch((images,), {}, labels))
+            signed = Tells(digit)(model(images), Batch((images,), {}, labels))
+            odds = torch.where(there, signed, -signed)
             graph = circuits[f"{digit} {name}"].graph
             rows.append(
                 {
                     "circuit": f"{digit} {name}",
-                    "mean log-odds, digit shown": float(target[there].mean()),
-                    "elsewhere": -float(target[~there].mean()),
+                    "mean log-odds, digit shown": float(odds[there].mean()),
+                    "elsewhere": float(odds[~there].mean()),
+                    "AUC": float(binary_auroc(odds.double(), there.long())),
                     "sum of its neurons' absolute effects": sum(
                         abs(effect) for _, effect in graph.nodes(data="effect")
                     ),

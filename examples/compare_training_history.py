@@ -104,14 +104,16 @@ def _said(found: ng.Comparisons, epochs: list[int], losses: tuple[dict[str, floa
     first = {told: appears(found, measure) or "never" for measure, told in TOLD.items()}
     best = min(range(len(losses)), key=lambda epoch: losses[epoch]["validation_loss"]) + 1
     early, late = (losses[epoch - 1]["validation_loss"] for epoch in (epochs[1], epochs[-1]))
-    steps = [found[pair].neuron_jaccard for pair in itertools.pairwise(found.rows[1:])]
+    steps = [found[pair].neuron_jaccard for pair in itertools.pairwise(found.rows)]
     start = found[found.rows[0], found.rows[-1]].measures.loc["neuron_jaccard"]
     return (
         "More than half is shared, and p < 0.01, from then on: "
         + "; ".join(f"{told}: {name}" for told, name in first.items())
         + f". Validation loss is {early:.3f} at epoch {epochs[1]}, {late:.3f} at the end and "
-        f"lowest at epoch {best}. Neighbours share {min(steps):.2f} to {max(steps):.2f} all along: "
-        "a circuit that drifts while the loss hardly moves has no moment at which it appears. "
+        f"lowest at epoch {best}. Neighbours share {steps[0]:.2f} in the first step from random "
+        f"weights, {min(steps[1:]):.2f} to {max(steps[1:]):.2f} in all later ones: in this one "
+        "training the circuit drifts rather than appears, and where half is passed depends on what "
+        "is counted. "
         f"The random network's circuit shares {start['value']:.2f} of its neurons with the last, "
         f"{start['null_mean']:.2f} by chance (p {start['p_value']:.3f})."
     )

@@ -57,6 +57,8 @@ def history(
     """
     if not found.is_square:
         raise OptionError("history needs circuits that were all compared with each other")
+    if not measures:
+        raise OptionError("measures is empty: choose one or more")
     names = list(found.rows)
     beside = names[-1] if beside is None else beside
     if beside not in names:
@@ -67,9 +69,8 @@ def history(
     others = [i for i, name in enumerate(names) if name != beside]
     x = [places[i] for i in others]
     tables = [{c: found.measure(name, column=c)[beside] for c in _COLUMNS} for name in measures]
-    title = (
-        f"What circuits share with {literal(beside, 40)}\ngrey: 95 % of what permuted neurons share"
-    )
+    title = f"What circuits share with '{literal(beside, 40)}'"
+    title += "\ngrey: 95 % of what permuted neurons share"
     with look():
         figure, axes = panels(
             len(tables), title, height=_HEIGHT, option="measures", sharex=True, sharey=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,10 +152,25 @@ def profiled() -> Any:
     return ng.profile(model, X, progress=False)
 
 
+def checkpoints(epochs: int = 5) -> ng.Comparisons:
+    """Circuits of a network whose weights move from some random ones to others."""
+    ends = [settle(nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 1)), s) for s in (0, 1)]
+    X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)).double()
+    circuits = {}
+    for epoch in range(epochs):
+        model = copy.deepcopy(ends[0])
+        for moved, last in zip(model.parameters(), ends[1].parameters(), strict=True):
+            moved.data.lerp_(last.data, epoch / (epochs - 1))
+        found = ng.search(model, X, 1, keep="top:2", paths=5, progress=False)
+        circuits[f"epoch {epoch}"] = found.detach()
+    return ng.compare(circuits, draws=50, progress=False)
+
+
 FIGURES = {
     "distributions": lambda: figures.distributions(values(), [("hidden", i) for i in range(4)]),
     "many classes": lambda: figures.distributions(values(9), [("hidden", 0), ("hidden", 1)]),
     "faithfulness": lambda: figures.faithfulness(kept()),
+    "history": lambda: figures.history(checkpoints(3)),
     "masking": lambda: figures.masking(masked()),
     "quantile bands": lambda: figures.quantile_bands(profiled()),
     "responses": lambda: figures.responses(curves()),

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 
 import neurograph as ng
+from neurograph.errors import OptionError
 from neurograph.faithfulness.rankings import ORDERS
 from neurograph.report import figures
 from neurograph.report.figures import style
@@ -473,3 +474,58 @@ def test_what_cannot_be_drawn_is_refused(case: str) -> None:
     draw, message = REFUSED[case]
     with pytest.raises(ng.NeurographError, match=message):
         draw()
+
+
+# -- history -------------------------------------------------------------------------------------
+
+
+def test_history_is_what_circuits_share_with_one() -> None:
+    found = drawn.checkpoints()
+    figure = figures.history(found, measures=["edge_jaccard", "spearman"], at=[0, 10, 20, 40, 50])
+    assert titles(figure) == ["edge jaccard", "spearman"]
+    for ax, measure in zip(figure.axes, ["edge_jaccard", "spearman"], strict=True):
+        told = [found[f"epoch {i}", "epoch 4"].measures.loc[measure] for i in range(4)]
+        (line,) = lines(ax)
+        np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 40])
+        np.testing.assert_array_equal(line.get_ydata(), [row["value"] for row in told])
+        (band,) = ax.collections
+        (path,) = band.get_paths()
+        for x, row in zip([0, 10, 20, 40], told, strict=True):
+            edges = path.vertices[path.vertices[:, 0] == x, 1]
+            assert (edges.min(), edges.max()) == pytest.approx((row["null_low"], row["null_high"]))
+        assert ax.get_xlabel() == "circuit"
+    assert "'epoch 4'" in figure.get_suptitle()
+    assert legend(figure) == ["measured", "by chance"]
+
+
+def test_history_beside_another() -> None:
+    found = drawn.checkpoints(3)
+    figure = figures.history(found, beside="epoch 0", xlabel="step")
+    (line,) = lines(figure.axes[0])
+    assert list(line.get_xdata()) == [1, 2]
+    assert figure.axes[0].get_xlabel() == "step"
+    table = found.measure()
+    assert list(line.get_ydata()) == list(table.loc["epoch 0"][1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"beside": "epoch 9"}, "beside='epoch 9' is none of epoch 0"),
+        ({"at": [1, 2]}, "at has 2 places for 3 circuits"),
+        ({"measures": ["likeness"]}, "no measure 'likeness'"),
+        ({"measures": []}, "measures is empty"),
+    ],
+)
+def test_history_refuses(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        figures.history(drawn.checkpoints(3), **options)
+
+
+def test_history_needs_all_pairs() -> None:
+    found = drawn.checkpoints(3).circuits()
+    some = ng.compare(
+        {"first": found["epoch 0"]}, {"last": found["epoch 2"]}, draws=5, progress=False
+    )
+    with pytest.raises(OptionError, match="all compared with each other"):
+        figures.history(some)
