@@ -51,8 +51,8 @@ class Side:
     spans : mapping of str to Span
         Numbers of the neurons of each layer, kept or not.
     effect, stderr : ndarray of float64, [neurons]
-        Of kept neurons as the circuit has them, of others those of their scores; NaN where there
-        are none.
+        Of kept neurons as the circuit has them, of others those of their scores; 0 where
+        nothing kept reads the layer.
     kept : ndarray of bool, [neurons]
     counted : ndarray of bool, [neurons]
         The kept neurons that a search could have kept or not: all but those of layers that the
@@ -115,8 +115,8 @@ class Side:
         return is_end(self.circuit.layers, self.neuron(number).layer)
 
     def free(self) -> Iterator[Span]:
-        """Yield the layers whose neurons are no given outputs."""
-        return (s for name, s in self.spans.items() if not is_end(self.circuit.layers, name))
+        """Yield the layers that have neurons, but for those that the target alone reads."""
+        return (s for name, s in self._owners if not is_end(self.circuit.layers, name))
 
     def key(self) -> bytes:
         """Digest of what is compared: tells circuits apart, whichever is named first."""
@@ -132,7 +132,10 @@ def side_of(circuit: Circuit) -> Side:
     for layer in circuit.layers:
         spans[layer] = Span(start, *size_of(circuit, layer))
         start = spans[layer].stop
-    effect, stderr = np.full(start, np.nan), np.full(start, np.nan)
+    # What nothing kept reads was not scored: through the circuit it does nothing. Only an
+    # interrupted search leaves effects unknown.
+    unscored = 0.0 if circuit.provenance.get("complete", True) else np.nan
+    effect, stderr = np.full(start, unscored), np.full(start, unscored)
     for layer in circuit.scores:
         part = slice(spans[layer].start, spans[layer].stop)
         effect[part] = circuit.effects_of(layer).flatten()

@@ -74,7 +74,7 @@ def test_a_chance_counts_the_value_itself() -> None:
 @pytest.mark.parametrize("match", ["identity", "activation"])
 def test_unrelated_models_are_at_the_null(match: str) -> None:
     """P-values of pairs of random models are uniform on their grid, for every measure."""
-    X, pairs = inputs(5), 80
+    X, pairs = inputs(5), 50
     generator = np.random.default_rng(0)
     told: dict[str, list[float]] = {name: [] for name in MEASURES}
     for seed in range(pairs):
