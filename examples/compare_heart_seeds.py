@@ -17,7 +17,7 @@ import neurograph as ng
 from neurograph.demos import heart
 from neurograph.training import Fitted, binary_classifier, fit
 from notes import Notes
-from overlaps import matrix, measures, spread, survival
+from overlaps import matrix, measures, transplants
 
 STRONGEST = 10  # paths of each sign
 
@@ -84,12 +84,11 @@ def report(
     _features(note, found)
     _hidden(note, found)
     _paths(note, found)
-    spreads = {name: spread(model, data.train.X) for name, model in models.items()}
     note(
         "What is left of a network's target when it keeps its own circuit alone, the neurons that "
-        "match another network's, or as many at random, all others at their means: share of the "
-        "logit's variance, mean (least to most) over all pairs, both ways.",
-        pd.concat([_left(some, keep, spreads) for keep, some in by_size.items()]),
+        "match another network's, or as many at random, all others at their means: how much of "
+        "the patients' logits comes back, mean (least to most) over all pairs, both ways.",
+        pd.concat([_left(some, keep) for keep, some in by_size.items()]),
         "The pairs are not independent: each network is in several.",
     )
     first, second = list(models)[:2]
@@ -114,7 +113,6 @@ def compared(
         )
         for name, model in models.items()
     }
-    # Transplants on all patients: their spread is known then.
     return ng.compare(
         circuits, match="activation", reference=len(data.train.y), draws=draws, progress=False
     )
@@ -161,7 +159,7 @@ def _hidden(note: Notes, found: ng.Comparisons) -> None:
         # The chance that a neuron is kept by so many: circuits keep neurons independently.
         chance = np.array([1.0])
         for name in names:
-            share = kept[name].notna().sum() / width
+            share = kept[f"effect_{name}"].notna().sum() / width
             chance = np.convolve(chance, [1 - share, share])
         one = kept["positive"].isin([0]) | (kept["positive"] == kept["circuits"])
         for many in range(2, len(names) + 1):
@@ -193,9 +191,9 @@ def _paths(note: Notes, found: ng.Comparisons) -> None:
     )
 
 
-def _left(found: ng.Comparisons, keep: int, spreads: dict[str, float]) -> pd.DataFrame:
-    table = _survival(found, spreads)
-    by_kept = table.groupby("kept", sort=False)["left"].agg(["mean", "min", "max"])
+def _left(found: ng.Comparisons, keep: int) -> pd.DataFrame:
+    table = pd.concat(map(transplants, found.cells.values()))
+    by_kept = table.groupby("kept", sort=False)["recovered"].agg(["mean", "min", "max"])
     told = {k: f"{m:.2f} ({low:.2f} to {high:.2f})" for k, m, low, high in by_kept.itertuples()}
     beyond = table.loc[table["kept"] == "other", "p_value"]
     return pd.DataFrame(
@@ -210,10 +208,6 @@ def _left(found: ng.Comparisons, keep: int, spreads: dict[str, float]) -> pd.Dat
             }
         ]
     )
-
-
-def _survival(found: ng.Comparisons, spreads: dict[str, float]) -> pd.DataFrame:
-    return pd.concat([survival(cell, spreads) for cell in found.cells.values()])
 
 
 def _rows(table: pd.DataFrame) -> list[Any]:

@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import binary_auroc
 import neurograph as ng
 from neurograph.data import Batch
 from notes import Notes
-from overlaps import matrix, survival
+from overlaps import matrix, transplants
 
 LAYERS = ("conv1", "conv2", "hidden", "logits")
 TRAINED_ON = range(5)
@@ -324,18 +324,18 @@ def _measured(cell: ng.Comparison, pair: str) -> dict[str, str]:
 
 
 def _survived(cell: ng.Comparison) -> pd.DataFrame:
-    left = survival(cell)
+    left = transplants(cell)
     rows = []
     for name, other in (cell.names, cell.names[::-1]):
         mine = left[left["model"] == name].set_index("kept")
         rows.append(
             {
                 "network": name,
-                "its own circuit": mine.at["own", "left"],
-                "another's": mine.at["other", "left"],
+                "its own circuit": mine.at["own", "recovered"],
+                "another's": mine.at["other", "recovered"],
                 "whose": other,
-                "random": mine.at["random", "left"],
-                "97.5% of random": mine.at["random", "faithfulness_high"],
+                "random": mine.at["random", "recovered"],
+                "97.5% of random": mine.at["random", "recovered_high"],
             }
         )
     return pd.DataFrame(rows)

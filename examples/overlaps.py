@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
-from torch import Tensor, nn
 
 import neurograph as ng
 
-__all__ = ["MEASURES", "matrix", "measures", "spread", "survival"]
+__all__ = ["MEASURES", "matrix", "measures", "transplants"]
 
 MEASURES = (
     "neuron_jaccard",
@@ -55,26 +52,8 @@ def measures(found: ng.Comparisons) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def spread(model: nn.Module, inputs: Tensor) -> float:
-    """Standard deviation of a single logit over all samples."""
-    return float(model(inputs).detach().std(correction=0))
-
-
-def survival(cell: ng.Comparison, spreads: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """What is left of the target of both models with each circuit kept alone.
-
-    Parameters
-    ----------
-    cell : Comparison
-    spreads : mapping of str to float, optional
-        Standard deviation of each model's target over the samples: then what is left is told as
-        the share of its variance. Where targets lie on both sides of 0 alike, their mean is next
-        to nothing, and shares of it tell little.
-    """
-    table = cell.transplants.copy()
-    table.insert(0, "model", [cell.names[into == "b"] for into in table["into"]])
-    if spreads is not None:
-        table["left"] = 1 - (table["error"] / table["model"].map(spreads)) ** 2
-    else:
-        table["left"] = table["faithfulness"]
+def transplants(found: ng.Comparison) -> pd.DataFrame:
+    """What comes back in both models with each circuit kept alone, with whose model it is."""
+    table = found.transplants.copy()
+    table.insert(0, "model", [found.names[into == "b"] for into in table["into"]])
     return table

@@ -248,32 +248,11 @@ class Circuit:
 
     def explain(self, neuron: Neuron | tuple[Any, ...], k: int = 3) -> str:
         """Describe one neuron in words: its statistics, effects, edges and strongest paths."""
+        from neurograph.explanation import explain
+
         neuron = Neuron(*neuron)
         self._check_neuron(neuron)
-        data = self.graph.nodes[neuron]
-        lines = [f"{data['name']} ({neuron}), {data['sign']}"]
-        lines.append(
-            f"  effect on {self.target}: {format_effect(data['effect'], data['stderr'])} through "
-            f"the circuit, {format_effect(data['total_effect'], data['total_stderr'])} in all"
-        )
-        if "mean" in data:
-            lines.append(
-                f"  activation: mean {data['mean']:.3g}, std {data['std']:.3g}, "
-                f"from {data['min']:.3g} to {data['max']:.3g} over {data['count']} values"
-            )
-        for title, edges in (
-            ("reads", [(u, d) for u, _, d in self.graph.in_edges(neuron, data=True)]),
-            ("is read by", [(v, d) for _, v, d in self.graph.out_edges(neuron, data=True)]),
-        ):
-            edges.sort(key=lambda e: -abs(e[1]["effect"]))
-            told = [
-                f"{self.name(n)} {format_effect(d['effect'], d['stderr'])}" for n, d in edges[:k]
-            ]
-            if told:
-                more = f" and {len(edges) - k} more" if len(edges) > k else ""
-                lines.append(f"  {title}: {', '.join(told)}{more}")
-        lines += [f"  path: {path}" for path in self.paths(k, through=neuron)]
-        return "\n".join(lines)
+        return explain(self, neuron, k)
 
     def name(self, neuron: Neuron | tuple[Any, ...]) -> str:
         """What a neuron is called: a feature, a class, or ``layer[index]``."""

@@ -15,8 +15,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neurograph.arguments import (
+    Choose,
+    Data,
+    Factory,
+    File,
+    Format,
+    Html,
+    Label,
+    Out,
+    Output,
+    Quiet,
+    Weights,
+    load_data,
+    load_model,
+)
+from neurograph.compare_command import compare
 from neurograph.console import Commands, say
-from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.errors import SearchInterrupted
 from neurograph.options import (
     read_contrast,
     read_groups,
@@ -28,8 +44,6 @@ from neurograph.options import (
 from neurograph.report import tables
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from neurograph.circuit import Circuit
 
 __all__ = ["app", "main"]
@@ -49,51 +63,6 @@ class Sign(StrEnum):
 
     positive = "positive"
     negative = "negative"
-
-
-class Format(StrEnum):
-    """How a result is printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
-Factory = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:FACTORY",
-        help="The model: an importable module or a .py file, and in it a model, or what returns "
-        "one when called without arguments.",
-    ),
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        metavar="FILE|MODULE:LOADER",
-        help="The data: a .csv, .npy, .npz, .pt or .safetensors file, or any data that "
-        "neurograph.search takes, or what returns it.",
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Its weights: .safetensors or a torch file.")
-]
-Label = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="CSV column that is the label, no input.")
-]
-Choose = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,…",
-        help="Which modules are layers: names or patterns of the last names of their paths, as "
-        "o_proj, layers.*.mlp or, for its input side, o_proj:input; else all with parameters.",
-    ),
-]
-File = Annotated[Path, typer.Argument(metavar="X.circuit", help="A saved circuit.")]
-Out = Annotated[Path | None, typer.Option(metavar="X.circuit", help="Save the circuit here.")]
-Html = Annotated[Path | None, typer.Option(metavar="X.html", help="Write the page here.")]
-Output = Annotated[Format, typer.Option("--format", help="How to print the result.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -201,15 +170,15 @@ def explore(
         check_writable(path)
     try:
         circuit = search(
-            _model(factory, weights, seed),
-            _data(data, label),
+            load_model(factory, weights, seed),
+            load_data(data, label),
             target,
             layers=read_names(choose),
             groups=read_groups(groups),
             positions=read_positions(positions),  # type: ignore[arg-type]  # checked there
             contrast=read_contrast(contrast),
             background=background,  # type: ignore[arg-type]  # checked there
-            reference=int(reference) if reference.isdecimal() else _data(reference, label),
+            reference=int(reference) if reference.isdecimal() else load_data(reference, label),
             keep=keep,
             scorer=scorer,  # type: ignore[arg-type]  # checked there
             budget=int(budget) if budget.isdecimal() else budget,
@@ -285,7 +254,9 @@ def layers(
     """
     from neurograph.replay.wiring import layer_graph
 
-    graph = layer_graph(_model(factory, weights, 0), _data(data, label), layers=read_names(choose))
+    graph = layer_graph(
+        load_model(factory, weights, 0), load_data(data, label), layers=read_names(choose)
+    )
     rows = tables.layer_rows(graph)
     if output is Format.table:
         tables.show(tables.layer_table(rows))
@@ -312,6 +283,9 @@ def report(file: File, html: Html = None, quiet: Quiet = False) -> None:
     tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
 
 
+app.command()(compare)
+
+
 @_demos.command()
 def heart(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to.")] = Path("outputs"),
@@ -335,30 +309,6 @@ def main() -> None:
             # A terminal of another encoding shows escapes, rather than nothing at all.
             stream.reconfigure(errors="backslashreplace")
     app()
-
-
-# -- from words to values ------------------------------------------------------------------------
-
-
-def _model(factory: str, weights: Path | None, seed: int) -> nn.Module:
-    import torch
-
-    from neurograph.objects import find_object
-    from neurograph.weights import load_weights
-
-    torch.manual_seed(seed)  # for weights that no file replaces
-    model = find_object(factory, as_it_is=torch.nn.Module)
-    if not isinstance(model, torch.nn.Module):
-        raise OptionError(f"{factory!r} gives {type(model).__name__}, not a torch.nn.Module")
-    return model if weights is None else load_weights(model, weights)
-
-
-def _data(data: str, label: str | None) -> Any:
-    from neurograph.files import SUFFIXES, read_data
-    from neurograph.objects import find_object
-
-    is_file = data.lower().endswith(SUFFIXES) or Path(data).is_file()
-    return read_data(data, label) if is_file else find_object(data)
 
 
 def _write(circuit: Circuit, out: Path | None, html: Path | None, quiet: bool) -> None:

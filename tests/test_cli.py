@@ -177,7 +177,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["explore"], ["paths"], ["layers"], ["report"], ["demo", "heart"]]
+    "words", [[], ["explore"], ["paths"], ["layers"], ["report"], ["compare"], ["demo", "heart"]]
 )
 def test_help_has_an_example(words: list[str]) -> None:
     result = done(*words, "--help")

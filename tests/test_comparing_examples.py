@@ -64,13 +64,12 @@ def test_heart_seeds(example: Any, tmp_path: Path) -> None:
 
 
 @needs_heart
-def test_what_is_left_is_the_share_of_the_variance(example: Any, tmp_path: Path) -> None:
+def test_what_is_left_is_what_a_plain_run_gives_back(example: Any, tmp_path: Path) -> None:
     seeds, overlaps = example("compare_heart_seeds"), example("overlaps")
     data = seeds.heart.load_data(0)
     models = {f"seed {s}": seeds.untrained(s).requires_grad_(False) for s in (0, 1)}
     cell = seeds.compared(models, data, 6, 20)["seed 0", "seed 1"]
-    spreads = {name: overlaps.spread(model, data.train.X) for name, model in models.items()}
-    table = overlaps.survival(cell, spreads).set_index(["model", "kept"])
+    table = overlaps.transplants(cell).set_index(["model", "kept"])
     model, kept = models["seed 0"], cell.a.graph
     hidden = {"linear1": torch.zeros(512, dtype=bool), "linear2": torch.zeros(1024, dtype=bool)}
     features = torch.zeros(17, dtype=bool)
@@ -95,8 +94,11 @@ def test_what_is_left_is_the_share_of_the_variance(example: Any, tmp_path: Path)
     whole = forward(X, None)
     means = {name: values.mean(0) for name, values in made.items()}
     alone = forward(torch.where(features, X, X.mean(0)), means)
-    expected = 1 - (alone - whole).square().mean() / whole.var(correction=0)
-    assert table.at[("seed 0", "own"), "left"] == pytest.approx(float(expected), abs=1e-3)
+    for flags in (features, *hidden.values()):
+        flags[:] = False
+    nothing = forward(X.mean(0).expand_as(X), means)
+    expected = 1 - (alone - whole).square().mean() / (nothing - whole).square().mean()
+    assert table.at[("seed 0", "own"), "recovered"] == pytest.approx(float(expected), abs=1e-3)
 
 
 def shapes(example: Any) -> tuple[ModuleType, Any]:

@@ -1,1 +1,1 @@
-"""Circuits of two models put side by side: which neurons correspond, and what they share."""
+"""Circuits of two models put side by side: what they share, beside chance, and what changed."""

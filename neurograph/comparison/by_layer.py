@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurograph.comparison.matching import Matching
 from neurograph.comparison.null import chance
 from neurograph.comparison.sides import Effects, Numbers, Side, share
+from neurograph.matching.matching import Matching
 
 __all__ = ["count_by_layer", "layer_table"]
 

@@ -9,11 +9,12 @@ from typing import Any, overload
 
 from neurograph.circuit import Circuit
 from neurograph.comparison.many import Comparisons
-from neurograph.comparison.options import Align, Match, Options
+from neurograph.comparison.options import Match, Options
 from neurograph.comparison.pairwise import compare_two
 from neurograph.comparison.result import Comparison
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.faithfulness.ablated import Ablation
+from neurograph.matching.alignment import Align
 from neurograph.progress import Progress
 
 __all__ = ["Circuits", "compare"]
@@ -44,7 +45,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     budget: int | str = "20s",
     transplants: int = 20,
     ablation: Ablation = "mean",
-    reference: int = 128,
+    reference: int | Any = 128,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Comparison | Comparisons:
@@ -91,8 +92,8 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
         How many random sets of neurons beside each transplant; 0 for no transplants.
     ablation : {"mean", "zero", "resample"}
         What neurons are that a transplant does not keep; see `faithfulness`.
-    reference : int
-        On how many samples transplants are measured.
+    reference : int or data
+        On how many samples of the data transplants are measured, or on which.
     seed : int
         Chooses samples and permutations.
     progress : bool, optional
@@ -123,6 +124,9 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     Weighted overlaps are Ruzicka's index of effects as shares of the sum of their circuit's: the
     sum of the smaller shares over that of the larger, where opposite signs have nothing in common.
     Neurons of layers that the target alone reads do not count: the target names them.
+
+    What chance says of matching by activation is whether neurons that act alike also matter alike.
+    Wide untrained networks show a little of that: neurons that act alike also move about as far.
 
     The result does not depend on which circuit is named first, but for the sign of differences.
 

@@ -15,9 +15,9 @@ from neurograph import archive
 from neurograph.atomic import check_writable, write_atomically
 from neurograph.circuit import Circuit
 from neurograph.comparison.many import Comparisons
-from neurograph.comparison.matching import LayerMatch, Matching
 from neurograph.comparison.result import Comparison
 from neurograph.layers import Neuron
+from neurograph.matching.matching import LayerMatch, Matching
 
 __all__ = ["load", "load_many", "save", "save_many"]
 

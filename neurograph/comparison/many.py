@@ -112,13 +112,13 @@ class Comparisons:
             ``name``, ``layer`` (of a neuron, of an edge's or path's first one), ``circuits`` (how
             many have it), ``share`` (of all circuits), ``positive`` (in how many of these its
             effect is positive), ``effect`` and ``std`` (mean and standard deviation of its effect
-            over these), and for each circuit a column with its effect there, NaN where it is not
-            in it.
+            over these), and for each circuit a column ``effect_NAME``, NaN where it is not in it.
 
         Raises
         ------
         OptionError
-            There is nothing such, or rows and columns differ.
+            There is nothing such, rows and columns differ, or a circuit was not compared with the
+            first one, as an interruption leaves it.
         """
         if of not in ("neurons", "edges", "paths"):
             raise OptionError(f"of={of!r} is none of neurons, edges, paths")

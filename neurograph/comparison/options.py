@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from neurograph.errors import OptionError
 from neurograph.faithfulness.ablated import Ablation, check_ablations
+from neurograph.matching.alignment import ALIGNMENTS, Align
 from neurograph.scoring.budget import parse_budget
 
-__all__ = ["ACROSS", "Align", "Match", "Options"]
+__all__ = ["ACROSS", "Match", "Options"]
 
 Match = Literal["identity", "activation"] | Mapping[Any, Any]
-Align = Literal["auto", "depth", "cka"]
 ACROSS = ("target", "data")
 
 
@@ -31,7 +31,7 @@ class Options:
     budget: int | str = "20s"
     transplants: int = 20
     ablation: Ablation = "mean"
-    reference: int = 128
+    reference: int | Any = 128
     seed: int = 0
     progress: bool | None = None
 
@@ -41,13 +41,14 @@ class Options:
             raise OptionError(
                 f"match={self.match!r} is neither 'identity', 'activation' nor a mapping"
             )
-        if self.align not in ("auto", "depth", "cka"):
-            raise OptionError(f"align={self.align!r} is none of 'auto', 'depth', 'cka'")
+        if self.align not in ALIGNMENTS:
+            raise OptionError(f"align={self.align!r} is none of {', '.join(ALIGNMENTS)}")
         if isinstance(self.across, str) or not set(self.across) <= set(ACROSS):
             raise OptionError(f"across={self.across!r}: pass some of {ACROSS}, like ('target',)")
         for name, least in (("samples", 4), ("draws", 0), ("transplants", 0), ("reference", 2)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name}={getattr(self, name)} must be {least} or more")
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise OptionError(f"{name}={value} must be {least} or more")
         if not 0 <= self.least < 1:
             raise OptionError(f"least={self.least} must lie in [0, 1)")
         if self.seed < 0:
@@ -62,4 +63,5 @@ class Options:
         told["match"] = self.match if isinstance(self.match, str) else "mapping"
         told["across"] = sorted(self.across)
         told["data"] = None if self.data is None else "given"
+        told["reference"] = self.reference if isinstance(self.reference, int) else "given"
         return told

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import by_name
 from neurograph.comparison.sides import Effects, Numbers, Side, partners, share, side_of
+from neurograph.matching.given import by_name
 
 __all__ = ["MEASURES", "Overlap", "Overlaps", "overlap_by_name"]
 
@@ -110,7 +110,7 @@ class Overlaps:
     def _common_edges(self, partner: Numbers) -> tuple[Numbers, Numbers]:
         """Places of the edges that both have, among a's and among b's."""
         ends = partner[self.b.edges]
-        here = np.flatnonzero((ends >= 0).all(axis=1))
+        here = np.flatnonzero((ends >= 0).all(axis=1) & self.a.kept[ends].all(axis=1))
         if not len(self.a.edges):
             return here[:0], here[:0]
         wanted = ends[here, 0] * len(self.a) + ends[here, 1]

@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.activation import by_activation, with_cka
 from neurograph.comparison.by_layer import count_by_layer, layer_table
 from neurograph.comparison.differences import (
     Samples,
@@ -20,7 +19,6 @@ from neurograph.comparison.differences import (
     same_samples,
     sample_effects,
 )
-from neurograph.comparison.matching import Matching, by_mapping, by_name
 from neurograph.comparison.null import measured, permuted
 from neurograph.comparison.options import Options
 from neurograph.comparison.overlap import MEASURES, Overlaps
@@ -30,59 +28,63 @@ from neurograph.comparison.result import Comparison
 from neurograph.comparison.sides import Numbers, Side, partners, side_of
 from neurograph.comparison.tables import edge_table, neuron_table, path_table
 from neurograph.comparison.transplant import no_transplants, transplant
+from neurograph.matching.activation import by_activation, with_cka
+from neurograph.matching.given import by_mapping, by_name
+from neurograph.matching.matching import Matching
 from neurograph.scoring.budget import parse_budget
 
 __all__ = ["compare_two"]
 
 
 def compare_two(a: Circuit, b: Circuit, names: tuple[str, str], options: Options) -> Comparison:
-    """Compare two circuits; see `compare`.
-
-    Which of two optimal matchings is found, and which permutations are drawn, must not depend on
-    who is named first: the circuits are compared in an order of their own.
-    """
-    sides = side_of(a), side_of(b)
-    turned = sides[1].key() < sides[0].key()
-    first, second = (sides[1], sides[0]) if turned else sides
-    found = _compared(first, second, (names[1], names[0]) if turned else names, options)
-    return found.flipped() if turned else found
+    """Compare two circuits; see `compare`."""
+    notes = check_comparable(a, b, names, options)
+    return _compared(side_of(a), side_of(b), names, notes, options)
 
 
-def _compared(a: Side, b: Side, names: tuple[str, str], options: Options) -> Comparison:
-    notes = check_comparable(a.circuit, b.circuit, names, options)
-    attached = [side.circuit.is_attached for side in (a, b)]
-    matching = _matching(a.circuit, b.circuit, options)
+def _compared(
+    a: Side, b: Side, names: tuple[str, str], notes: Sequence[str], options: Options
+) -> Comparison:
+    attached = a.circuit.is_attached and b.circuit.is_attached
+    # Chance must not depend on who is named first: it draws for the circuits in their own order.
+    turned = b.key() < a.key()
+    matching = _matching(a.circuit, b.circuit, options, turned)
+    order = (b, a, matching.flipped()) if turned else (a, b, matching)
+    measures, null, by_layer = _measures(*order, options)
     partner = partners(a, b, matching)
-    overlaps = Overlaps(a, b)
-    null, by_layer = _null(a, b, matching, partner, overlaps, options)
     union = Union(neuron_pairs(a, b, partner), edge_pairs(a, b, partner), path_pairs(a, b, partner))
     samples = _samples(a, b, union, options)
-    paired = all(attached) and same_samples(a.circuit.study, b.circuit.study)
+    paired = attached and same_samples(a.circuit.study, b.circuit.study)
     tables = (
         neuron_table(a, b, union.neurons, samples, matching, paired=paired),
         edge_table(a, b, union.edges, samples, paired=paired),
         path_table(a, b, union.paths, samples, paired=paired),
     )
+    transplants = _transplants(a, b, partner, options)
     return Comparison(
         a.circuit.detach(),
         b.circuit.detach(),
         names,
         matching,
-        measured(overlaps(partner), null),
-        {name: null[:, place] for place, name in enumerate(MEASURES)},
+        measures,
+        null,
         layer_table(a, b, matching, count_by_layer(a, b, matching, partner), by_layer),
-        _transplants(a, b, partner, options),
-        (*notes, *_notes(matching, names, samples, paired)),
+        transplants,
+        (*notes, *_notes(matching, names, samples, paired=paired)),
         {"options": options.describe()},
         *tables,
     )
 
 
-def _matching(a: Circuit, b: Circuit, options: Options) -> Matching:
+def _matching(a: Circuit, b: Circuit, options: Options, turned: bool) -> Matching:
     told: dict[str, Any] = {"samples": options.samples, "seed": options.seed}
     told["progress"] = options.progress
     if options.match == "activation":
-        return by_activation(a, b, options.data, align=options.align, least=options.least, **told)
+        # Of equally good matchings the same one must be found, whoever is named first.
+        pair = (b, a) if turned else (a, b)
+        told |= {"align": options.align, "least": options.least}
+        found = by_activation(*pair, options.data, **told)
+        return found.flipped() if turned else found
     named = by_mapping(a, b, options.match) if isinstance(options.match, Mapping) else by_name(a, b)
     can_run = a.is_attached and b.is_attached
     if can_run and (options.data is not None or same_data(a, b)):
@@ -90,17 +92,22 @@ def _matching(a: Circuit, b: Circuit, options: Options) -> Matching:
     return named
 
 
-def _null(
-    a: Side, b: Side, matching: Matching, partner: Numbers, overlaps: Overlaps, options: Options
-) -> tuple[NDArray[np.float64], Numbers]:
-    """Measures by chance ``[draws, measures]``, common neurons ``[draws, pairs of layers]``."""
+def _measures(
+    a: Side, b: Side, matching: Matching, options: Options
+) -> tuple[pd.DataFrame, dict[str, NDArray[np.float64]], Numbers]:
+    """Measures beside chance, chance itself, and by chance the neurons that layers share.
+
+    The last is ``[draws, pairs of layers]``.
+    """
+    partner, overlaps = partners(a, b, matching), Overlaps(a, b)
     null = np.empty((options.draws, len(MEASURES)))
     common = np.empty((options.draws, len(matching.layers)), dtype=np.int64)
     every = permuted(a, b, partner, options.draws, options.seed, options.progress)
     for row, by_layer, drawn in zip(null, common, every, strict=True):
         row[:] = astuple(overlaps(drawn))
         by_layer[:] = count_by_layer(a, b, matching, drawn)
-    return null, common
+    columns = {name: null[:, place] for place, name in enumerate(MEASURES)}
+    return measured(overlaps(partner), null), columns, common
 
 
 def _samples(a: Side, b: Side, union: Union, options: Options) -> list[Samples | None]:
@@ -131,7 +138,11 @@ def _transplants(a: Side, b: Side, partner: Numbers, options: Options) -> pd.Dat
 
 
 def _notes(
-    matching: Matching, names: tuple[str, str], samples: Sequence[Samples | None], paired: bool
+    matching: Matching,
+    names: tuple[str, str],
+    samples: Sequence[Samples | None],
+    *,
+    paired: bool,
 ) -> Iterator[str]:
     ties = matching.ties()
     if len(ties):

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching
 from neurograph.errors import OptionError
+from neurograph.matching.matching import Matching
 
 __all__ = ["STATUSES", "Comparison", "Status"]
 
@@ -52,11 +52,13 @@ class Comparison:
         What is left of one model's target with some of its neurons kept and all others ablated:
         ``into`` (a or b: whose model), ``kept`` (``own``: its own circuit; ``other``: the neurons
         that match the other circuit's; ``random``: as many in each layer, drawn at random),
-        ``neurons``, ``value`` (mean target), ``faithfulness`` (0 as with nothing kept, 1 as the
-        whole model), ``faithfulness_low`` and ``faithfulness_high`` (2.5% and 97.5% of the random
-        draws), ``error`` (root mean square distance of the samples' targets to those of the whole
-        model), and ``p_value``: of ``other``, the chance of an error as small with random neurons.
-        Empty where a model is not attached.
+        ``neurons``; ``recovered``, how much of the samples' targets comes back, 1 − (error /
+        error with nothing kept)²: 1 as the whole model, 0 as nothing, below 0 worse than nothing;
+        ``recovered_low``, ``recovered_high`` (2.5% and 97.5% of the random draws); ``p_value`` (of
+        ``other``: the chance of as much with random neurons); ``error``, the root mean square
+        distance of the samples' targets to those of the whole model; ``value``, the mean target,
+        and its ``faithfulness`` as `faithfulness` has it, which tells little where the mean hardly
+        depends on the model. Empty where a model is not attached.
     notes : tuple of str
         What to bear in mind: other targets, data or options, ties, errors that are not paired.
     provenance : mapping
@@ -93,7 +95,8 @@ class Comparison:
             ``neuron_a``, ``neuron_b`` (a `Neuron`, None where it has no partner), ``name``,
             ``status``; ``effect_a``, ``stderr_a``, ``effect_b``, ``stderr_b`` (NaN where unknown),
             ``difference`` (b less a) with its ``stderr``, all in units of the target;
-            ``similarity`` and ``tied`` of the pair.
+            ``similarity`` and ``tied`` of the pair; ``counted``, whether the measures count it:
+            outputs that the target alone reads are given with the target.
         """
         return _chosen(self._neurons, status)
 
@@ -158,7 +161,10 @@ class Comparison:
 
     @property
     def sign_agreement(self) -> float:
-        """Of these neurons, the share whose effects have the same sign in both models."""
+        """Of these neurons, the share whose effects have the same sign in both models.
+
+        Where nearly all effects have one sign, chance gives nearly as much.
+        """
         return self._value("sign_agreement")
 
     @property
@@ -191,7 +197,7 @@ class Comparison:
             into = self.names[row.into == "b"]
             lines.append(
                 f"  {into} with the neurons of {_WHOSE[row.kept]} alone: "
-                f"{row.faithfulness:.0%} of its target"
+                f"{row.recovered:.0%} of its target"
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 

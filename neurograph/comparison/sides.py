@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -12,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching, is_given, size_of
 from neurograph.layers import Neuron
+from neurograph.matching.layers_of import is_end, size_of
+from neurograph.matching.matching import Matching
 from neurograph.selection import SIGNS, Sign
 
 __all__ = ["Side", "Span", "Spans", "partners", "side_of"]
@@ -82,11 +85,19 @@ class Side:
 
     def neuron(self, number: int) -> Neuron:
         """Name the neuron with a number."""
-        layer, span = next((n, s) for n, s in self.spans.items() if s.start <= number < s.stop)
+        layer, span = self._owners[bisect.bisect_right(self._starts, number) - 1]
         unit = number - span.start
         if span.positions is None:
             return Neuron(layer, unit)
         return Neuron(layer, *divmod(unit, span.positions))
+
+    @functools.cached_property
+    def _owners(self) -> list[tuple[str, Span]]:
+        return [(layer, span) for layer, span in self.spans.items() if span.indices]
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return [span.start for _, span in self._owners]
 
     def sign(self, number: int) -> Sign:
         """Say which sign's search tells a neuron's effect: that in which it is stronger."""
@@ -99,9 +110,13 @@ class Side:
         known = [sign for sign in SIGNS if sign in table] or [*SIGNS]
         return max(known, key=lambda s: abs(table[s][neuron[1:]]) if s in table else 0.0)
 
+    def is_end(self, number: int) -> bool:
+        """Whether the target alone reads a neuron's layer."""
+        return is_end(self.circuit.layers, self.neuron(number).layer)
+
     def free(self) -> Iterator[Span]:
         """Yield the layers whose neurons are no given outputs."""
-        return (s for name, s in self.spans.items() if not _is_end(self.circuit, name))
+        return (s for name, s in self.spans.items() if not is_end(self.circuit.layers, name))
 
     def key(self) -> bytes:
         """Digest of what is compared: tells circuits apart, whichever is named first."""
@@ -139,7 +154,7 @@ def side_of(circuit: Circuit) -> Side:
     for neuron, data in circuit.graph.nodes(data=True):
         number = numbers[neuron]
         effect[number], stderr[number] = data["effect"], data["stderr"]
-        kept[number], counted[number] = True, not _is_end(circuit, neuron.layer)
+        kept[number], counted[number] = True, not is_end(circuit.layers, neuron.layer)
     edges = list(circuit.graph.edges(data=True))
     return Side(
         circuit,
@@ -154,11 +169,6 @@ def side_of(circuit: Circuit) -> Side:
         tuple(tuple(numbers[n] for n in path.neurons) for path in circuit.strongest),
         np.array([path.effect for path in circuit.strongest], dtype=float),
     )
-
-
-def _is_end(circuit: Circuit, layer: str) -> bool:
-    """Whether the target alone reads a layer: its neurons are given with the target."""
-    return is_given(circuit.layers, layer) and bool(circuit.layers.nodes[layer]["output"])
 
 
 def partners(a: Side, b: Side, matching: Matching) -> Numbers:

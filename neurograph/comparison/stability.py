@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import Matching
 from neurograph.comparison.result import Comparison
+from neurograph.errors import OptionError
 from neurograph.layers import Neuron
+from neurograph.matching.layers_of import is_end
+from neurograph.matching.matching import Matching
 
 __all__ = ["Of", "stable"]
 
@@ -24,6 +26,9 @@ def stable(
 ) -> pd.DataFrame:
     """Table as `Comparisons.stable` gives it."""
     first = names[0]
+    missing = [name for name in names[1:] if (first, name) not in cells]
+    if missing:
+        raise OptionError(f"{missing[0]!r} was not compared with {first!r}: compare all again")
     effects: dict[tuple[str, Item], dict[str, float]] = {}
     called: dict[tuple[str, Item], str] = {}
     for name in names:
@@ -39,9 +44,10 @@ def stable(
         (called[key], key[1][0].layer, *_summed(found, len(names)), *map(found.get, names))
         for key, found in effects.items()
     ]
-    columns = ["name", "layer", "circuits", "share", "positive", "effect", "std", *names]
+    own = [f"effect_{name}" for name in names]
+    columns = ["name", "layer", "circuits", "share", "positive", "effect", "std", *own]
     table = pd.DataFrame(rows, columns=columns)
-    table[list(names)] = table[list(names)].astype(float)
+    table[own] = table[own].astype(float)
     strength = table["effect"].abs()
     order = table.assign(strength=strength).sort_values(
         ["circuits", "strength", "name"], ascending=[False, False, True], kind="stable"
@@ -51,7 +57,9 @@ def stable(
 
 def _items(circuit: Circuit, of: Of) -> list[tuple[Item, float]]:
     if of == "neurons":
-        return [((n,), data["effect"]) for n, data in circuit.graph.nodes(data=True)]
+        # Outputs that the target alone reads are in every circuit: the target names them.
+        nodes = circuit.graph.nodes(data="effect")
+        return [((n,), effect) for n, effect in nodes if not is_end(circuit.layers, n.layer)]
     if of == "edges":
         return [((u, v), data["effect"]) for u, v, data in circuit.graph.edges(data=True)]
     return [(path.neurons, path.effect) for path in circuit.strongest]

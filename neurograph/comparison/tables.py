@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from neurograph.comparison.differences import Samples, paired_stderr
-from neurograph.comparison.matching import Matching
 from neurograph.comparison.pairs import Pairs
 from neurograph.comparison.sides import Effects, Side
 from neurograph.layers import Neuron
+from neurograph.matching.matching import Matching
 
 __all__ = ["edge_table", "neuron_table", "path_table"]
 
@@ -58,6 +58,8 @@ def neuron_table(
     table = pd.concat([table, effects], axis=1)
     table["similarity"] = [similarity for similarity, _ in told]
     table["tied"] = np.array([tied for _, tied in told], dtype=bool)
+    places = [(a, x) if x is not None else (b, y) for x, y in zip(pairs.a, pairs.b, strict=True)]
+    table["counted"] = np.array([not side.is_end(number) for side, number in places], dtype=bool)
     return _by_change(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from neurograph.comparison.null import chance
 from neurograph.comparison.options import Options
 from neurograph.comparison.sides import Numbers, Side
 from neurograph.faithfulness.components import Components, Flags, neurons_of
-from neurograph.faithfulness.measure import measuring
+from neurograph.faithfulness.measure import Ends, Point, measuring
 from neurograph.faithfulness.rankings import inputs_of
 from neurograph.progress import Progress
 from neurograph.study import Study, prepare
@@ -19,9 +20,10 @@ from neurograph.study import Study, prepare
 __all__ = ["TRANSPLANT_COLUMNS", "Plan", "no_transplants", "transplant", "transplant_plan"]
 
 TRANSPLANT_COLUMNS = (
-    *("into", "kept", "neurons", "value", "faithfulness"),
-    *("faithfulness_low", "faithfulness_high", "error", "p_value"),
+    *("into", "kept", "neurons", "recovered", "recovered_low", "recovered_high", "p_value"),
+    *("error", "value", "faithfulness"),
 )
+_KINDS = {"neurons": int, "recovered_low": float, "recovered_high": float, "p_value": float}
 _INTERVAL = (0.025, 0.975)
 
 
@@ -103,7 +105,13 @@ def transplant(
         for start in range(0, len(sets), measure.at_once):
             points += measure(sets[start : start + measure.at_once], ablation)
             bar.advance(len(points) - start)
-    table = pd.DataFrame(
+    return _table(into, sets, points, ends)
+
+
+def _table(into: str, sets: Sequence[Flags], points: Sequence[Point], ends: Ends) -> pd.DataFrame:
+    """Rows of a model's own circuit, of the other's, and of all random sets together."""
+    nothing = ends.empty.error
+    found = pd.DataFrame(
         {
             "neurons": [int(flags.sum()) for flags in sets],
             "value": [point.value for point in points],
@@ -111,25 +119,20 @@ def transplant(
             "error": [point.error for point in points],
         }
     )
-    random = table.iloc[2:]
-    low, high = (
-        random["faithfulness"].quantile(_INTERVAL[0]),
-        random["faithfulness"].quantile(_INTERVAL[1]),
-    )
+    found["recovered"] = 1 - (found["error"] / nothing) ** 2 if nothing else np.nan
+    random = found.iloc[2:]
+    rows = found.iloc[:2].assign(kept=["own", "other"])
     # Small errors are good ones, so the sign turns.
-    p_value = chance(-table["error"][1], -random["error"].to_numpy())
-    rows = [
-        (into, "own", *table.loc[0, _FOUND], np.nan, np.nan, table["error"][0], np.nan),
-        (into, "other", *table.loc[1, _FOUND], np.nan, np.nan, table["error"][1], p_value),
-    ]
+    rows["p_value"] = [np.nan, chance(-found.at[1, "error"], -random["error"].to_numpy())]
     if len(random):
-        means = random.mean()
-        rows.append((into, "random", *means[_FOUND], low, high, means["error"], np.nan))
-    found = pd.DataFrame(rows, columns=[*TRANSPLANT_COLUMNS])
-    return found.astype({"neurons": int})
-
-
-_FOUND = ["neurons", "value", "faithfulness"]
+        ends_of = {
+            f"recovered_{end}": random["recovered"].quantile(level)
+            for end, level in zip(("low", "high"), _INTERVAL, strict=True)
+        }
+        drawn = pd.DataFrame([{**random.mean(), **ends_of, "kept": "random"}])
+        rows = pd.concat([rows, drawn], ignore_index=True)
+    rows = rows.assign(into=into).reindex(columns=list(TRANSPLANT_COLUMNS))
+    return rows.astype(_KINDS)
 
 
 def _fresh(study: Study, options: Options) -> Study:
@@ -149,4 +152,4 @@ def _fresh(study: Study, options: Options) -> Study:
 
 def no_transplants() -> pd.DataFrame:
     """Give the table for models that are not there."""
-    return pd.DataFrame(columns=[*TRANSPLANT_COLUMNS]).astype({"neurons": int})
+    return pd.DataFrame(columns=[*TRANSPLANT_COLUMNS]).astype(_KINDS)

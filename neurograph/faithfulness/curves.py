@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import nn
 from torchmetrics import Metric
 
@@ -324,8 +323,7 @@ def _ends_table(
     rows = []
     for name, two in ends.items():
         gap = two.full.value - two.empty.value
-        reach = stdtrit(max(recording.size - 1, 1), (1 + confidence) / 2) * two.stderr
-        told = not two.same and bool(abs(gap) > reach)
+        told = two.told(recording.size, confidence)
         rows.append((name, two.full.value, two.empty.value, gap, two.stderr, told))
     columns = ["ablation", "full", "empty", "difference", "stderr", "told"]
     table = pd.DataFrame(rows, columns=columns)

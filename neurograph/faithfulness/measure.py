@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -68,6 +69,12 @@ class Ends:
     empty: Point
     stderr: float
     same: bool
+
+    def told(self, samples: int, confidence: float = 0.95) -> bool:
+        """Whether the difference is not 0, by Student's t over so many samples."""
+        gap = abs(self.full.value - self.empty.value)
+        reach = stdtrit(max(samples - 1, 1), (1 + confidence) / 2) * self.stderr
+        return not self.same and bool(gap > reach)
 
     def faithfulness(self, value: float) -> float:
         """Where a mean target lies between everything ablated, 0, and the whole model, 1."""

@@ -25,8 +25,8 @@ from neurograph.report.document import VIS_NETWORK, assemble
 from neurograph.report.layout import Columns, Node, Places, place, reduce_crossings, strength
 
 if TYPE_CHECKING:
-    from neurograph.comparison.matching import Matching
     from neurograph.comparison.result import Comparison
+    from neurograph.matching.matching import Matching
 
 __all__ = ["render", "write_page"]
 
@@ -251,6 +251,7 @@ def _nodes(
 def _neuron(comparison: Comparison, row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page tells of one neuron, or pair."""
     told = _effects(row) | {"similarity": row["similarity"], "tied": bool(row["tied"])}
+    told["counted"] = bool(row["counted"])
     graphs = comparison.a.graph, comparison.b.graph
     found = [row["neuron_a"], row["neuron_b"]]
     kept = [graph.nodes.get(n, {}) for graph, n in zip(graphs, found, strict=True)]

@@ -38,7 +38,6 @@ MEASURES = {
 Layers = tuple[str | None, tuple[str, ...]]
 
 _BINS = 24
-_FAR = 1.5  # from one half: beyond −100 % and 200 % a share means little
 _WIDTH, _HEIGHT = 168.0, 34.0  # of a small plot, in units of the SVG
 
 
@@ -86,15 +85,12 @@ class TransplantCard:
         Bars in percent of their room.
     p, errors : str
         Of the distances to the whole model.
-    far : bool
-        Whether shares lie so far out that the whole model hardly differs from nothing kept.
     """
 
     sentence: str
     rows: tuple[tuple[str, int, float, tuple[float, float] | None, str], ...]
     p: str
     errors: str
-    far: bool
 
 
 def written(value: float, places: int = 2) -> str:
@@ -260,26 +256,26 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
     by_kind = {row["kept"]: row for row in rows}
     parts = []
     if other := by_kind.get("other"):
-        left = percent(other["faithfulness"])
+        left = percent(other["recovered"])
         parts.append(
             f"{host} keeps only the neurons that match the circuit of {guest}: "
             f"{left} of its target is left"
         )
     if own := by_kind.get("own"):
-        parts.append(f"with its own circuit {percent(own['faithfulness'])}")
+        parts.append(f"with its own circuit {percent(own['recovered'])}")
     if drawn := by_kind.get("random"):
-        told = f"with as many random neurons {percent(drawn['faithfulness'])}"
+        told = f"with as many random neurons {percent(drawn['recovered'])}"
         parts.append(told + _interval(drawn))
     names_of = {"other": f"matching {guest}", "own": "its own circuit", "random": "random"}
     told_rows = tuple(
         (
             names_of.get(kind, kind),
             int(row["neurons"]),
-            _bar(row["faithfulness"]),
+            _bar(row["recovered"]),
             None
-            if math.isnan(row["faithfulness_low"])
-            else (_bar(row["faithfulness_low"]), _bar(row["faithfulness_high"])),
-            percent(row["faithfulness"]) + _interval(row),
+            if math.isnan(row["recovered_low"])
+            else (_bar(row["recovered_low"]), _bar(row["recovered_high"])),
+            percent(row["recovered"]) + _interval(row),
         )
         for kind, row in ((kind, by_kind[kind]) for kind in names_of if kind in by_kind)
     )
@@ -289,12 +285,11 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
         if kind in by_kind and not math.isnan(by_kind[kind]["error"])
     )
     p = written_p(by_kind["other"]["p_value"]) if "other" in by_kind else ""
-    far = any(abs(row["faithfulness"] - 0.5) > _FAR for row in rows)
-    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors, far)
+    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors)
 
 
 def _interval(row: dict[str, Any]) -> str:
-    low, high = row["faithfulness_low"], row["faithfulness_high"]
+    low, high = row["recovered_low"], row["recovered_high"]
     return "" if math.isnan(low) else f" [{percent(low)}, {percent(high)}]"
 
 

@@ -129,7 +129,7 @@ def _stable(table: pd.DataFrame) -> dict[str, Any]:
     numbers = shown.iloc[:, :first].set_axis(list(_STABLE), axis=1).to_dict("records")
     effects = shown.iloc[:, first:].to_numpy(dtype=float)
     return {
-        "circuits": [str(name) for name in table.columns[first:]],
+        "circuits": [str(name).removeprefix("effect_") for name in table.columns[first:]],
         "rows": [
             row | {"effects": own} for row, own in zip(numbers, effects.tolist(), strict=True)
         ],

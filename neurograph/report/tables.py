@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,8 @@ __all__ = [
     "LAYER_COLUMNS",
     "PATH_COLUMNS",
     "facts_table",
+    "frame_rows",
+    "frame_table",
     "layer_rows",
     "layer_table",
     "path_row",
@@ -145,6 +148,25 @@ def facts_table(circuit: Circuit) -> Table:
     for name, value in facts.items():
         table.add_row(Text(name, "bold"), _text(value))
     return table
+
+
+def frame_table(frame: pd.DataFrame) -> Table:
+    """Table of a DataFrame, numbers with three digits behind the point."""
+    table = Table(box=None, pad_edge=False)
+    for name in frame:
+        is_number = pd.api.types.is_numeric_dtype(frame[name])
+        table.add_column(str(name), justify="right" if is_number else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_text(f"{x:.3f}" if isinstance(x, float) else x) for x in row))
+    return table
+
+
+def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a DataFrame as plain values, None where a number is unknown."""
+    return [
+        {str(name): None if value != value else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
 
 
 def path_row(path: Path) -> dict[str, Any]:

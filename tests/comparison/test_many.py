@@ -51,9 +51,9 @@ def test_what_is_stable_is_counted() -> None:
     assert table.loc["a[0]", ["circuits", "positive"]].to_list() == [3, 2]
     assert table.loc["a[0]", "effect"] == 0.0
     assert table.loc["a[0]", "std"] == pytest.approx(np.std([1, 2, -3], ddof=1))
-    assert table.loc["a[0]", ["one", "two", "three"]].to_list() == [1, 2, -3]
+    assert table.loc["a[0]", ["effect_one", "effect_two", "effect_three"]].to_list() == [1, 2, -3]
     assert table.loc["a[2]", ["circuits", "share", "positive"]].to_list() == [2, 2 / 3, 0]
-    assert np.isnan(table.loc["a[2]", "one"])
+    assert np.isnan(table.loc["a[2]", "effect_one"])
     assert table["circuits"].is_monotonic_decreasing
     edges = ng.compare(CIRCUITS, draws=0).stable("edges").set_index("name")
     assert edges["circuits"].to_dict() == {"a[0] → b[0]": 2, "a[2] → b[1]": 1}
@@ -67,7 +67,7 @@ def test_stable_neurons_are_those_that_match() -> None:
     circuits = [ng.search(m, X, 1, keep="top:2") for m in twins]
     found = ng.compare(circuits, match="activation", draws=0, transplants=0)
     assert (found.stable()["circuits"] == 3).all()
-    assert len(found.stable()) == len(circuits[0].graph)
+    assert len(found.stable()) == len(circuits[0].graph) - 1  # without the target's own
     assert found.stable()["std"].to_numpy() == pytest.approx(0, abs=1e-9)
 
 

@@ -49,6 +49,8 @@ def test_what_is_left_is_what_a_plain_run_gives(ablation: str) -> None:
             assert row["faithfulness"] == pytest.approx(share, abs=1e-6)
             error = float((left - full).square().mean().sqrt())
             assert row["error"] == pytest.approx(error, abs=1e-9)
+            nothing = float((empty - full).square().mean())
+            assert row["recovered"] == pytest.approx(1 - error**2 / nothing, abs=1e-6)
 
 
 def test_a_twin_computes_it_with_the_same_parts() -> None:
@@ -70,7 +72,7 @@ def test_random_sets_have_as_many_neurons_of_each_layer_and_a_chance() -> None:
     for into in "ab":
         random = table.loc[(into, "random")]
         assert random["neurons"] == table.loc[(into, "other"), "neurons"]
-        assert random["faithfulness_low"] <= random["faithfulness"] <= random["faithfulness_high"]
+        assert random["recovered_low"] <= random["recovered"] <= random["recovered_high"]
         p_value = table.loc[(into, "other"), "p_value"]
         assert p_value * 16 == pytest.approx(round(p_value * 16))
         assert 1 / 16 <= p_value <= 1

@@ -12,8 +12,8 @@ import pandas as pd
 
 import neurograph as ng
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import LayerMatch, Matching
 from neurograph.comparison.result import Comparison
+from neurograph.matching.matching import LayerMatch, Matching
 
 NAMES = ("seed 0", "seed 1")
 
@@ -45,9 +45,7 @@ def alike(found: Comparison) -> Comparison:
 
 def transplants() -> pd.DataFrame:
     """As `Comparison.transplants` has them."""
-    columns = (
-        "into kept neurons value faithfulness faithfulness_low faithfulness_high error p_value"
-    )
+    columns = "into kept neurons value recovered recovered_low recovered_high error p_value"
     nan = math.nan
     rows = [
         ("b", "own", 19, 2.0, 0.91, nan, nan, 0.3, nan),
@@ -57,7 +55,7 @@ def transplants() -> pd.DataFrame:
         ("a", "other", 19, -0.1, -0.06, nan, nan, 2.4, 0.62),
         ("a", "random", 19, 0.3, 0.09, -0.2, 0.3, 2.3, nan),
     ]
-    return pd.DataFrame(rows, columns=columns.split())
+    return pd.DataFrame(rows, columns=columns.split()).assign(faithfulness=0.5)
 
 
 def without_layer(circuit: Circuit, layer: str) -> Circuit:

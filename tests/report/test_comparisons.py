@@ -67,7 +67,9 @@ def test_what_is_stable_travels_whole_or_is_counted(
         shown = [
             [math.nan if x is None else x for x in row["effects"]] for row in data[kind]["rows"]
         ]
-        np.testing.assert_allclose(shown, table[list(NAMES)].to_numpy(), rtol=1e-6)
+        np.testing.assert_allclose(
+            shown, table[[f"effect_{name}" for name in NAMES]].to_numpy(), rtol=1e-6
+        )
     monkeypatch.setattr(module, "_STABLE_SHOWN", 5)
     few = data_of(render(found))["stable"]["edges"]
     assert (len(few["rows"]), few["all"]) == (5, len(found.stable("edges")))

@@ -27,9 +27,16 @@
   const whole = (ref) => ref && `${ref[0]}[${ref[1]}]${ref[2] == null ? "" : `@${ref[2]}`}`;
   const keyOf = (side, ref) => `${side}|${JSON.stringify([ref[0], ref[1], ref[2] ?? null])}`;
   const placeOf = new Map();
+
+  /** A name without its layer, which stands above the column; the number alone if that is all. */
+  function within(node, label) {
+    const ref = [node.a, node.b].find((side) => whole(side) === label);
+    return ref ? label.slice(ref[0].length).replace(/^\[(\d+)\]$/, "$1") : label;
+  }
+
   nodes.forEach((node, i) => {
-    const ref = [node.a, node.b].find((side) => whole(side) === node.label); // else it has a name
-    node.short = ref ? node.label.slice(ref[0].length).replace(/^\[(\d+)\]$/, "$1") : node.label;
+    node.short = [node.label, node.label_b].filter(Boolean).map((label) => within(node, label))
+      .join(" ↔ ");
     node.where = [...new Set([node.a?.[0], node.b?.[0]].filter(Boolean))].join(" ↔ ");
     node.name = node.label_b ? `${node.label} ↔ ${node.label_b}` : node.label;
     node.hay = [node.name, node.a?.[0], node.b?.[0], whole(node.a), whole(node.b)].join("\n")
@@ -255,7 +262,7 @@
     let text = `${plural(total("neurons"), "neuron")} in either circuit: ${many(both)} in both with `
       + `one sign, ${many(flipped)} in both with opposite signs, ${many(a)} only in ${names[0]}, `
       + `${many(b)} only in ${names[1]}.`;
-    const first = [...nodes].sort((p, q) => p.row - q.row)[0];
+    const first = nodes.filter((n) => n.counted).sort((p, q) => p.row - q.row)[0];
     if (first) {
       text += ` Most changed: ${first.name}, from ${effectText(first.effect_a, first.stderr_a)} to `
         + `${effectText(first.effect_b, first.stderr_b)}.`;

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from neurograph.activations.collect import parts_that_fit
-from neurograph.comparison.cka import LayerCKA
-from neurograph.comparison.correlation import Correlation, channels_of
-from neurograph.comparison.paired import TwoModels
+from neurograph.matching.cka import LayerCKA
+from neurograph.matching.correlation import Correlation, channels_of
+from neurograph.matching.paired import TwoModels
 from neurograph.study import Study
 
 __all__ = ["LayerPair", "Measured", "layer_cka", "measure_pairs"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurograph.comparison.paired import side_by_side
-from neurograph.comparison.similarity import layer_cka, measure_pairs
+from neurograph.matching.paired import side_by_side
+from neurograph.matching.similarity import layer_cka, measure_pairs
 from tests import zoo
 from tests.case import as_data
-from tests.comparison.attached import circuit_of
+from tests.matching.attached import circuit_of
 from tests.reference import Reference
 from tests.zoo import Network
 

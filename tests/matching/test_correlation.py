@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neurograph.comparison.correlation import Correlation, channels_of
 from neurograph.layers import Layer
+from neurograph.matching.correlation import Correlation, channels_of
 from neurograph.units import units_of
-from tests.comparison.attached import arrived
+from tests.matching.attached import arrived
 
 EPS = torch.finfo(torch.float32).eps
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurograph.comparison.cka import LayerCKA, gram, unbiased_hsic
-from tests.comparison.attached import arrived
+from neurograph.matching.cka import LayerCKA, gram, unbiased_hsic
+from tests.matching.attached import arrived
 
 
 def cka(a: list[Tensor], b: list[Tensor], size: int = 10**6) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_what_does_not_vary_is_like_nothing() -> None:
 def test_a_layer_of_many_elements_is_summed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(12, 3, 4, 5)
     whole = gram(arrived(x))
-    monkeypatch.setattr("neurograph.comparison.cka._AT_ONCE", 100)
+    monkeypatch.setattr("neurograph.matching.cka._AT_ONCE", 100)
     torch.testing.assert_close(gram(arrived(x)), whole)
     flat = x.double().flatten(1) - x.double().flatten(1).mean(0)
     torch.testing.assert_close(whole, (flat @ flat.T).fill_diagonal_(0))

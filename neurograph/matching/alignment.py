@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.matching import is_given, layers_with_neurons
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE
+from neurograph.matching.layers_of import is_given, layers_with_neurons
 
 __all__ = ["ALIGNMENTS", "Align", "align_layers", "closeness_in_depth", "in_order"]
 

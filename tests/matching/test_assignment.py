@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurograph.comparison.assignment import TOLERANCE, Assignment, assign
+from neurograph.matching.assignment import TOLERANCE, Assignment, assign
 
 NAN = np.nan
 
@@ -106,7 +106,7 @@ def test_large_matrices_in_pieces_have_the_same_ties(monkeypatch: pytest.MonkeyP
         similarity[other] = similarity[one]
     similarity[:, order[7]] = similarity[:, order[30]]
     whole = assign(similarity)
-    monkeypatch.setattr("neurograph.comparison.assignment._AT_ONCE", 200)
+    monkeypatch.setattr("neurograph.matching.assignment._AT_ONCE", 200)
     pieces = assign(similarity)
     assert whole.ties == pieces.ties
     assert set(whole.ties) == exchangeable(similarity, whole, 0.0)

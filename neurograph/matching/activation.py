@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.alignment import Align, align_layers
-from neurograph.comparison.assignment import assign
-from neurograph.comparison.matching import LayerMatch, Matching, is_given, size_of
-from neurograph.comparison.paired import side_by_side
-from neurograph.comparison.similarity import LayerPair, Measured, layer_cka, measure_pairs
 from neurograph.errors import OptionError
+from neurograph.matching.alignment import Align, align_layers
+from neurograph.matching.assignment import assign
+from neurograph.matching.layers_of import is_given, size_of
+from neurograph.matching.matching import LayerMatch, Matching
+from neurograph.matching.paired import side_by_side
+from neurograph.matching.similarity import LayerPair, Measured, layer_cka, measure_pairs
 
 __all__ = ["by_activation", "with_cka"]
 
@@ -68,6 +69,20 @@ def by_activation(
     -----
     Matching by correlation is that of Li, Yosinski, Clune, Lipson & Hopcroft (2015,
     arXiv:1511.07543).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from neurograph import search
+    >>> model, other = (nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)) for _ in "ab")
+    >>> weights = model.state_dict().items()
+    >>> turned = {name: w.flip(0 if name[0] == "0" else -1) for name, w in weights}
+    >>> _ = other.load_state_dict(turned)
+    >>> data = torch.randn(50, 2)
+    >>> a, b = (search(m, data, 0, scorer="gradient", paths=0) for m in (model, other))
+    >>> by_activation(a, b).layers[1].pairs.tolist()
+    [[0, 3], [1, 2], [2, 1], [3, 0]]
     """
     if not 0 <= least < 1:
         raise OptionError(f"least={least} must lie in [0, 1)")
@@ -77,8 +92,9 @@ def by_activation(
             _check_positions(a, b, pair)
         given = {pair for pair in aligned if _by_index(a, b, pair)}
         found = measure_pairs(models, aligned, set(aligned) - given)
-        matches = {x.layers: _match(x, size_of(a, x.layers[0])[0], least) for x in found}
-    return Matching("activation", tuple(matches[pair] for pair in aligned))
+        # By map, which lets go of each matrix before the next pair is summed up.
+        matches = tuple(map(functools.partial(_match, a, least), found))
+    return Matching("activation", matches)
 
 
 def with_cka(
@@ -102,11 +118,12 @@ def with_cka(
     return replace(matching, layers=tuple(layers))
 
 
-def _match(found: Measured, size: int, least: float) -> LayerMatch:
+def _match(a: Circuit, least: float, found: Measured) -> LayerMatch:
     """Pair the neurons of two layers; by index where nothing else was measured."""
     cka = _within(found.cka)
     if found.similarity is None:
-        indices = zip(range(size), range(size), strict=True)
+        every = range(size_of(a, found.layers[0])[0])
+        indices = zip(every, every, strict=True)
         return replace(LayerMatch.plain(*found.layers, indices), cka=cka)
     made = assign(found.similarity, least=least, overwrite=True)
     return LayerMatch(*found.layers, made.pairs, made.similarity, made.tied, made.ties, cka)

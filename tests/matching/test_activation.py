@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.activation import by_activation, with_cka
-from neurograph.comparison.matching import LayerMatch, Matching, by_name
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
+from neurograph.matching.activation import by_activation, with_cka
+from neurograph.matching.given import by_name
+from neurograph.matching.matching import LayerMatch, Matching
 from tests import zoo
-from tests.comparison.attached import circuit_of
+from tests.matching.attached import circuit_of
 
 Orders = dict[str, Tensor]
 

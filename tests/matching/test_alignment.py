@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from neurograph.circuit import Circuit
-from neurograph.comparison.alignment import align_layers, closeness_in_depth, in_order
 from neurograph.errors import OptionError
-from tests.comparison.attached import circuit_of
+from neurograph.matching.alignment import align_layers, closeness_in_depth, in_order
+from tests.matching.attached import circuit_of
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 

@@ -1,0 +1,37 @@
+"""One neuron of a circuit in words."""
+
+from __future__ import annotations
+
+from neurograph.circuit import Circuit
+from neurograph.layers import Neuron
+from neurograph.paths import format_effect
+
+__all__ = ["explain"]
+
+
+def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
+    """Describe one neuron, with so many edges and paths; see `Circuit.explain`."""
+    data = circuit.graph.nodes[neuron]
+    lines = [f"{data['name']} ({neuron}), {data['sign']}"]
+    lines.append(
+        f"  effect on {circuit.target}: {format_effect(data['effect'], data['stderr'])} through "
+        f"the circuit, {format_effect(data['total_effect'], data['total_stderr'])} in all"
+    )
+    if "mean" in data:
+        lines.append(
+            f"  activation: mean {data['mean']:.3g}, std {data['std']:.3g}, "
+            f"from {data['min']:.3g} to {data['max']:.3g} over {data['count']} values"
+        )
+    for title, edges in (
+        ("reads", [(u, d) for u, _, d in circuit.graph.in_edges(neuron, data=True)]),
+        ("is read by", [(v, d) for _, v, d in circuit.graph.out_edges(neuron, data=True)]),
+    ):
+        edges.sort(key=lambda e: -abs(e[1]["effect"]))
+        told = [
+            f"{circuit.name(n)} {format_effect(d['effect'], d['stderr'])}" for n, d in edges[:k]
+        ]
+        if told:
+            more = f" and {len(edges) - k} more" if len(edges) > k else ""
+            lines.append(f"  {title}: {', '.join(told)}{more}")
+    lines += [f"  path: {path}" for path in circuit.paths(k, through=neuron)]
+    return "\n".join(lines)

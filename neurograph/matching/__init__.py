@@ -1,0 +1,1 @@
+"""Which neuron of one model is which of another's: by name, by a mapping, by activation."""
