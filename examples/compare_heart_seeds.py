@@ -57,7 +57,7 @@ def report(
     *,
     seeds: int = 5,
     epochs: int = 20,
-    sizes: Sequence[int] = (12, 24, 48, 96),
+    sizes: Sequence[int] = (12, 48, 96),
     draws: int = 1000,
 ) -> ng.Comparisons:
     """Train, search, compare and write; the pages go to `folder`."""
