@@ -307,7 +307,9 @@ def _changes(note: Notes, found: ng.Comparisons, digit: int, names: list[str]) -
             }
             for pair, cell in cells.items()
         ),
-        "What is left of the target with one circuit kept alone, everything else at its mean:",
+        "How much of the target comes back with one circuit kept alone, everything else at its "
+        "mean. Random sets have as many neurons as the other network's circuit, which may be more "
+        "than its own; near or below random, a circuit alone carries nothing:",
         pd.concat([_survived(cell) for cell in cells.values()]),
     )
 
@@ -332,8 +334,10 @@ def _survived(cell: ng.Comparison) -> pd.DataFrame:
             {
                 "network": name,
                 "its own circuit": mine.at["own", "recovered"],
+                "neurons": mine.at["own", "neurons"],
                 "another's": mine.at["other", "recovered"],
                 "whose": other,
+                "its neurons": mine.at["other", "neurons"],
                 "random": mine.at["random", "recovered"],
                 "97.5% of random": mine.at["random", "recovered_high"],
             }
