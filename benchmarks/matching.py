@@ -147,11 +147,11 @@ def main() -> None:
         f"threads, torch {torch.__version__}, scipy {scipy.__version__}. Time by the clock; that "
         "of all threads, and of it that for assignment and ties. Memory is above the models, at "
         "most. The whole comparison, of circuits of 50 neurons of each layer and sign, matches "
-        "again and has the default options: 1,000 permutations, 20 s for differences, transplants "
+        "again and has the default options: 1,000 permutations, 10 s for differences, transplants "
         "with 20 random sets each way.",
         "",
-        "| model | beside | pairs | time | of processors | for assignment | memory | mean r | whole "
-        "comparison |",
+        "| model | beside | pairs | time | of processors | for assignment | memory | mean r | "
+        "whole comparison |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for line in lines:

@@ -60,8 +60,8 @@ def compare(
     ] = None,
     draws: Annotated[int, typer.Option(help="Permutations that say what chance gives.")] = 1000,
     budget: Annotated[
-        str, typer.Option(metavar="TIME|N", help="For measuring differences, as 20s.")
-    ] = "20s",
+        str, typer.Option(metavar="TIME|N", help="For measuring differences, as 10s.")
+    ] = "10s",
     seed: Annotated[int, typer.Option(help="Makes the result reproducible.")] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="X.comparison", help="Save the comparison here.")

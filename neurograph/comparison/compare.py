@@ -42,10 +42,10 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     align: Align = "auto",
     least: float = 0.0,
     draws: int = 1000,
-    budget: int | str = "20s",
+    budget: int | str = "10s",
     transplants: int = 20,
     ablation: Ablation = "mean",
-    reference: int | Any = 128,
+    reference: int | Any = 64,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Comparison | Comparisons:
@@ -85,7 +85,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     draws : int
         How many permutations; the smallest p-value is 1 / (draws + 1).
     budget : int or str
-        A time, like ``"20s"``, for measuring effects in both models sample by sample, the strongest
+        A time, like ``"10s"``, for measuring effects in both models sample by sample, the strongest
         first; or how many neurons, edges and paths each. Differences of others have the errors of
         independent samples, and what one circuit alone knows stays unknown in the other.
     transplants : int

@@ -28,10 +28,10 @@ class Options:
     samples: int = 1000
     least: float = 0.0
     draws: int = 1000
-    budget: int | str = "20s"
+    budget: int | str = "10s"
     transplants: int = 20
     ablation: Ablation = "mean"
-    reference: int | Any = 128
+    reference: int | Any = 64
     seed: int = 0
     progress: bool | None = None
 
