@@ -63,10 +63,11 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
         or with `b` each of `a` beside each of `b`.
     match : {"identity", "activation"} or mapping
         Which neurons correspond. ``"identity"``: those of one name, in models of one architecture
-        (checkpoints; fine-tuned, pruned, quantised). ``"activation"``: those that are active
-        alike on the same data, whatever seed, width or depth: layer by layer the one-to-one
-        matching with the largest sum of correlations; inputs and outputs correspond by index. A
-        mapping of a's neurons ``(layer, index)`` to b's, or of layers' names to names.
+        (checkpoints; fine-tuned, pruned; quantised, as float models of the rounded weights).
+        ``"activation"``: those that are active alike on the same data, whatever seed, width or
+        depth: layer by layer the one-to-one matching with the largest sum of correlations; inputs
+        and outputs correspond by index. A mapping of a's neurons ``(layer, index)`` to b's, or of
+        layers' names to names.
     names : sequence of str, optional
         What the circuits are called.
     across : collection of {"target", "data"}

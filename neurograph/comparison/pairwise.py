@@ -153,7 +153,7 @@ def _notes(
     told = list(zip(names, samples, strict=True))
     without = " and ".join(name for name, some in told if some is None)
     if without:
-        yield f"no model is attached to {without}: nothing was measured in it"
+        yield f"no model is attached to {without}: nothing was measured there"
     left = max((some.left for some in samples if some is not None), default=0)
     if left:
         yield f"{left:,} effects were not measured again for want of time: raise budget="
