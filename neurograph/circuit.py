@@ -308,9 +308,10 @@ class Circuit:
 
     def to_html(self, path: str | FilePath, *, faithfulness: Faithfulness | None = None) -> None:
         """Write one offline HTML page to explore; with how faithful circuits are, if given."""
-        from neurograph.report.page import write_page
+        from neurograph.report.document import write_page
+        from neurograph.report.page import render
 
-        write_page(self, path, faithfulness)
+        write_page(path, lambda: render(self, faithfulness))
 
     def to_graphml(self, path: str | FilePath) -> None:
         """Write the graph as GraphML, for Gephi, Cytoscape or yEd."""

@@ -148,9 +148,10 @@ class Comparisons:
 
     def to_html(self, path: str | FilePath) -> None:
         """Write one offline HTML page: the matrix, and what is stable."""
-        from neurograph.report.comparisons import write_page
+        from neurograph.report.comparisons import render
+        from neurograph.report.document import write_page
 
-        write_page(self, path)
+        write_page(path, lambda: render(self))
 
     def save(self, path: str | FilePath) -> None:
         """Write all circuits and comparisons to one file (no pickle); see `load`."""

@@ -205,9 +205,10 @@ class Comparison:
 
     def to_html(self, path: str | FilePath) -> None:
         """Write one offline HTML page to explore."""
-        from neurograph.report.comparison import write_page
+        from neurograph.report.comparison import render
+        from neurograph.report.document import write_page
 
-        write_page(self, path)
+        write_page(path, lambda: render(self))
 
     def save(self, path: str | FilePath) -> None:
         """Write both circuits and what was measured to one file (no pickle); see `load`."""

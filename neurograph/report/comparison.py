@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import pandas as pd
 
-from neurograph.atomic import check_writable, write_atomically
 from neurograph.layers import Neuron
 from neurograph.report.comparison_cards import (
     Layers,
@@ -28,11 +25,11 @@ if TYPE_CHECKING:
     from neurograph.comparison.result import Comparison
     from neurograph.matching.matching import Matching
 
-__all__ = ["render", "write_page"]
+__all__ = ["render"]
 
 _SCRIPTS = (
     *(VIS_NETWORK, "kit.js", "edges.js", "labels.js", "graph.js", "search.js", "linked_tables.js"),
-    "comparison.js",
+    *("tabs.js", "comparison.js"),
 )
 _EDGES_SHOWN = 5000  # strongest edges that travel with the page
 _PATHS_SHOWN = 2000
@@ -78,25 +75,6 @@ def render(comparison: Comparison) -> str:
         layers=layers,
         transplants=transplant_cards(comparison),
     )
-
-
-def write_page(comparison: Comparison, path: str | os.PathLike[str]) -> None:
-    """Write the page of a comparison to a file, whole or not at all.
-
-    Parameters
-    ----------
-    comparison : Comparison
-        What to show.
-    path : str or os.PathLike
-        File to write; one that exists is replaced.
-
-    Raises
-    ------
-    OptionError
-        If `path` is a folder, or lies in one that does not exist or cannot be written to.
-    """
-    path = check_writable(Path(path))
-    write_atomically(path, render(comparison).encode())
 
 
 def _payload(comparison: Comparison, columns: Mapping[str, Layers]) -> dict[str, Any]:

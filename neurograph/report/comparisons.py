@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from neurograph.atomic import check_writable, write_atomically
 from neurograph.report.comparison_cards import MEASURES, transplant_cards
 from neurograph.report.document import assemble
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
 
     from neurograph.comparison.many import Comparisons
 
-__all__ = ["render", "write_page"]
+__all__ = ["render"]
 
 _STABLE_SHOWN = 2000  # rows of each table that travel with the page
 _NUMBERS = ("value", "null_mean", "null_low", "null_high", "p_value")
@@ -47,7 +44,7 @@ def render(comparisons: Comparisons) -> str:
     return assemble(
         "comparisons.html.j2",
         styles=("page.css", "linked_tables.css", "comparisons.css"),
-        scripts=("kit.js", "linked_tables.js", "comparisons.js"),
+        scripts=("kit.js", "linked_tables.js", "tabs.js", "comparisons.js"),
         data=_payload(comparisons),
         title=title,
         targets=_targets(comparisons),
@@ -56,25 +53,6 @@ def render(comparisons: Comparisons) -> str:
         stable=_all_beside_first(comparisons),
         measures=_measures(comparisons),
     )
-
-
-def write_page(comparisons: Comparisons, path: str | os.PathLike[str]) -> None:
-    """Write the page of many comparisons to a file, whole or not at all.
-
-    Parameters
-    ----------
-    comparisons : Comparisons
-        What to show.
-    path : str or os.PathLike
-        File to write; one that exists is replaced.
-
-    Raises
-    ------
-    OptionError
-        If `path` is a folder, or lies in one that does not exist or cannot be written to.
-    """
-    path = check_writable(Path(path))
-    write_atomically(path, render(comparisons).encode())
 
 
 def _payload(comparisons: Comparisons) -> dict[str, Any]:

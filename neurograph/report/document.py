@@ -6,14 +6,17 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-__all__ = ["VIS_NETWORK", "assemble", "clean"]
+from neurograph.atomic import check_writable, write_atomically
+
+__all__ = ["VIS_NETWORK", "assemble", "clean", "write_page"]
 
 VIS_NETWORK = "vis-network"  # among scripts: the library that pyvis carries
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -51,6 +54,25 @@ def assemble(
         style=Markup("".join(_read(name) for name in styles)),
         data=Markup(_json_for_html(clean(data))),
     )
+
+
+def write_page(path: str | os.PathLike[str], render: Callable[[], str]) -> None:
+    """Write a page to a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        File to write; one that exists is replaced.
+    render : callable
+        Returns the page; called once the file is known to be writable.
+
+    Raises
+    ------
+    OptionError
+        If `path` is a folder, or lies in one that does not exist or cannot be written to.
+    """
+    path = check_writable(Path(path))
+    write_atomically(path, render().encode())
 
 
 def clean(value: Any) -> Any:

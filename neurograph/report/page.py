@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
-from neurograph.atomic import check_writable, write_atomically
 from neurograph.report.document import VIS_NETWORK, assemble
 from neurograph.report.faithfulness import card
 from neurograph.report.layout import Columns, Node, Places, place, reduce_crossings, strength
@@ -54,29 +51,6 @@ def render(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
         target=data["target"],
         card=None if faithfulness is None else card(faithfulness),
     )
-
-
-def write_page(
-    circuit: Circuit, path: str | os.PathLike[str], faithfulness: Faithfulness | None = None
-) -> None:
-    """Write the page of a circuit to a file, whole or not at all.
-
-    Parameters
-    ----------
-    circuit : Circuit
-        The circuit to show.
-    path : str or os.PathLike
-        File to write; one that exists is replaced.
-    faithfulness : Faithfulness, optional
-        As for `render`.
-
-    Raises
-    ------
-    OptionError
-        If `path` is a folder, or lies in one that does not exist or cannot be written to.
-    """
-    path = check_writable(Path(path))
-    write_atomically(path, render(circuit, faithfulness).encode())
 
 
 def _payload(circuit: Circuit) -> Any:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +16,18 @@ import pytest
 from neurograph.errors import OptionError
 from neurograph.matching.matching import Matching
 from neurograph.report import comparison as module
-from neurograph.report.comparison import render, write_page
+from neurograph.report.comparison import render
 from neurograph.report.comparison_cards import layer_cards, measure_cards, transplant_cards
 from tests.report.compared import alike, comparison_of, transplants, without_layer
+from tests.report.pages import HOSTILE, data_of, words_of
 
 Make = Callable[..., Any]
-HOSTILE = "</script><img src=x onerror=alert(1)>"
 KINDS = ("neurons", "edges", "paths")
 
 
 @pytest.fixture
 def found(make_circuit: Make) -> Any:
     return alike(comparison_of(make_circuit(), make_circuit(seed=2)))
-
-
-def data_of(page: str) -> Any:
-    """Read back the data of a page, refusing what strict JSON does not know."""
-    text = re.search(r'<script type="application/json" id="comparison-data">(.*?)</script>', page)
-    assert text is not None
-
-    def refuse(token: str) -> None:
-        raise AssertionError(f"{token} is no JSON")
-
-    return json.loads(text.group(1), parse_constant=refuse)
-
-
-def shown_text(page: str) -> str:
-    """Give the words of a page, without scripts, styles and tags."""
-    page = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
 
 
 def nan_to_none(value: float) -> float | None:
@@ -145,7 +126,7 @@ def test_each_measure_stands_beside_its_null(found: Any) -> None:
         assert card.band is not None
         inside = card.band[0] <= card.mark <= card.band[1]
         assert inside == (row["null_low"] <= row["value"] <= row["null_high"])
-    text = shown_text(render(found))
+    text = words_of(render(found))
     assert "permuted within their layers, 100 times" in text
     assert all(f" {name} " in text for name in found.measures.index)
 
@@ -153,7 +134,7 @@ def test_each_measure_stands_beside_its_null(found: Any) -> None:
 def test_without_draws_there_is_no_null(make_circuit: Make) -> None:
     bare = comparison_of(make_circuit(), make_circuit(seed=2), draws=0)
     page = render(bare)
-    assert "No permutations were drawn" in shown_text(page)
+    assert "No permutations were drawn" in words_of(page)
     assert not re.search(r'<path class="bars"', page)
 
 
@@ -166,9 +147,9 @@ def test_transplants_are_told_in_words(found: Any) -> None:
     assert second.sentence.startswith("seed 1 keeps only the neurons that match the circuit of ")
     assert "83 % of its target" in second.sentence
     assert second.p == "p = 0.048"
-    assert all(card.sentence in shown_text(render(found)) for card in (first, second))
+    assert all(card.sentence in words_of(render(found)) for card in (first, second))
     alone = replace(found, transplants=transplants().iloc[:0])
-    assert "Do they compute it" not in shown_text(render(alone))
+    assert "Do they compute it" not in words_of(render(alone))
 
 
 def test_layers_are_a_table_with_shares(found: Any) -> None:
@@ -182,7 +163,7 @@ def test_layers_are_a_table_with_shares(found: Any) -> None:
 
 
 def test_notes_ties_and_how_neurons_were_matched_are_told(found: Any) -> None:
-    text = shown_text(render(found))
+    text = words_of(render(found))
     assert all(note in text for note in found.notes)
     assert "matched by how alike their activations are" in text
     assert "4 ties, where chance chose" in text
@@ -246,11 +227,11 @@ def test_a_path_may_run_over_neurons_that_no_circuit_kept(make_circuit: Make) ->
     ]
 
 
-def test_write_page_replaces_the_file_whole(found: Any, tmp_path: Path) -> None:
+def test_to_html_replaces_the_file_whole(found: Any, tmp_path: Path) -> None:
     path = tmp_path / "diff.html"
     path.write_text("old")
     found.to_html(path)
     assert path.read_bytes() == render(found).encode("utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["diff.html"]
     with pytest.raises(OptionError, match=r"absent.*make it"):
-        write_page(found, tmp_path / "absent" / "page.html")
+        found.to_html(tmp_path / "absent" / "page.html")

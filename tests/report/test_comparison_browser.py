@@ -16,6 +16,7 @@ from neurograph.report import comparison as module
 from neurograph.report.comparison import render
 from tests.report.compared import alike, comparison_of
 from tests.report.conftest import PAINTED
+from tests.report.pages import HOSTILE
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if shutil.which("chromium") is None:
@@ -23,7 +24,6 @@ if shutil.which("chromium") is None:
 
 Make = Callable[..., Any]
 Visit = Callable[..., Any]
-HOSTILE = "</script><img src=x onerror=alert(1)>"
 STATUSES = ("only_a", "both", "flipped", "only_b")
 
 

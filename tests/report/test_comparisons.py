@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -17,11 +16,11 @@ import pytest
 import neurograph as ng
 from neurograph.errors import OptionError
 from neurograph.report import comparisons as module
-from neurograph.report.comparisons import render, write_page
+from neurograph.report.comparisons import render
+from tests.report.pages import HOSTILE, data_of, markup_of
 
 Make = Callable[..., Any]
 Visit = Callable[..., Any]
-HOSTILE = "</script><img src=x onerror=alert(1)>"
 NAMES = ("seed 0", "seed 1", "twin")
 
 in_browser = pytest.mark.skipif(
@@ -33,12 +32,6 @@ in_browser = pytest.mark.skipif(
 def found(make_circuit: Make) -> Any:
     circuits = [make_circuit(), make_circuit(seed=1), make_circuit()]
     return ng.compare(dict(zip(NAMES, circuits, strict=True)), draws=200)
-
-
-def data_of(page: str) -> Any:
-    text = re.search(r'<script type="application/json" id="comparisons-data">(.*?)</script>', page)
-    assert text is not None
-    return json.loads(text.group(1), parse_constant=lambda token: pytest.fail(token))
 
 
 def test_page_holds_every_measure_of_every_pair(found: Any) -> None:
@@ -99,9 +92,9 @@ def test_same_comparisons_same_page_in_one_file(found: Any, tmp_path: Path) -> N
     found.to_html(tmp_path / "many.html")
     page = render(found)
     assert (tmp_path / "many.html").read_text(encoding="utf-8") == page
-    assert "https://" not in re.sub(r"<(script|style)[^>]*>.*?</\1>", "", page, flags=re.DOTALL)
+    assert "https://" not in markup_of(page)
     with pytest.raises(OptionError, match=r"absent.*make it"):
-        write_page(found, tmp_path / "absent" / "page.html")
+        found.to_html(tmp_path / "absent" / "page.html")
 
 
 @in_browser

@@ -15,9 +15,9 @@ import pytest
 from neurograph.faithfulness.result import Faithfulness
 from neurograph.report.faithfulness import card
 from neurograph.report.page import render
+from tests.report.pages import HOSTILE
 
 Make = Callable[..., Any]
-HOSTILE = "</script><img src=x onerror=alert(1)>"
 SHARES = (0.01, 0.1, 1.0)
 
 

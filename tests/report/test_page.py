@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,26 +15,10 @@ import numpy as np
 import pytest
 
 from neurograph.errors import OptionError
-from neurograph.report.page import render, write_page
+from neurograph.report.page import render
+from tests.report.pages import HOSTILE, data_of, markup_of
 
 Make = Callable[..., Any]
-HOSTILE = "</script><img src=x onerror=alert(1)>"
-
-
-def data_of(page: str) -> Any:
-    """Read back the data of a page, refusing what strict JSON does not know."""
-    found = re.search(r'<script type="application/json" id="circuit-data">(.*?)</script>', page)
-    assert found is not None
-
-    def refuse(token: str) -> None:
-        raise AssertionError(f"{token} is no JSON")
-
-    return json.loads(found.group(1), parse_constant=refuse)
-
-
-def own_markup(page: str) -> str:
-    """Give the page without its scripts' and its style's text."""
-    return re.sub(r"(<(script|style)[^>]*>).*?(</\2>)", r"\1\3", page, flags=re.DOTALL)
 
 
 def test_page_holds_the_whole_circuit(make_circuit: Make) -> None:
@@ -96,7 +79,7 @@ def data_scripts_in_code(page: str) -> int:
 
 def test_page_asks_for_nothing_outside(make_circuit: Make) -> None:
     page = render(make_circuit())
-    markup = own_markup(page)
+    markup = markup_of(page)
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", markup)
     assert not re.search(r"@import|url\(", page.split("<style>")[1].split("</style>")[0])
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', markup)
@@ -162,11 +145,11 @@ def test_rendering_leaves_the_circuit_alone(make_circuit: Make) -> None:
     assert repr(circuit.graph.adj) == repr(untouched.graph.adj)
 
 
-def test_write_page_replaces_the_file_whole(make_circuit: Make, tmp_path: Path) -> None:
+def test_to_html_replaces_the_file_whole(make_circuit: Make, tmp_path: Path) -> None:
     path = tmp_path / "circuit.html"
     path.write_text("old")
     circuit = make_circuit(names={0: "Größe=≥5"})
-    write_page(circuit, str(path))
+    circuit.to_html(str(path))
     assert path.read_bytes() == render(circuit).encode("utf-8")
     assert os.listdir(tmp_path) == ["circuit.html"]
     assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
@@ -182,7 +165,7 @@ def test_a_failed_write_keeps_the_old_file(
     path.write_text("old")
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="disk is full"):
-        write_page(make_circuit(), path)
+        make_circuit().to_html(path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["circuit.html"]
 
@@ -193,9 +176,9 @@ def test_paths_that_cannot_be_written_are_named(
     circuit = make_circuit()
     circuit.graph.clear()  # refused before any work is done
     with pytest.raises(OptionError, match=r"absent.*make it"):
-        write_page(circuit, tmp_path / "absent" / "page.html")
+        circuit.to_html(tmp_path / "absent" / "page.html")
     with pytest.raises(OptionError, match=re.escape(str(tmp_path))):
-        write_page(circuit, tmp_path)
+        circuit.to_html(tmp_path)
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
     with pytest.raises(OptionError, match=r"not writable: choose another"):
-        write_page(circuit, tmp_path / "page.html")
+        circuit.to_html(tmp_path / "page.html")

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from neurograph.report.page import render, write_page
+from neurograph.report.page import render
+from tests.report.pages import HOSTILE
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if shutil.which("chromium") is None:
     pytest.skip("no chromium on the PATH to open pages with", allow_module_level=True)
 
 Make = Callable[..., Any]
-HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
 class Opened(NamedTuple):
@@ -230,7 +230,7 @@ def test_dark_and_crowded(browser: Any, make_circuit: Make, tmp_path: Path) -> N
     page = browser.new_page(color_scheme="dark")
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    write_page(circuit, tmp_path / "circuit.html")
+    circuit.to_html(tmp_path / "circuit.html")
     page.goto((tmp_path / "circuit.html").as_uri())
     page.wait_for_function("window.neurograph && window.neurograph.ready")
     settle(page)

@@ -7,7 +7,6 @@
   const STATUSES = ["only_a", "both", "flipped", "only_b"];
   const LABELS = { only_a: `only ${names[0]}`, both: "both", flipped: "sign flipped",
     only_b: `only ${names[1]}` };
-  const TABS = ["overview", "neurons", "edges", "paths", "layers"];
   const GLYPHS = { only_a: "M2 2H12V12H2Z", only_b: "M7 .8L13.2 7L7 13.2L.8 7Z",
     both: "M13 7A6 6 0 1 1 1 7A6 6 0 1 1 13 7Z", flipped: "M1 1H13L7 7L13 13H1L7 7Z" };
 
@@ -181,15 +180,7 @@
       (path) => again(path, takePath), () => false),
   };
 
-  function showTab(tab, focus) {
-    for (const other of TABS) {
-      const on = other === tab;
-      $(`tab-${other}`).setAttribute("aria-selected", String(on));
-      $(`tab-${other}`).tabIndex = on ? 0 : -1;
-      $(`panel-${other}`).hidden = !on;
-    }
-    if (focus) $(`tab-${tab}`).focus();
-  }
+  const showTab = kit.tabs(["overview", "neurons", "edges", "paths", "layers"]);
 
   /** Let the tables follow the selection. */
   function chosen(found) {
@@ -306,16 +297,7 @@
     }
   }
 
-  function listenTabs() {
-    TABS.forEach((tab, k) => {
-      $(`tab-${tab}`).addEventListener("click", () => showTab(tab));
-      $(`tab-${tab}`).addEventListener("keydown", (event) => {
-        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-        if (!step) return;
-        event.preventDefault();
-        showTab(TABS[(k + step + TABS.length) % TABS.length], true);
-      });
-    });
+  function listenLayers() {
     const rows = [...document.querySelectorAll("#layer-table tbody tr")];
     rows.forEach((row, k) => {
       const take = () => {
@@ -372,7 +354,7 @@
   };
 
   showSummary();
-  listenTabs();
+  listenLayers();
   $("provenance").replaceChildren(...data.provenance.flatMap(([name, found]) =>
     [el("h3", {}, name), provenance(found)]));
   if (nodes.length) {

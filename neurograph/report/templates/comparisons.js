@@ -221,17 +221,6 @@
     }
   }
 
-  function showTab(tab, focus) {
-    for (const other of TABS) {
-      const on = other === tab;
-      $(`tab-${other}`).setAttribute("aria-selected", String(on));
-      $(`tab-${other}`).tabIndex = on ? 0 : -1;
-      $(`panel-${other}`).hidden = !on;
-    }
-    if ($("layer-of")) $("layer-of").hidden = tab === "pairs";
-    if (focus) $(`tab-${tab}`).focus();
-  }
-
   function listen() {
     $("measure").addEventListener("change", () => {
       state.measure = $("measure").value;
@@ -242,14 +231,8 @@
     $("layer")?.addEventListener("change", narrow);
     $("named").addEventListener("input", narrow);
     dark.addEventListener("change", showMatrix);
-    TABS.forEach((tab, k) => {
-      $(`tab-${tab}`).addEventListener("click", () => showTab(tab));
-      $(`tab-${tab}`).addEventListener("keydown", (event) => {
-        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-        if (!step) return;
-        event.preventDefault();
-        showTab(TABS[(k + step + TABS.length) % TABS.length], true);
-      });
+    kit.tabs(TABS, (tab) => {
+      if ($("layer-of")) $("layer-of").hidden = tab === "pairs";
     });
   }
 

@@ -1,0 +1,31 @@
+"""Pages read back: their data, and their words."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from typing import Any
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+def data_of(page: str) -> Any:
+    """Read back the data of a page, refusing what strict JSON does not know."""
+    found = re.search(r'<script type="application/json" id="[\w-]+-data">(.*?)</script>', page)
+    assert found is not None
+
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is no JSON")
+
+    return json.loads(found.group(1), parse_constant=refuse)
+
+
+def markup_of(page: str) -> str:
+    """Give a page without its scripts' and its styles' text."""
+    return re.sub(r"(<(script|style)[^>]*>).*?(</\2>)", r"\1\3", page, flags=re.DOTALL)
+
+
+def words_of(page: str) -> str:
+    """Give the words of a page, without scripts, styles and tags."""
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", markup_of(page))))
