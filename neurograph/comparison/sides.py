@@ -37,6 +37,10 @@ class Span(NamedTuple):
         """The first number that is not of this layer."""
         return self.start + self.indices * (self.positions or 1)
 
+    def number(self, neuron: Neuron) -> int:
+        """Number a neuron of this layer."""
+        return self.start + neuron.index * (self.positions or 1) + (neuron.position or 0)
+
 
 Spans = Mapping[str, Span]
 
@@ -80,8 +84,7 @@ class Side:
 
     def number(self, neuron: Neuron) -> int:
         """Number a neuron."""
-        span = self.spans[neuron.layer]
-        return span.start + neuron.index * (span.positions or 1) + (neuron.position or 0)
+        return self.spans[neuron.layer].number(neuron)
 
     def neuron(self, number: int) -> Neuron:
         """Name the neuron with a number."""
@@ -141,19 +144,7 @@ def side_of(circuit: Circuit) -> Side:
         effect[part] = circuit.effects_of(layer).flatten()
         stderr[part] = circuit.effects_of(layer, "stderr").flatten()
     kept, counted = np.zeros(start, dtype=bool), np.zeros(start, dtype=bool)
-    bare = Side(
-        circuit,
-        spans,
-        effect,
-        stderr,
-        kept,
-        counted,
-        np.empty((0, 2), np.int64),
-        *(np.empty(0),) * 2,
-        (),
-        np.empty(0),
-    )
-    numbers = {neuron: bare.number(neuron) for neuron in circuit.graph}
+    numbers = {neuron: spans[neuron.layer].number(neuron) for neuron in circuit.graph}
     for neuron, data in circuit.graph.nodes(data=True):
         number = numbers[neuron]
         effect[number], stderr[number] = data["effect"], data["stderr"]

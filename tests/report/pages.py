@@ -29,3 +29,14 @@ def markup_of(page: str) -> str:
 def words_of(page: str) -> str:
     """Give the words of a page, without scripts, styles and tags."""
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", markup_of(page))))
+
+
+def assert_asks_for_nothing(page: str) -> None:
+    """Assert that a page names no other file, and forbids its browser to run or fetch any."""
+    markup = markup_of(page)
+    assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", markup)
+    assert not re.search(r"@import|url\(", page.split("<style>")[1].split("</style>")[0])
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', markup)
+    assert policy is not None
+    assert policy.group(1).startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy.group(1).split("style-src")[0]

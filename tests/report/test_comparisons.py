@@ -17,7 +17,7 @@ import neurograph as ng
 from neurograph.errors import OptionError
 from neurograph.report import comparisons as module
 from neurograph.report.comparisons import render
-from tests.report.pages import HOSTILE, data_of, markup_of
+from tests.report.pages import HOSTILE, assert_asks_for_nothing, data_of
 
 Make = Callable[..., Any]
 Visit = Callable[..., Any]
@@ -92,7 +92,7 @@ def test_same_comparisons_same_page_in_one_file(found: Any, tmp_path: Path) -> N
     found.to_html(tmp_path / "many.html")
     page = render(found)
     assert (tmp_path / "many.html").read_text(encoding="utf-8") == page
-    assert "https://" not in markup_of(page)
+    assert_asks_for_nothing(page)
     with pytest.raises(OptionError, match=r"absent.*make it"):
         found.to_html(tmp_path / "absent" / "page.html")
 
