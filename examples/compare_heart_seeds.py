@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.utils.data import TensorDataset
 import neurograph as ng
 from neurograph.demos import heart
 from neurograph.training import Fitted, binary_classifier, fit
-from notes import Notes
+from notes import Notes, run
 from overlaps import matrix, measures, transplants
 
 STRONGEST = 10  # paths of each sign
@@ -219,17 +218,5 @@ def _accuracy(model: torch.nn.Module, patients: heart.Split) -> float:
     return float(right.float().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="FOLDER")
-    folder = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # batches are too small for more
-    note = Notes(folder, "compare_heart_seeds")
-    note("# The heart network from five seeds")
-    report(note, folder)
-    note.save()
-
-
 if __name__ == "__main__":
-    main()
+    run(__file__, "# The heart network from five seeds", report)

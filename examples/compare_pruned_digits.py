@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 import neurograph as ng
 from neurograph.data import Batch
-from notes import Notes
+from notes import Notes, run
 from overlaps import matrix, transplants
 
 LAYERS = ("conv1", "conv2", "hidden", "logits")
@@ -345,17 +344,5 @@ def _survived(cell: ng.Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="FOLDER")
-    folder = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    note = Notes(folder, "compare_pruned_digits")
-    note("# Digits: dense, pruned, tuned")
-    report(note, folder)
-    note.save()
-
-
 if __name__ == "__main__":
-    main()
+    run(__file__, "# Digits: dense, pruned, tuned", report)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 import neurograph as ng
 from compare_heart_seeds import train, untrained
 from neurograph.demos import heart
 from neurograph.training import CircuitCallback
-from notes import Notes
+from notes import Notes, run
 from overlaps import matrix
 
 HALF = 0.5
@@ -129,17 +127,5 @@ def _draw(note: Notes, found: ng.Comparisons, epochs: list[int]) -> None:
     note.figure(figure, "history", "What circuits share with the last, by epoch")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="FOLDER")
-    folder = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # batches are too small for more
-    note = Notes(folder, "compare_training_history")
-    note("# A training's circuits")
-    report(note, folder)
-    note.save()
-
-
 if __name__ == "__main__":
-    main()
+    run(__file__, "# A training's circuits", report)

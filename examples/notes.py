@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-__all__ = ["Notes"]
+__all__ = ["Notes", "run"]
 
 
 class Notes:
@@ -43,6 +46,19 @@ class Notes:
             figure.savefig(self.folder / "figures" / f"{self.name}_{name}.png", dpi=150)
         text = "\n\n".join(self.parts) + "\n"
         (self.folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+
+
+def run(script: str, title: str, report: Callable[[Notes, Path], Any]) -> None:
+    """Run a script's report into the folder that its ``--out`` names, with the pages it makes."""
+    parser = argparse.ArgumentParser(description=title.removeprefix("# "))
+    parser.add_argument("--out", type=Path, default=Path("outputs"), metavar="FOLDER")
+    folder = parser.parse_args().out
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # batches are too small for more
+    note = Notes(folder, Path(script).stem)
+    note(title)
+    report(note, folder)
+    note.save()
 
 
 def _prose(script: str) -> dict[str, str]:

@@ -112,6 +112,10 @@ def parse(content: bytes) -> Circuit:
     return _read(document, safetensors.numpy.load(scores))
 
 
+class VersionError(ValueError):
+    """A file of another version; says which, and which is read."""
+
+
 def read_file(path: str | FilePath, kind: str, read: Callable[[bytes], Result]) -> Result:
     """Read a file of one of our formats; errors as `load` documents them for circuits."""
     path = FilePath(path)
@@ -131,10 +135,6 @@ def read_file(path: str | FilePath, kind: str, read: Callable[[bytes], Result]) 
         raise CircuitFileError(
             f"{str(path)!r} is no {kind} file, or a damaged one ({reason}): save it again"
         ) from error
-
-
-class VersionError(ValueError):
-    """A file of another version; says which, and which is read."""
 
 
 def check_format(document: Mapping[str, Any], name: str, version: int) -> None:

@@ -42,10 +42,14 @@ class Batch:
     @functools.cached_property
     def size(self) -> int:
         """How many samples: the first dimension of the first input tensor."""
-        first = next(iter_tensors((self.args, dict(self.kwargs))), None)
+        first = next(self.tensors(), None)
         if first is None or first.dim() == 0:
             raise DataError("a batch holds no tensor with a batch dimension: pass model inputs")
         return int(first.shape[0])
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors among the model's inputs."""
+        return iter_tensors((self.args, dict(self.kwargs)))
 
     def map(self, change: Any) -> Batch:
         """Return the batch with `change` applied to every tensor that has one row a sample."""
@@ -243,7 +247,7 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
 
 
 def _check_finite(batch: Batch, position: int) -> None:
-    for tensor in iter_tensors((batch.args, dict(batch.kwargs))):
+    for tensor in batch.tensors():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             where = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
             raise DataError(
@@ -318,5 +322,5 @@ def fingerprint(tensors: Iterable[Tensor], digest: Any = None) -> Any:
 
 def describe_shapes(batch: Batch) -> str:
     """Shapes of a batch's inputs, for error messages."""
-    shapes = [str(tuple(t.shape)) for t in iter_tensors((batch.args, dict(batch.kwargs)))]
+    shapes = [str(tuple(t.shape)) for t in batch.tensors()]
     return ", ".join(shapes)

@@ -32,7 +32,6 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
-from neurograph.nested import iter_tensors
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture, recapture
@@ -262,7 +261,7 @@ def _reference(
     def hashed() -> Iterator[Batch]:
         nonlocal count
         for batch in source:
-            fingerprint(iter_tensors((batch.args, dict(batch.kwargs))), digest)
+            fingerprint(batch.tensors(), digest)
             count += batch.size
             yield batch
 
@@ -310,17 +309,13 @@ def _corrupt(
             "give each sample its twin, in the same order"
         )
     batch = everything.map(lambda leaf: leaf[list(positions)])
-    for clean, twin in zip(_inputs(actual.batch), _inputs(batch), strict=True):
+    for clean, twin in zip(actual.batch.tensors(), batch.tensors(), strict=True):
         if clean.shape != twin.shape:
             raise DataError(
                 f"a clean input has shape {tuple(clean.shape)} but its counterfactual "
                 f"{tuple(twin.shape)}: pairs must have the same shape"
             )
     return recapture(model, batch, actual)
-
-
-def _inputs(batch: Batch) -> list[Tensor]:
-    return list(iter_tensors((batch.args, dict(batch.kwargs))))
 
 
 def _feature_names(names: Sequence[str] | None, recording: Recording) -> tuple[str, ...] | None:

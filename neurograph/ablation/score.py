@@ -12,7 +12,6 @@ from torchmetrics import Metric
 
 from neurograph.data import Batch, Source, concatenate
 from neurograph.errors import DataError, OptionError
-from neurograph.nested import iter_tensors
 from neurograph.replay.observe import call_model
 from neurograph.target import logits_of
 
@@ -147,13 +146,13 @@ def _labelled(batch: Batch) -> Batch:
             f"labels have shape {tuple(labels.shape)} for {batch.size} samples: pass one, or one "
             "row of them, for each"
         )
-    first = next(iter_tensors((batch.args, dict(batch.kwargs))))
+    first = next(batch.tensors())
     return replace(batch, labels=labels.to(first.device))
 
 
 def _cut(batches: list[Batch], rows: int) -> Iterator[Batch]:
     """Join batches and cut them again into pieces of equal size, where they can be joined."""
-    tensors = [(t, b.size) for b in batches for t in iter_tensors((b.args, dict(b.kwargs)))]
+    tensors = [(t, b.size) for b in batches for t in b.tensors()]
     try:
         if any(tensor.shape[:1] != (size,) for tensor, size in tensors):
             raise DataError("tensors that are the same for all samples cannot be joined")

@@ -15,6 +15,13 @@ from neurograph.matching.matching import Matching
 
 __all__ = ["count_by_layer", "layer_table"]
 
+_COUNTS = dict.fromkeys(("kept_a", "kept_b", "common"), 0)
+_UNKNOWN = dict.fromkeys(
+    ("jaccard", "null_mean", "p_value", "share_a", "share_b", "similarity", "cka"), math.nan
+)
+_ALONE: dict[str, Any] = {"layer_a": None, "layer_b": None, **_COUNTS, **_UNKNOWN}
+"""The columns, with what they hold of a layer without a partner."""
+
 
 def layer_table(
     a: Side, b: Side, matching: Matching, common: Numbers, null: NDArray[np.int64]
@@ -30,53 +37,40 @@ def layer_table(
     null : ndarray of int64, [draws, pairs of layers]
         The same by chance.
     """
-    shares = [share(np.where(side.counted, side.effect, 0.0)) for side in (a, b)]
-    rows: list[tuple[Any, ...]] = []
-    seen: tuple[set[str], set[str]] = set(), set()
-    for place, match in enumerate(matching.layers):
-        kept = _kept(a, match.a), _kept(b, match.b)
-        either = sum(kept) - common[place]
-        jaccards = null[:, place] / np.maximum(sum(kept) - null[:, place], 1)
-        jaccard = common[place] / either if either else math.nan
-        free = bool(either) and _is_free(a, match.a)
-        rows.append(
-            (
-                match.a,
-                match.b,
-                *kept,
-                int(common[place]),
-                jaccard,
-                float(jaccards.mean()) if free and len(null) else math.nan,
-                chance(jaccard, jaccards) if free else math.nan,
-                *(_share(*part) for part in ((a, shares[0], match.a), (b, shares[1], match.b))),
-                float(np.nanmean(match.similarity))
-                if not np.isnan(match.similarity).all()
-                else math.nan,
-                match.cka,
-            )
-        )
-        seen[0].add(match.a)
-        seen[1].add(match.b)
-    for place, (side, weights) in enumerate(zip((a, b), shares, strict=True)):
-        for layer, span in side.spans.items():
-            if layer not in seen[place] and span.indices:
-                ends = (layer, None) if place == 0 else (None, layer)
-                kept = (_kept(side, layer), 0) if place == 0 else (0, _kept(side, layer))
-                part = _share(side, weights, layer)
-                own = (part, math.nan) if place == 0 else (math.nan, part)
-                rows.append((*ends, *kept, 0, *(math.nan,) * 3, *own, math.nan, math.nan))
-    columns = [
-        "layer_a",
-        "layer_b",
-        "kept_a",
-        "kept_b",
-        "common",
-        "jaccard",
-        "null_mean",
-        "p_value",
-    ]
-    columns += ["share_a", "share_b", "similarity", "cka"]
-    return pd.DataFrame(rows, columns=columns)
+    sides = {"a": a, "b": b}
+    shares = {x: share(np.where(side.counted, side.effect, 0.0)) for x, side in sides.items()}
+
+    def own(letter: str, layer: str) -> dict[str, Any]:
+        return {
+            f"layer_{letter}": layer,
+            f"kept_{letter}": _kept(sides[letter], layer),
+            f"share_{letter}": _share(sides[letter], shares[letter], layer),
+        }
+
+    rows = []
+    for match, both, drawn in zip(matching.layers, common.tolist(), null.T, strict=True):
+        row = own("a", match.a) | own("b", match.b)
+        told = _beside_chance(row["kept_a"] + row["kept_b"], both, drawn, _is_free(a, match.a))
+        known = match.similarity[~np.isnan(match.similarity)]
+        similarity = float(known.mean()) if len(known) else math.nan
+        rows.append(_ALONE | row | told | {"similarity": similarity, "cka": match.cka})
+    for letter, side in sides.items():
+        matched = {getattr(match, letter) for match in matching.layers}
+        alone = [x for x, span in side.spans.items() if span.indices and x not in matched]
+        rows += [_ALONE | own(letter, layer) for layer in alone]
+    return pd.DataFrame(rows, columns=[*_ALONE])
+
+
+def _beside_chance(kept: int, common: int, null: NDArray[np.int64], free: bool) -> dict[str, float]:
+    """The share of the kept neurons of two layers that is common, and what chance says of it."""
+    either = kept - common
+    jaccard = common / either if either else math.nan
+    told = {"common": common, "jaccard": jaccard}
+    if not either or not free:
+        return told
+    by_chance = null / np.maximum(kept - null, 1)
+    mean = float(by_chance.mean()) if len(null) else math.nan
+    return told | {"null_mean": mean, "p_value": chance(jaccard, by_chance)}
 
 
 def count_by_layer(a: Side, b: Side, matching: Matching, partner: Numbers) -> Numbers:

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neurograph.comparison.pairs import Pairs
+from neurograph.comparison.pairs import Pairs, Union
 from neurograph.comparison.sides import Effects, Side
-from neurograph.data import Batch
-from neurograph.nested import iter_tensors
 from neurograph.progress import Progress
 from neurograph.replay.wiring import target_layers
 from neurograph.scoring.budget import Budget
@@ -28,22 +26,13 @@ from neurograph.scoring.routes import TARGET, Through
 from neurograph.selection import Sign
 from neurograph.study import Study
 
-__all__ = ["Job", "Samples", "Union", "jobs_of", "paired_stderr", "same_samples", "sample_effects"]
+__all__ = ["Job", "Samples", "jobs_of", "paired_stderr", "same_samples", "sample_effects"]
 
 Kind = Literal["neurons", "edges", "paths"]
 Edge = tuple[int, int]
 Path = tuple[int, ...]
 
 _AT_ONCE = 32  # what one job measures: small enough to keep a time
-
-
-@dataclass(frozen=True)
-class Union:
-    """All that either circuit has."""
-
-    neurons: Pairs
-    edges: Pairs
-    paths: Pairs
 
 
 @dataclass(frozen=True)
@@ -226,8 +215,7 @@ def _exists(side: Side, study: Study, path: Path) -> bool:
 
 def same_samples(a: Study, b: Study) -> bool:
     """Whether two studies have the same reference samples, in the same order."""
-    batches: list[Batch] = [study.experiment.recording.batch for study in (a, b)]
-    one, other = (list(iter_tensors((batch.args, dict(batch.kwargs)))) for batch in batches)
+    one, other = (list(study.experiment.recording.batch.tensors()) for study in (a, b))
     return len(one) == len(other) and all(
         x.shape == y.shape and x.dtype == y.dtype and bool((x.cpu() == y.cpu()).all())
         for x, y in zip(one, other, strict=True)

@@ -16,6 +16,7 @@ from neurograph.atomic import check_writable, write_atomically
 from neurograph.circuit import Circuit
 from neurograph.comparison.many import Comparisons
 from neurograph.comparison.result import Comparison
+from neurograph.comparison.tables import column_of
 from neurograph.layers import Neuron
 from neurograph.matching.matching import LayerMatch, Matching
 
@@ -154,9 +155,7 @@ def _untable(columns: list[list[Any]]) -> pd.DataFrame:
     for name, dtype, values in columns:
         if name in _NEURONS or name in _PATHS:
             read = _path if name in _PATHS else _neuron
-            cells = np.empty(len(values), dtype=object)
-            cells[:] = [None if value is None else read(value) for value in values]
-            found[name] = pd.Series(cells, dtype=object)
+            found[name] = column_of([None if value is None else read(value) for value in values])
         elif dtype.startswith("float"):
             numbers = [float("nan") if value is None else value for value in values]
             found[name] = pd.Series(numbers, dtype=dtype)

@@ -14,7 +14,7 @@ from neurograph.comparison.overlap import MEASURES, Overlap
 from neurograph.comparison.sides import Numbers, Side
 from neurograph.progress import Progress
 
-__all__ = ["chance", "chances", "measured", "permuted"]
+__all__ = ["chance", "measured", "permuted"]
 
 _INTERVAL = (0.025, 0.975)
 
@@ -69,11 +69,6 @@ def chance(value: float, null: NDArray[np.float64]) -> float:
     return (1 + int((known >= least).sum())) / (1 + len(known))
 
 
-def chances(values: NDArray[np.float64], null: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Chances of several values, ``null`` ``[draws, values]``."""
-    return np.array([chance(v, column) for v, column in zip(values, null.T, strict=True)])
-
-
 def measured(real: Overlap, draws: NDArray[np.float64]) -> pd.DataFrame:
     """Table of the measures beside their null; draws ``[draws, measures]``."""
     values = np.array(astuple(real))
@@ -82,5 +77,5 @@ def measured(real: Overlap, draws: NDArray[np.float64]) -> pd.DataFrame:
     table["null_mean"] = [column.mean() if len(column) else math.nan for column in told]
     for end, level in zip(("null_low", "null_high"), _INTERVAL, strict=True):
         table[end] = [np.quantile(c, level) if len(c) else math.nan for c in told]
-    table["p_value"] = chances(values, draws)
+    table["p_value"] = [chance(*column) for column in zip(values, draws.T, strict=True)]
     return table

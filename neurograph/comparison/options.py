@@ -17,23 +17,23 @@ Match = Literal["identity", "activation"] | Mapping[Any, Any]
 ACROSS = ("target", "data")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of `compare`, as it documents them."""
 
-    match: Match = "identity"
-    align: Align = "auto"
-    across: Collection[str] = ()
-    data: Any = None
-    samples: int = 1000
-    least: float = 0.0
-    draws: int = 1000
-    budget: int | str = "10s"
-    transplants: int = 20
-    ablation: Ablation = "mean"
-    reference: int | Any = 64
-    seed: int = 0
-    progress: bool | None = None
+    match: Match
+    align: Align
+    across: Collection[str]
+    data: Any
+    samples: int
+    least: float
+    draws: int
+    budget: int | str
+    transplants: int
+    ablation: Ablation
+    reference: int | Any
+    seed: int
+    progress: bool | None
 
     def checked(self) -> Options:
         """Return the options; OptionError naming the first that means nothing."""

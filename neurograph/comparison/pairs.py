@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from neurograph.comparison.sides import Numbers, Side
+from neurograph.comparison.sides import Numbers, Side, inverse
 
-__all__ = ["Pairs", "edge_pairs", "neuron_pairs", "path_pairs"]
+__all__ = ["Pairs", "Union", "union_of"]
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -25,6 +25,15 @@ class Pairs:
     def known(self, side: int) -> list[Any]:
         """Those that exist in one of the models."""
         return [item for item in (self.a, self.b)[side] if item is not None]
+
+
+@dataclass(frozen=True)
+class Union:
+    """All that either circuit has: neurons kept, edges, measured paths stored."""
+
+    neurons: Pairs
+    edges: Pairs
+    paths: Pairs
 
 
 def _joined(
@@ -56,28 +65,13 @@ class _Translation:
         return found if min(found) >= 0 else None
 
 
-def _both_ways(a: Side, partner: Numbers) -> tuple[_Translation, _Translation]:
-    there = np.full(len(a), -1)
-    matched = np.flatnonzero(partner >= 0)
-    there[partner[matched]] = matched
-    return _Translation(there), _Translation(partner)
-
-
-def neuron_pairs(a: Side, b: Side, partner: Numbers) -> Pairs:
-    """Neurons that either circuit kept."""
-    to_b, to_a = _both_ways(a, partner)
+def union_of(a: Side, b: Side, partner: Numbers) -> Union:
+    """Pair all that either circuit has; `partner` as `partners` gives it."""
+    to_b, to_a = _Translation(inverse(partner, len(a))), _Translation(partner)
     kept = [np.flatnonzero(side.kept).tolist() for side in (a, b)]
-    return _joined(kept[0], kept[1], to_b.one, to_a.one)
-
-
-def edge_pairs(a: Side, b: Side, partner: Numbers) -> Pairs:
-    """Edges that either circuit has."""
-    to_b, to_a = _both_ways(a, partner)
     edges = [[tuple(edge) for edge in side.edges.tolist()] for side in (a, b)]
-    return _joined(edges[0], edges[1], to_b.several, to_a.several)
-
-
-def path_pairs(a: Side, b: Side, partner: Numbers) -> Pairs:
-    """Measured paths that either circuit stores."""
-    to_b, to_a = _both_ways(a, partner)
-    return _joined(a.paths, b.paths, to_b.several, to_a.several)
+    return Union(
+        _joined(kept[0], kept[1], to_b.one, to_a.one),
+        _joined(edges[0], edges[1], to_b.several, to_a.several),
+        _joined(a.paths, b.paths, to_b.several, to_a.several),
+    )

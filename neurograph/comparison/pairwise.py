@@ -12,20 +12,14 @@ from numpy.typing import NDArray
 
 from neurograph.circuit import Circuit
 from neurograph.comparison.by_layer import count_by_layer, layer_table
-from neurograph.comparison.differences import (
-    Samples,
-    Union,
-    jobs_of,
-    same_samples,
-    sample_effects,
-)
+from neurograph.comparison.differences import Samples, jobs_of, same_samples, sample_effects
 from neurograph.comparison.null import measured, permuted
 from neurograph.comparison.options import Options
 from neurograph.comparison.overlap import MEASURES, Overlaps
-from neurograph.comparison.pairs import edge_pairs, neuron_pairs, path_pairs
+from neurograph.comparison.pairs import Union, union_of
 from neurograph.comparison.refusals import check_comparable, same_data
 from neurograph.comparison.result import Comparison
-from neurograph.comparison.sides import Numbers, Side, partners, side_of
+from neurograph.comparison.sides import Numbers, Side, inverse, partners, side_of
 from neurograph.comparison.tables import edge_table, neuron_table, path_table
 from neurograph.comparison.transplant import no_transplants, transplant
 from neurograph.matching.activation import by_activation, with_cka
@@ -52,7 +46,7 @@ def _compared(
     order = (b, a, matching.flipped()) if turned else (a, b, matching)
     measures, null, by_layer = _measures(*order, options)
     partner = partners(a, b, matching)
-    union = Union(neuron_pairs(a, b, partner), edge_pairs(a, b, partner), path_pairs(a, b, partner))
+    union = union_of(a, b, partner)
     samples = _samples(a, b, union, options)
     paired = attached and same_samples(a.circuit.study, b.circuit.study)
     tables = (
@@ -126,11 +120,9 @@ def _samples(a: Side, b: Side, union: Union, options: Options) -> list[Samples |
 
 def _transplants(a: Side, b: Side, partner: Numbers, options: Options) -> pd.DataFrame:
     """Keep each circuit in the other's model, where there is one."""
-    there = np.full(len(a), -1)
-    matched = np.flatnonzero(partner >= 0)
-    there[partner[matched]] = matched
     tables = [no_transplants()]
-    for side, other, into, to in ((a, b, "a", partner), (b, a, "b", there)):
+    to_b = inverse(partner, len(a))
+    for side, other, into, to in ((a, b, "a", partner), (b, a, "b", to_b)):
         if side.circuit.is_attached and options.transplants:
             kept = to[np.flatnonzero(other.kept)]
             tables.append(transplant(side, kept[kept >= 0], into, options))

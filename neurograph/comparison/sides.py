@@ -19,7 +19,7 @@ from neurograph.matching.layers_of import is_end, size_of
 from neurograph.matching.matching import Matching
 from neurograph.selection import SIGNS, Sign
 
-__all__ = ["Side", "Span", "Spans", "partners", "side_of"]
+__all__ = ["Effects", "Numbers", "Side", "Span", "Spans", "inverse", "partners", "share", "side_of"]
 
 Numbers = NDArray[np.int64]
 Effects = NDArray[np.float64]
@@ -176,6 +176,14 @@ def partners(a: Side, b: Side, matching: Matching) -> Numbers:
         here = one.start + match.pairs[:, :1] * len(places) + places
         there = other.start + match.pairs[:, 1:] * len(places) + places
         found[there] = here
+    return found
+
+
+def inverse(partner: Numbers, size: int) -> Numbers:
+    """The same from the other side: for each of a's neurons, so many, the number of b's, or -1."""
+    found = np.full(size, -1)
+    matched = np.flatnonzero(partner >= 0)
+    found[partner[matched]] = matched
     return found
 
 

@@ -15,7 +15,7 @@ from neurograph.comparison.sides import Effects, Side
 from neurograph.layers import Neuron
 from neurograph.matching.matching import Matching
 
-__all__ = ["edge_table", "neuron_table", "path_table"]
+__all__ = ["column_of", "edge_table", "neuron_table", "path_table"]
 
 _EFFECTS = ["effect_a", "stderr_a", "effect_b", "stderr_b", "difference", "stderr"]
 
@@ -53,7 +53,7 @@ def neuron_table(
     ]
     names = [_name(a, b, here, there) for here, there in zip(*neurons, strict=True)]
     table = pd.DataFrame(
-        {"neuron_a": _objects(neurons[0]), "neuron_b": _objects(neurons[1]), "name": names}
+        {"neuron_a": column_of(neurons[0]), "neuron_b": column_of(neurons[1]), "name": names}
     )
     table = pd.concat([table, effects], axis=1)
     table["similarity"] = [similarity for similarity, _ in told]
@@ -82,7 +82,7 @@ def edge_table(
     columns: dict[str, Any] = {}
     for letter, side, edges in (("a", a, pairs.a), ("b", b, pairs.b)):
         for place, end in enumerate(("source", "target")):
-            columns[f"{end}_{letter}"] = _objects(
+            columns[f"{end}_{letter}"] = column_of(
                 [None if edge is None else side.neuron(edge[place]) for edge in edges]
             )
     ends = [
@@ -92,8 +92,7 @@ def edge_table(
         ]
         for end in ("source", "target")
     ]
-    order = ["source_a", "target_a", "source_b", "target_b"]
-    table = pd.DataFrame({key: columns[key] for key in order})
+    table = pd.DataFrame(columns)
     table["name"] = [" → ".join(names) for names in zip(*ends, strict=True)]
     return _by_change(pd.concat([table, effects], axis=1))
 
@@ -115,7 +114,7 @@ def path_table(
         [None if path is None else tuple(s.neuron(n) for n in path) for path in listed]
         for s, listed in ((a, pairs.a), (b, pairs.b))
     ]
-    table = pd.DataFrame({"path_a": _objects(paths[0]), "path_b": _objects(paths[1])})
+    table = pd.DataFrame({"path_a": column_of(paths[0]), "path_b": column_of(paths[1])})
     table["name"] = [
         " → ".join(
             _name(a, b, x, y)
@@ -126,10 +125,10 @@ def path_table(
     return _by_change(pd.concat([table, effects], axis=1))
 
 
-def _objects(items: Sequence[Any]) -> pd.Series:
+def column_of(items: Sequence[Any]) -> pd.Series:
     """Column of tuples, which pandas must not take for rows."""
     column = np.empty(len(items), dtype=object)
-    column[:] = items if not len(items) else [*items]
+    column[:] = items
     return pd.Series(column, dtype=object)
 
 

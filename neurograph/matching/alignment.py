@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE
-from neurograph.matching.layers_of import is_given, layers_with_neurons
+from neurograph.matching.layers_of import is_end, layers_with_neurons
 
 __all__ = ["ALIGNMENTS", "Align", "align_layers", "closeness_in_depth", "in_order"]
 
@@ -63,7 +63,7 @@ def _by_kind(circuit: Circuit) -> tuple[list[str], list[str], list[str]]:
     kinds: tuple[list[str], list[str], list[str]] = [], [], []
     for name in layers_with_neurons(circuit):
         is_input = circuit.layers.nodes[name]["type"] == INPUT_TYPE
-        kinds[0 if is_input else 2 if is_given(circuit.layers, name) else 1].append(name)
+        kinds[0 if is_input else 2 if is_end(circuit.layers, name) else 1].append(name)
     return kinds
 
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neurograph.activations.collect import Arrived
+from neurograph.scoring.effects import ULPS
 
 __all__ = ["LayerCKA", "gram", "unbiased_hsic"]
 
-_ULPS = 4  # as for effects: values that differ by fewer differ by rounding
 _AT_ONCE = 2**22  # numbers in double precision
 
 
@@ -104,6 +104,6 @@ def gram(arrived: Arrived) -> Tensor:
         mean = some.mean(0)
         some = some - mean
         spread = some.square().mean(0)
-        some[:, spread <= (_ULPS * eps * mean).square()] = 0  # does not vary but for rounding
+        some[:, spread <= (ULPS * eps * mean).square()] = 0  # does not vary but for rounding
         found.addmm_(some, some.T)
     return found.fill_diagonal_(0)

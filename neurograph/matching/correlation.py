@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neurograph.activations.collect import Arrived
 from neurograph.layers import Layer
+from neurograph.scoring.effects import ULPS
 from neurograph.units import Units
 
 __all__ = ["Channels", "Correlation", "channels_of"]
@@ -25,8 +26,8 @@ __all__ = ["Channels", "Correlation", "channels_of"]
 Channels = Sequence[Sequence[int]]
 """The channels of each neuron of a layer."""
 
-_ULPS = 4  # as for effects: values that differ by fewer differ by rounding
 _AT_ONCE = 2**22  # numbers in double precision
+_TINY = 1e-300
 
 
 class Correlation:
@@ -149,7 +150,7 @@ class _Side:
 
     def still(self, eps: float, count: int) -> Tensor:
         """Which channels do not vary, ``[channels]``."""
-        return self.squares <= count * (_ULPS * eps * self.mean).square()
+        return self.squares <= count * (ULPS * eps * self.mean).square()
 
     def grouped(self, still: Tensor) -> Tensor:
         """Which neurons hold only channels that do not vary."""
@@ -187,9 +188,6 @@ def _between_groups(products: Tensor, a: _Side, b: _Side) -> Tensor:
 def _scale(products: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Divide by the norms of both sides, in place; what has none is marked by the caller."""
     return products.div_(a.clamp(min=_TINY)[:, None]).div_(b.clamp(min=_TINY)[None])
-
-
-_TINY = 1e-300
 
 
 def _rows(a: Arrived, b: Arrived) -> Iterator[tuple[Tensor, Tensor]]:

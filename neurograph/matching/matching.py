@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -75,13 +76,14 @@ class Matching:
 
     kind: str
     layers: tuple[LayerMatch, ...]
-    _there: Mapping[tuple[str, int], tuple[str, int]] = field(init=False, repr=False)
-    _back: Mapping[tuple[str, int], tuple[str, int]] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        there = {(m.a, i): (m.b, j) for m in self.layers for i, j in m.pairs.tolist()}
-        object.__setattr__(self, "_there", there)
-        object.__setattr__(self, "_back", {b: a for a, b in there.items()})
+    @functools.cached_property
+    def _there(self) -> dict[tuple[str, int], tuple[str, int]]:
+        return {(m.a, i): (m.b, j) for m in self.layers for i, j in m.pairs.tolist()}
+
+    @functools.cached_property
+    def _back(self) -> dict[tuple[str, int], tuple[str, int]]:
+        return {b: a for a, b in self._there.items()}
 
     def to_b(self, neuron: Neuron) -> Neuron | None:
         """Find b's neuron for one of a's; None where it has none."""

@@ -15,7 +15,7 @@ from neurograph.circuit import Circuit
 from neurograph.data import Batch, Source, draw
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.memory import parse_memory
-from neurograph.nested import iter_tensors, tree_map
+from neurograph.nested import tree_map
 from neurograph.progress import Progress
 from neurograph.replay.observe import placed
 from neurograph.replay.recording import FEW, Recording
@@ -197,7 +197,7 @@ def _copied(arrived: Arrived) -> Arrived:
 
 def _as_recorded(batch: Batch, recording: Recording) -> Batch:
     """Give the inputs the precision that a model had in its search: the other may have another."""
-    known = {t.dtype for t in _inputs(recording.batch) if t.is_floating_point()}
+    known = {t.dtype for t in recording.batch.tensors() if t.is_floating_point()}
     if len(known) != 1:
         return batch
     (dtype,) = known
@@ -208,7 +208,3 @@ def _as_recorded(batch: Batch, recording: Recording) -> Batch:
 
     args, kwargs = tree_map(cast, (batch.args, dict(batch.kwargs)))
     return Batch(args, kwargs, batch.labels)
-
-
-def _inputs(batch: Batch) -> Iterator[Tensor]:
-    return iter_tensors((batch.args, dict(batch.kwargs)))

@@ -95,12 +95,10 @@ def _eps(study: Study, layer: str) -> float:
 
 def _bytes(models: TwoModels, a: str, b: str, with_neurons: bool) -> int:
     """How much the sums of a pair of layers take."""
-    widths = [
-        study.experiment.recording.layers[name].neurons
-        for study, name in ((models.a, a), (models.b, b))
-    ]
     if not with_neurons:
         return 1
-    grouped = [_channels(study, name) is not None for study, name in ((models.a, a), (models.b, b))]
+    sides = (models.a, a), (models.b, b)
+    widths = [study.experiment.recording.layers[name].neurons for study, name in sides]
+    grouped = [_channels(study, name) is not None for study, name in sides]
     within = sum(width**2 for width, on in zip(widths, grouped, strict=True) if on)
     return 8 * (widths[0] * widths[1] + within)

@@ -35,7 +35,8 @@ def render(comparisons: Comparisons) -> str:
         The page; the same comparisons always give the same text.
     """
     rows, columns = comparisons.rows, comparisons.columns
-    notes = _shared_notes(comparisons)
+    notes, measures = _shared_notes(comparisons), _measures(comparisons)
+    has_stable = _all_beside_first(comparisons)
     title = (
         f"{len(rows)} circuits compared"
         if comparisons.is_square
@@ -45,19 +46,21 @@ def render(comparisons: Comparisons) -> str:
         "comparisons.html.j2",
         styles=("page.css", "linked_tables.css", "comparisons.css"),
         scripts=("kit.js", "linked_tables.js", "tabs.js", "comparisons.js"),
-        data=_payload(comparisons),
+        data=_payload(comparisons, measures, notes)
+        | {"stable": _all_stable(comparisons) if has_stable else {}},
         title=title,
         targets=_targets(comparisons),
         notes=notes,
         further_notes=any(set(cell.notes) - set(notes) for cell in comparisons.cells.values()),
-        stable=_all_beside_first(comparisons),
-        measures=_measures(comparisons),
+        stable=has_stable,
+        measures=measures,
     )
 
 
-def _payload(comparisons: Comparisons) -> dict[str, Any]:
-    """Gather everything the scripts show, as values JSON can hold."""
-    measures, notes = _measures(comparisons), _shared_notes(comparisons)
+def _payload(
+    comparisons: Comparisons, measures: list[tuple[str, str, str]], notes: list[str]
+) -> dict[str, Any]:
+    """Gather the matrix and its pairs, as values JSON can hold."""
     return {
         "rows": comparisons.rows,
         "columns": comparisons.columns,
@@ -68,10 +71,11 @@ def _payload(comparisons: Comparisons) -> dict[str, Any]:
             for name, *_ in measures
         },
         "pairs": [_pair(comparisons, row, column, notes) for row, column in comparisons.cells],
-        "stable": {kind: _stable(comparisons.stable(kind)) for kind in _KINDS}
-        if _all_beside_first(comparisons)
-        else {},
     }
+
+
+def _all_stable(comparisons: Comparisons) -> dict[str, Any]:
+    return {kind: _stable(comparisons.stable(kind)) for kind in _KINDS}
 
 
 def _all_beside_first(comparisons: Comparisons) -> bool:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neurograph.scoring.effects import Effects, estimate
+from neurograph.scoring.effects import ULPS, Effects, estimate
 from neurograph.scoring.exact import reader_effects
 from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.linear_readers import LinearEdges
@@ -240,4 +240,4 @@ def _shares(
 def _moving(experiment: Experiment, reader: str, share: Tensor) -> Tensor:
     """Pairs whose share is more than rounding, ``[pairs, 2]``."""
     eps = torch.finfo(experiment.recording.main(reader).dtype).eps
-    return torch.nonzero(share.abs() > 4 * eps)
+    return torch.nonzero(share.abs() > ULPS * eps)

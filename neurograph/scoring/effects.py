@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Effects", "estimate", "rounding", "summarise"]
+__all__ = ["ULPS", "Effects", "estimate", "rounding", "summarise"]
+
+ULPS = 4
+"""Values that differ by no more units in the last place differ by rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,4 +88,4 @@ def estimate(differences: Tensor) -> Effects:
 
 def rounding(response: Tensor, dtype: torch.dtype) -> Tensor:
     """Largest difference of mean targets, computed in a dtype, that their rounding could make."""
-    return 4 * torch.finfo(dtype).eps * response.abs().amax()
+    return ULPS * torch.finfo(dtype).eps * response.abs().amax()

@@ -15,8 +15,8 @@ import pytest
 
 from neurograph.circuit import Circuit, Path
 from neurograph.layers import Neuron
+from tests.report.pages import settle
 
-PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 INPUTS = (
     "ST_Slope=Flat ST_Slope=Up ExerciseAngina=Y ChestPainType=ASY Oldpeak Sex=M MaxHR "
     "Cholesterol FastingBS Age RestingBP RestingECG=LVH"
@@ -142,8 +142,7 @@ def visit(browser: Any, tmp_path: FilePath) -> Iterator[Callable[..., Visit]]:
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
         page.wait_for_function("window.neurograph && window.neurograph.ready")
-        # Wait until what was asked for is painted.
-        page.evaluate(PAINTED)
+        settle(page)
         return Visit(page, complaints, requests)
 
     yield open_page

@@ -1,4 +1,4 @@
-"""Pages read back: their data, and their words."""
+"""Pages read back, their data and their words; and what is done with open ones."""
 
 from __future__ import annotations
 
@@ -40,3 +40,18 @@ def assert_asks_for_nothing(page: str) -> None:
     assert policy is not None
     assert policy.group(1).startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-inline" not in policy.group(1).split("style-src")[0]
+
+
+def settle(page: Any) -> None:
+    """Wait until what was asked of an open page is painted."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def drag_and_zoom(page: Any) -> None:
+    """Move the graph of an open page with the mouse, and look at it from nearer."""
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 300)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 360, box["y"] + 340, steps=4)
+    page.mouse.up()
+    page.mouse.wheel(0, -300)

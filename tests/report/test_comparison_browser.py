@@ -15,8 +15,7 @@ import pytest
 from neurograph.report import comparison as module
 from neurograph.report.comparison import render
 from tests.report.compared import alike, comparison_of
-from tests.report.conftest import PAINTED
-from tests.report.pages import HOSTILE
+from tests.report.pages import HOSTILE, drag_and_zoom, settle
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if shutil.which("chromium") is None:
@@ -284,15 +283,10 @@ def test_what_is_left_out_is_told(
 def test_many_edges_are_painted_from_a_bitmap(make_circuit: Make, visit: Visit) -> None:
     big = comparison_of(*(make_circuit((60, 90, 90, 1), density=0.15, seed=s) for s in (0, 1)))
     page, complaints, _ = visit(render(big), color_scheme="dark")
-    box = page.locator("#canvas").bounding_box()
-    page.mouse.move(box["x"] + 300, box["y"] + 300)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 360, box["y"] + 340, steps=4)
-    page.mouse.up()
-    page.mouse.wheel(0, -300)
+    drag_and_zoom(page)
     page.emulate_media(color_scheme="light")
     page.evaluate("n => neurograph.select('a', ...n)", list(some_neuron(big, "linear2", "both")))
-    page.evaluate(PAINTED)
+    settle(page)
     assert page.locator("#neuron").is_visible()
     assert complaints == []
 

@@ -6,13 +6,12 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from neurograph.report.page import render
-from tests.report.pages import HOSTILE
+from tests.report.pages import HOSTILE, drag_and_zoom, settle
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if shutil.which("chromium") is None:
@@ -37,11 +36,6 @@ def opened(visit: Callable[[str], Any]) -> Callable[[Any], Opened]:
         return Opened(page, circuit, complaints, requests)
 
     return open_page
-
-
-def settle(page: Any) -> None:
-    """Wait until what was asked for is painted."""
-    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def hidden_neuron(circuit: Any, layer: str = "linear1") -> Any:
@@ -224,29 +218,17 @@ def test_it_works_inside_a_sandboxed_frame(browser: Any, make_circuit: Make) -> 
     page.close()
 
 
-def test_dark_and_crowded(browser: Any, make_circuit: Make, tmp_path: Path) -> None:
+def test_dark_and_crowded(visit: Callable[..., Any], make_circuit: Make) -> None:
     circuit = make_circuit((60, 90, 90, 1), density=0.15)
     assert circuit.graph.number_of_edges() > 1200  # enough to be painted from a bitmap
-    page = browser.new_page(color_scheme="dark")
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    circuit.to_html(tmp_path / "circuit.html")
-    page.goto((tmp_path / "circuit.html").as_uri())
-    page.wait_for_function("window.neurograph && window.neurograph.ready")
-    settle(page)
+    page, complaints, _ = visit(render(circuit), color_scheme="dark")
     assert ink(page) > 2000
-    box = page.locator("#canvas").bounding_box()
-    page.mouse.move(box["x"] + 300, box["y"] + 300)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 360, box["y"] + 340, steps=4)
-    page.mouse.up()
-    page.mouse.wheel(0, -300)
+    drag_and_zoom(page)
     page.emulate_media(color_scheme="light")
     page.evaluate("n => neurograph.select(...n)", list(hidden_neuron(circuit, "linear2")))
     settle(page)
     assert ink(page) > 500
-    assert errors == []
-    page.close()
+    assert complaints == []
 
 
 def test_an_empty_circuit_says_so(opened: Callable[[Any], Opened], make_circuit: Make) -> None:

@@ -279,15 +279,13 @@
   }
 
   function listen() {
-    slider.addEventListener("input", () => { // cubed: room for weak effects
-      shown.threshold = tops[shown.by] * (Number(slider.value) / 1000) ** 3;
-      graph.refilter();
-    });
-    $("by").addEventListener("change", () => {
+    const read = () => {
       shown.by = $("by").value;
-      shown.threshold = tops[shown.by] * (Number(slider.value) / 1000) ** 3;
+      shown.threshold = tops[shown.by] * (Number(slider.value) / 1000) ** 3; // room for weak effects
       graph.refilter();
-    });
+    };
+    slider.addEventListener("input", read);
+    $("by").addEventListener("change", read);
     for (const status of STATUSES) {
       $(`show-${status}`).addEventListener("click", () => {
         shown[status] = !shown[status];

@@ -177,8 +177,8 @@
     const one = { neurons: "Neuron", edges: "Edge", paths: "Path" }[kind];
     const columnsOf = [
       { key: "name", title: one, kind: "route", value: (row) => row.name, cell: (row) => row.name },
-      { key: "layer", title: "Layer", kind: "layer", hint: "of an edge or path the first", value: (row) => row.layer,
-        cell: (row) => row.layer },
+      { key: "layer", title: "Layer", kind: "layer", hint: "of an edge or path the first",
+        value: (row) => row.layer, cell: (row) => row.layer },
       { key: "circuits", title: "circuits", hint: "how many circuits have it", kind: "number",
         value: (row) => row.circuits, cell: (row) => [`${row.circuits} of ${circuits.length}`,
           el("small", {}, `${row.positive} positive`)] },
