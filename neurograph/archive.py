@@ -34,7 +34,7 @@ __all__ = [
 Result = TypeVar("Result")
 
 FORMAT = "neurograph circuit"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _MEMBERS = ("circuit.json", "scores.safetensors")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,9 +14,10 @@ from torch import Tensor
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.frontier import Found
-from neurograph.layers import Neuron, channels_first
+from neurograph.layers import INPUT_TYPE, Neuron, channels_first
+from neurograph.notes import search_notes
 from neurograph.scoring.exact import path_effects
-from neurograph.selection import SIGNS, Sign
+from neurograph.selection import SIGNS, sign_of
 from neurograph.study import Study
 
 __all__ = ["assembled", "measure_paths"]
@@ -52,7 +52,7 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
     """Assemble the circuit of what was found."""
     graph = nx.DiGraph(target=study.target.name)
     for layer in study.profiled:
-        kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
+        kept = found.part(layer, None)
         units = study.experiment.units(layer) if kept else None
         if units is None:
             continue
@@ -62,10 +62,7 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
             effects = _effects(study, found, neuron, unit)
             graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
     for (writer, reader), edge in found.edges.items():
-        attributes = edge._asdict()
-        if edge.effect:
-            attributes["sign"] = "positive" if edge.effect > 0 else "negative"
-        graph.add_edge(writer, reader, **attributes)
+        graph.add_edge(writer, reader, **edge._asdict(), sign=sign_of(edge.effect))
     layers = nx.DiGraph()
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
@@ -75,11 +72,22 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
             if units.positions is not None:
                 layers.nodes[name]["positions"] = units.positions
     layers.add_edges_from(study.profiled.edges)
-    provenance = {**study.provenance, "complete": complete}
+    names = study.feature_names
+    if names is not None:
+        (only,) = (n for n in layers if layers.nodes[n]["type"] == INPUT_TYPE and n in found.scores)
+        layers.nodes[only]["names"] = list(names)
+    provenance = {**study.provenance, "complete": complete, "notes": _notes(study, found)}
     if found.screening:
         provenance["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
     return Circuit(graph, layers, study.target.name, (), scores, provenance, study)
+
+
+def _notes(study: Study, found: Found) -> list[str]:
+    def name(layer: str, unit: int) -> str:
+        return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
+
+    return search_notes(found, study.target.name, name)
 
 
 def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:
@@ -102,31 +110,25 @@ def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[s
 
 def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str, Any]:
     """Attributes that say what a neuron does."""
-    layer = neuron.layer
-    by_sign = {s: found.kept[s][layer][unit] for s in SIGNS if unit in found.indices(s, layer)}
-    effect, stderr = max(by_sign.values(), key=lambda measured: abs(measured[0]))
-    total, total_stderr = found.totals.get(neuron, (math.nan, math.nan))
-    attributes: dict[str, Any] = {
-        "effect": effect,
-        "stderr": stderr,
-        "measured": all(_was_measured(found, sign, layer, unit) for sign in by_sign),
-        "sign": "both" if len(by_sign) > 1 else next(iter(by_sign)),
-        "total_effect": total,
-        "total_stderr": total_stderr,
-        "total_measured": neuron in found.totals and neuron not in found.estimated_totals,
-        "target": bool(study.profiled.nodes[layer]["output"]),
-    }
+    table = found.scores[neuron.layer]
+
+    def numbers(kind: str) -> dict[str, Any]:
+        return {f"{kind}{key}": float(table[f"{kind}{key}"][unit]) for key in ("effect", "stderr")}
+
+    def measured(kind: str) -> bool:
+        return bool(table[f"{kind}measured"][unit]) if f"{kind}measured" in table else True
+
+    attributes = numbers("")
+    attributes |= {"measured": measured(""), "sign": sign_of(attributes["effect"])}
+    attributes |= numbers("total_") | {"total_measured": measured("total_")}
+    attributes["target"] = bool(study.profiled.nodes[neuron.layer]["output"])
     if neuron in found.direct:
         direct, direct_stderr = found.direct[neuron]
         attributes |= {"direct_effect": direct, "direct_stderr": direct_stderr}
-    for sign, (e, se) in by_sign.items():
-        attributes |= {f"{sign}_effect": e, f"{sign}_stderr": se}
+    for sign in SIGNS:
+        if f"through_{sign}_effect" in table:
+            attributes |= numbers(f"through_{sign}_")
     return attributes
-
-
-def _was_measured(found: Found, sign: Sign, layer: str, unit: int) -> bool:
-    told = found.scores[layer].get(f"{sign}_measured")
-    return told is None or bool(told[unit])
 
 
 def _statistics(study: Study, layer: str, units: Sequence[int]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from neurograph.errors import OptionError
-from neurograph.layers import Neuron
+from neurograph.layers import INPUT_TYPE, Neuron
 from neurograph.paths import Path, PathQuery, check_sign, format_effect, name_of
 from neurograph.scoring.screening import Screening
 from neurograph.selection import SIGNS, Sign
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Circuit", "Path", "format_effect"]
 
 _PLACE = ("layer", "index", "position")
+_BOTH_EFFECTS = ("effect", "stderr", "sign", "total_effect", "total_stderr")
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
 
@@ -44,11 +45,12 @@ class Circuit:
         Nodes are `Neuron(layer, index)`, or `Neuron(layer, index, position)` where each position
         has neurons of its own, which equal plain tuples: ``graph.nodes["linear1", 37]``.
         Node attributes, all plain scalars: ``name``, ``layer``, ``index``, with positions
-        ``position`` and, with a tokenizer, ``token``; ``effect``, ``stderr``
-        and ``sign`` (``positive``, ``negative`` or ``both``) through the part of the circuit
-        behind the neuron; ``measured``, whether that was measured by intervention or estimated;
-        ``positive_effect``, ``negative_effect`` and their ``_stderr`` where the search of that
-        sign kept it; ``total_effect``, ``total_stderr``, ``total_measured`` through everything;
+        ``position`` and, with a tokenizer, ``token``; ``effect`` and ``stderr`` through the
+        circuit, that is through all neurons kept of its readers at once, ``sign`` of that
+        (``positive``, ``negative`` or ``zero``), and ``measured``, whether by intervention or
+        estimated; ``through_positive_effect``, ``through_negative_effect`` and their ``_stderr``
+        through those of them alone whose total effect raises the target, or lowers it;
+        ``total_effect``, ``total_stderr``, ``total_measured`` through everything;
         ``target``, whether the target reads it directly, and where it is not the only reader
         ``direct_effect`` and ``direct_stderr`` of that; ``count``, ``mean``, ``std``, ``min``,
         ``max`` and quantiles ``q5``, ``q50``, … of its activations. Edges have ``effect``,
@@ -61,12 +63,12 @@ class Circuit:
     strongest : tuple of Path
         Measured paths, the strongest of each sign.
     scores : mapping of str to mapping of str to ndarray
-        For each layer, the effects of *all* its neurons, kept or not: arrays ``positive``,
-        ``positive_stderr``, ``negative``, ``negative_stderr``, float64, ``[neurons]`` or
-        ``[neurons, positions]``. Where some are estimates, ``positive_measured`` and
-        ``negative_measured`` say which were measured.
+        For each layer, the effects of *all* its neurons, kept or not, named as the attributes of
+        nodes: arrays of float64, ``[neurons]`` or ``[neurons, positions]``. Where some are
+        estimates, ``measured``, ``total_measured``, … say which were measured.
     provenance : mapping
-        Model hash, data fingerprint, options, versions, seed: how it was found. JSON-able.
+        Model hash, data fingerprint, options, versions, seed: how it was found. JSON-able. Under
+        ``notes``, what a reader must know besides the numbers; see `notes`.
     """
 
     graph: nx.DiGraph
@@ -155,25 +157,70 @@ class Circuit:
     def neurons(self, *, sign: Sign | None = None, layer: str | None = None) -> pd.DataFrame:
         """Table of the kept neurons, strongest first.
 
-        With a sign, effects are those of that sign's search.
+        Parameters
+        ----------
+        sign : {"positive", "negative"}, optional
+            Only neurons whose effect through the circuit has this sign.
+        layer : str, optional
+            Only those of this layer.
 
         Returns
         -------
         DataFrame
-            Columns ``layer, index, name, effect, stderr, sign``, and ``position`` behind ``index``
-            where positions have neurons of their own.
+            Columns ``layer, index, name, effect, stderr, sign, total_effect, total_stderr``, and
+            ``position`` behind ``index`` where positions have neurons of their own. ``effect`` is
+            through the circuit, and ``sign`` is of that; ``total_effect`` through everything, as
+            by an ordinary ablation.
         """
         check_sign(sign)
-        signs = (*SIGNS, "both") if sign is None else (sign, "both")
-        rows = []
-        for neuron, data in self.graph.nodes(data=True):
-            if layer not in (None, neuron.layer) or data["sign"] not in signs:
-                continue
-            key = f"{sign}_" if sign else ""
-            effect, stderr = data[f"{key}effect"], data[f"{key}stderr"]
-            rows.append((*_place(neuron), data["name"], effect, stderr, sign or data["sign"]))
-        columns = [*_PLACE, "name", "effect", "stderr", "sign"]
-        return _by_strength(_without_empty(pd.DataFrame(rows, columns=columns)))
+        rows = [
+            (*_place(neuron), *(data[key] for key in ("name", *_BOTH_EFFECTS)))
+            for neuron, data in self.graph.nodes(data=True)
+            if layer in (None, neuron.layer) and sign in (None, data["sign"])
+        ]
+        table = pd.DataFrame(rows, columns=[*_PLACE, "name", *_BOTH_EFFECTS])
+        return _by_strength(_without_empty(table))
+
+    def features(self) -> pd.DataFrame:
+        """Table of all input features by total effect: which matter most, and which way.
+
+        A feature's total effect is how far the target moves, on average over the reference
+        samples, when that feature alone goes from the first value of the contrast to the last and
+        everything behind it runs: no circuit limits it, and features that were not kept are there
+        too.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``layer, index, name, total_effect, total_stderr, measured, kept``, and
+            ``position`` where positions have neurons of their own.
+
+        Raises
+        ------
+        OptionError
+            The model's inputs have no neurons (token ids), or they were not scored.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch import nn
+        >>> import neurograph as ng
+        >>> model = nn.Linear(2, 1)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[2.0, -3.0]]))
+        >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
+        >>> circuit = ng.search(model, X, 1, feature_names=["dose", "age"], progress=False)
+        >>> circuit.features()[["name", "total_effect"]].round(2).values.tolist()
+        [['age', -2.7], ['dose', 1.8]]
+        """
+        inputs = [n for n in self.layers if self.layers.nodes[n]["type"] == INPUT_TYPE]
+        tables = [_totals(self, n) for n in inputs if n in self.scores]
+        if not tables:
+            raise OptionError(
+                "the circuit has no effects of input features: the model's inputs are no "
+                "floating-point numbers, or the search did not reach them"
+            )
+        return _by_strength(_without_empty(pd.concat(tables)), "total_effect")
 
     def edges(self, *, sign: Sign | None = None) -> pd.DataFrame:
         """Table of the edges, strongest first; `sign` is that of an edge's own effect.
@@ -182,43 +229,52 @@ class Circuit:
         -------
         DataFrame
             Columns ``source_layer, source_index, target_layer, target_index, effect, stderr,
-            sign``, and ``source_position``, ``target_position`` where there are any.
+            sign, total_effect, total_stderr``, and ``source_position``, ``target_position`` where
+            there are any. ``effect`` is through this edge alone, ``total_effect`` that of its
+            source through everything.
         """
         check_sign(sign)
+        nodes = self.graph.nodes
         rows = [
-            (*_place(u), *_place(v), data["effect"], data["stderr"], data["sign"])
+            (
+                *(*_place(u), *_place(v)),
+                *(data[key] for key in _BOTH_EFFECTS[:3]),
+                *(nodes[u][key] for key in _BOTH_EFFECTS[3:]),
+            )
             for u, v, data in self.graph.edges(data=True)
             if sign in (None, data["sign"])
         ]
         columns = [f"{end}_{key}" for end in ("source", "target") for key in _PLACE]
-        table = pd.DataFrame(rows, columns=[*columns, "effect", "stderr", "sign"])
+        table = pd.DataFrame(rows, columns=[*columns, *_BOTH_EFFECTS])
         return _by_strength(_without_empty(table))
 
-    def effects_of(self, layer: str, what: Literal["effect", "stderr"] = "effect") -> np.ndarray:
-        """Effects, or their standard errors, of all neurons of a layer, kept or not.
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know besides the numbers.
 
-        Of the two searches, one for each sign, that in which a neuron's effect is stronger tells.
+        Where the search ended early, what it left out, where the effect through the circuit and the
+        total effect have different signs, and what was assumed of model and data.
+        """
+        return tuple(self.provenance.get("notes", ()))
+
+    def effects_of(self, layer: str, what: Literal["effect", "stderr"] = "effect") -> np.ndarray:
+        """Effects through the circuit, or their standard errors, of all neurons of a layer.
 
         Returns
         -------
         ndarray of float64, [neurons] or [neurons, positions]
-            In units of the target.
+            In units of the target; of neurons that were not kept, too.
         """
-        table = self.scores[layer]
-        signs = [sign for sign in SIGNS if sign in table]
-        strongest = np.abs([table[sign] for sign in signs]).argmax(axis=0)
-        found = np.stack([table[s if what == "effect" else f"{s}_stderr"] for s in signs])
-        effects: np.ndarray = np.take_along_axis(found, strongest[None], axis=0)[0]
-        return effects
+        return self.scores[layer][what]
 
     def ranking(self) -> pd.Series:
-        """Effects of all neurons that were scored, as `effects_of` tells them.
+        """Effects through the circuit of all neurons, kept or not, the strongest first.
 
         Returns
         -------
         Series
-            Indexed by ``layer, index`` and, where positions have neurons of their own,
-            ``position``.
+            In units of the target, indexed by ``layer, index`` and, where positions have neurons of
+            their own, ``position``.
 
         Raises
         ------
@@ -236,7 +292,8 @@ class Circuit:
         index = pd.MultiIndex.from_frame(pd.DataFrame(rows, columns=[*_PLACE]))
         if index.get_level_values("position").isna().all():
             index = index.droplevel("position")
-        return pd.Series(effects, index, name="circuit")
+        series = pd.Series(effects, index, name="circuit")
+        return series.sort_values(key=np.abs, ascending=False, kind="stable")
 
     def subgraph(self, neurons: Iterable[Neuron | tuple[Any, ...]]) -> Circuit:
         """Circuit of some of the neurons, with the edges and measured paths among them."""
@@ -325,7 +382,7 @@ class Circuit:
 
     def __repr__(self) -> str:
         signs = [data["sign"] for _, data in self.graph.nodes(data=True)]
-        kept = ", ".join(f"{signs.count(s) + signs.count('both')} {s}" for s in SIGNS)
+        kept = ", ".join(f"{signs.count(s)} {s}" for s in SIGNS)
         head = (
             f"Circuit of {self.target!r}: {len(self.graph)} neurons ({kept}) in "
             f"{len({n.layer for n in self.graph})} layers, {self.graph.number_of_edges()} edges"
@@ -336,6 +393,7 @@ class Circuit:
             [
                 head,
                 *(f"  {line}" for line in self.screened()),
+                *(f"  note: {line}" for line in self.notes),
                 *(f"  {path}" for s in SIGNS for path in self._top(s, 3)),
             ]
         )
@@ -383,6 +441,21 @@ def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=empty)
 
 
-def _by_strength(table: pd.DataFrame) -> pd.DataFrame:
-    order = table["effect"].abs().sort_values(ascending=False, kind="stable").index
-    return table.loc[order].reset_index(drop=True)
+def _by_strength(table: pd.DataFrame, column: str = "effect") -> pd.DataFrame:
+    order = (-table[column].abs()).argsort(kind="stable")
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _totals(circuit: Circuit, layer: str) -> pd.DataFrame:
+    """Total effects of all neurons of an input."""
+    scores, names = circuit.scores[layer], circuit.layers.nodes[layer].get("names")
+    total, every = scores["total_effect"], scores.get("total_measured")
+    rows = []
+    for place in np.ndindex(total.shape):
+        neuron = Neuron(layer, *place)
+        name = names[place[0]] if names and len(place) == 1 else circuit.name(neuron)
+        measured = every is None or bool(every[place])
+        numbers = float(total[place]), float(scores["total_stderr"][place]), measured
+        rows.append((*_place(neuron), name, *numbers, neuron in circuit.graph))
+    columns = [*_PLACE, "name", "total_effect", "total_stderr", "measured", "kept"]
+    return pd.DataFrame(rows, columns=columns)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from neurograph.circuit import Circuit
 from neurograph.layers import Neuron
 from neurograph.paths import format_effect
@@ -9,14 +12,31 @@ from neurograph.paths import format_effect
 __all__ = ["explain"]
 
 
+def _effect(data: Mapping[str, Any], kind: str) -> str:
+    mark = "" if data.get(f"{kind}measured", True) else " (estimated)"
+    return format_effect(data[f"{kind}effect"], data[f"{kind}stderr"]) + mark
+
+
+def _warning(data: Mapping[str, Any]) -> str:
+    return ": the signs disagree" if data["effect"] * data["total_effect"] < 0 else ""
+
+
 def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
     """Describe one neuron, with so many edges and paths; see `Circuit.explain`."""
     data = circuit.graph.nodes[neuron]
     lines = [f"{data['name']} ({neuron}), {data['sign']}"]
     lines.append(
-        f"  effect on {circuit.target}: {format_effect(data['effect'], data['stderr'])} through "
-        f"the circuit, {format_effect(data['total_effect'], data['total_stderr'])} in all"
+        f"  effect on {circuit.target}: {_effect(data, '')} through the circuit, "
+        f"{_effect(data, 'total_')} in total{_warning(data)}"
     )
+    parts = {"raise": "through_positive_", "lower": "through_negative_"}
+    told = [
+        f"{_effect(data, kind)} through neurons that {way} it"
+        for way, kind in parts.items()
+        if f"{kind}effect" in data
+    ]
+    if len(told) > 1:
+        lines.append(f"  of that: {', '.join(told)}")
     if "mean" in data:
         lines.append(
             f"  activation: mean {data['mean']:.3g}, std {data['std']:.3g}, "

@@ -1,8 +1,8 @@
-"""The backward search: from the target's layers to the inputs, one frontier for each sign."""
+"""The backward search: from the target's layers to the inputs, one frontier in two parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,24 +15,23 @@ from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, Through
-from neurograph.scoring.scorer import BOTH, Scored, Scorer
+from neurograph.scoring.scorer import Scored, Scorer
 from neurograph.scoring.screening import Screening
-from neurograph.selection import SENSE, SIGNS, Above, Keep, Sign, TopK, select
+from neurograph.selection import SIGNS, Above, Keep, Sign, TopK, select
 
-__all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons", "find_totals"]
+__all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons"]
 
 Measured = tuple[float, float]
 """An effect and its standard error."""
 
 
 class Edge(NamedTuple):
-    """An edge: `measured` says whether by intervention, `sign` whose search kept its ends."""
+    """An edge; `measured` says whether by intervention."""
 
     effect: float
     stderr: float
     measured: bool
     transfer: float
-    sign: Sign
 
 
 @dataclass
@@ -41,81 +40,95 @@ class Found:
 
     Attributes
     ----------
-    kept : for each sign, layer to number of the neuron to effect through the frontier
-    starts : layers that only the target reads: where both signs begin
-    scores : layer to arrays of the effects of all its neurons
-    totals : effects of kept neurons through everything
-    estimated_totals : neurons whose total effect was not measured
+    kept : layer to numbers of its kept neurons, the strongest of each ranking first
+    ends : layers that nothing but the target reads
+    scores : layer to arrays of the effects of all its neurons, as `Circuit.scores` has them
     direct : effects of kept neurons on a target that reads them, through glue alone
     edges : effects of edges among kept neurons
     screening : what was screened and verified in each step, where the scorer does so
     """
 
-    kept: dict[Sign, dict[str, dict[int, Measured]]] = field(
-        default_factory=lambda: {sign: {} for sign in SIGNS}
-    )
-    starts: set[str] = field(default_factory=set)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    ends: set[str] = field(default_factory=set)
     scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    totals: dict[Neuron, Measured] = field(default_factory=dict)
-    estimated_totals: set[Neuron] = field(default_factory=set)
     direct: dict[Neuron, Measured] = field(default_factory=dict)
     edges: dict[tuple[Neuron, Neuron], Edge] = field(default_factory=dict)
     screening: dict[str, Screening] = field(default_factory=dict)
 
-    def indices(self, sign: Sign, layer: str) -> list[int]:
-        """Numbers of the kept neurons of a layer, strongest first."""
-        return list(self.kept[sign].get(layer, ()))
+    def part(self, layer: str, sign: Sign | None) -> list[int]:
+        """Kept neurons of a layer whose total effect has a sign (0 counts as positive), or all."""
+        kept = sorted(self.kept.get(layer, ()))
+        if sign is None or not kept:
+            return kept
+        raises = self.scores[layer]["total_effect"] >= 0
+        return [i for i in kept if raises[i] == (sign == "positive")]
 
 
 def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Found) -> Iterator[str]:
-    """Score every layer's neurons through the frontiers of its readers; yields finished layers.
+    """Score every layer's neurons through the frontier of its readers; yields finished layers.
 
-    Readers come in reverse topological order. A writer with several readers is seen by the kept
-    outputs of all of them at once. A layer that nothing but the target reads starts both signs:
-    its neurons of either sign belong to both frontiers. From there on the signs never meet.
+    Readers come in reverse topological order. The frontier is what was kept of them, in two parts
+    by the sign of the total effects, since what a neuron does through one part may cancel what it
+    does through the other; the target itself belongs to the part that raises it. A neuron is kept
+    if it is among the strongest of either sign through either part. Its effect is that through
+    both parts at once.
     """
     ends = set(target_layers(experiment.graph))
     for layer in reversed(list(experiment.graph)):
-        if not experiment.recording.layers[layer].neurons:
-            continue
-        through = {sign: _through(experiment, found, sign, layer, layer in ends) for sign in SIGNS}
-        known: list[tuple[Through, Scored]] = []
-        if layer in ends and all(set(t) == {TARGET} for t in through.values()):
-            found.starts.add(layer)
-        for sign in SIGNS:
-            if through[sign]:
-                scores = next((s for t, s in known if t == through[sign]), None)
-                if scores is None:
-                    shared = through["positive"] == through["negative"]
-                    senses = BOTH if shared else (SENSE[sign],)
-                    scores = scorer.nodes(layer, through[sign], senses)
-                    known.append((through[sign], scores))
-                _keep(found, sign, layer, scores, keep)
+        if experiment.recording.layers[layer].neurons:
+            _score_layer(experiment, scorer, keep, found, layer, layer in ends)
         yield layer
 
 
+def _score_layer(
+    experiment: Experiment, scorer: Scorer, keep: Keep, found: Found, layer: str, is_end: bool
+) -> None:
+    parts = {sign: _through(experiment, found, layer, sign, is_end) for sign in SIGNS}
+    ways = {sign: scorer.nodes(layer, through) for sign, through in parts.items() if through}
+    rankings = ((scored, sign) for scored in ways.values() for sign in SIGNS)
+    chosen = list(dict.fromkeys(i for ranking in rankings for i in _select(*ranking, keep)))
+    table: dict[str, np.ndarray] = {}
+    if len(ways) == len(parts):
+        whole = _through(experiment, found, layer, None, is_end)
+        _note(table, "", scorer.nodes(layer, whole, surely=chosen))
+    elif ways:
+        _note(table, "", *ways.values())
+    else:  # what nothing kept reads does nothing through the circuit
+        table["effect"] = table["stderr"] = np.zeros(len(experiment.units(layer)))
+    for sign, scored in ways.items():
+        _note(table, f"through_{sign}_", scored)
+    every = range(len(experiment.units(layer)))
+    is_last = is_end and not experiment.graph.out_degree(layer)  # there the target sees everything
+    found.ends |= {layer} if is_last else set()
+    total = ways["positive"] if is_last else scorer.totals(layer, every, surely=chosen)
+    _note(table, "total_", total)
+    if chosen and is_end and not is_last:
+        effects = node_effects(experiment, layer, chosen, {TARGET: None})
+        neurons = map(experiment.units(layer).neuron, chosen)
+        found.direct |= zip(neurons, _pairs(effects), strict=True)
+    found.scores[layer] = table
+    if chosen:
+        found.kept[layer] = chosen
+
+
 def _through(
-    experiment: Experiment, found: Found, sign: Sign, layer: str, is_end: bool
-) -> dict[str, Sequence[int] | None]:
+    experiment: Experiment, found: Found, layer: str, sign: Sign | None, is_end: bool
+) -> Through:
+    """One part of what sees a layer's neurons move, or both."""
     readers = experiment.graph.successors(layer)
     through: dict[str, Sequence[int] | None] = {
-        reader: found.indices(sign, reader) for reader in readers if found.kept[sign].get(reader)
+        reader: part for reader in readers if (part := found.part(reader, sign))
     }
-    return through | ({TARGET: None} if is_end else {})
+    return through | ({TARGET: None} if is_end and sign != "negative" else {})
 
 
-def _keep(found: Found, sign: Sign, layer: str, scores: Scored, keep: Keep) -> None:
-    effects, measured = scores
-    told = found.scores.setdefault(layer, {})
-    told[sign] = effects.effect.cpu().numpy()
-    told[f"{sign}_stderr"] = effects.stderr.cpu().numpy()
+def _note(table: dict[str, np.ndarray], kind: str, scored: Scored) -> None:
+    effects, measured = scored
+    # "effect" and "stderr" through the circuit; "through_positive_effect", "total_stderr", …
+    table[f"{kind}effect"] = effects.effect.cpu().numpy()
+    table[f"{kind}stderr"] = effects.stderr.cpu().numpy()
     if measured is not None:
-        told[f"{sign}_measured"] = measured.cpu().numpy()
-    signs = SIGNS if layer in found.starts else (sign,)
-    chosen = [i for s in signs for i in _select(scores, s, keep)]
-    values = _pairs(effects)
-    if chosen:
-        found.kept[sign][layer] = {i: values[i] for i in chosen}
+        table[f"{kind}measured"] = measured.cpu().numpy()
 
 
 def _select(scores: Scored, sign: Sign, keep: Keep) -> list[int]:
@@ -137,51 +150,39 @@ def _pairs(effects: Effects) -> list[Measured]:
     return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
 
 
-def find_totals(experiment: Experiment, scorer: Scorer, found: Found) -> Iterator[str]:
-    """Score each kept neuron's effect through everything; yields finished layers.
-
-    Where the target reads a layer and others do too, what it sees by itself is measured besides.
-    """
-    ends = set(target_layers(experiment.graph))
-    for layer in experiment.graph:
-        kept = sorted({i for sign in SIGNS for i in found.indices(sign, layer)})
-        neurons = [experiment.units(layer).neuron(unit) for unit in kept]
-        if kept:
-            scored = scorer.totals(layer, kept)
-            found.totals |= zip(neurons, _pairs(scored.effects), strict=True)
-            if scored.measured is not None:
-                told = zip(neurons, scored.measured.tolist(), strict=True)
-                found.estimated_totals |= {neuron for neuron, measured in told if not measured}
-        if kept and layer in ends and experiment.graph.out_degree(layer):
-            effects = node_effects(experiment, layer, kept, {TARGET: None})
-            found.direct |= zip(neurons, _pairs(effects), strict=True)
-        yield layer
-
-
 def find_edges(experiment: Experiment, scorer: Scorer, found: Found) -> Iterator[str]:
-    """Score the edges among the kept neurons of each sign; yields finished writers."""
+    """Score the edges among the kept neurons; yields finished writers."""
     for writer in experiment.graph:
-        for sign in SIGNS:
-            sources = found.indices(sign, writer)
-            readers = {
-                reader: outputs
-                for reader in experiment.graph.successors(writer)
-                if (outputs := found.indices(sign, reader))
-            }
-            if not sources or not readers:
-                continue
-            start = experiment.units(writer)
-            for edges in scorer.edges(writer, sources, readers):
-                end, outputs = experiment.units(edges.reader), readers[edges.reader]
-                measured = edges.scored.measured
-                table = zip(
-                    edges.pairs.tolist(),
-                    _pairs(edges.scored.effects),
-                    [True] * len(edges.pairs) if measured is None else measured.tolist(),
-                    edges.transfer.tolist(),
-                    strict=True,
-                )
-                for (i, j), (effect, stderr), was, transfer in table:
-                    edge = start.neuron(sources[i]), end.neuron(outputs[j])
-                    found.edges[edge] = Edge(effect, stderr, was, transfer, sign)
+        sources = found.part(writer, None)
+        readers = {
+            reader: outputs
+            for reader in experiment.graph.successors(writer)
+            if (outputs := found.part(reader, None))
+        }
+        if sources and readers:
+            _score_edges(experiment, scorer, found, writer, sources, readers)
         yield writer
+
+
+def _score_edges(
+    experiment: Experiment,
+    scorer: Scorer,
+    found: Found,
+    writer: str,
+    sources: Sequence[int],
+    readers: Mapping[str, Sequence[int]],
+) -> None:
+    start = experiment.units(writer)
+    for edges in scorer.edges(writer, sources, readers):
+        end, outputs = experiment.units(edges.reader), readers[edges.reader]
+        measured = edges.scored.measured
+        table = zip(
+            edges.pairs.tolist(),
+            _pairs(edges.scored.effects),
+            [True] * len(edges.pairs) if measured is None else measured.tolist(),
+            edges.transfer.tolist(),
+            strict=True,
+        )
+        for (i, j), (effect, stderr), was, transfer in table:
+            edge = start.neuron(sources[i]), end.neuron(outputs[j])
+            found.edges[edge] = Edge(effect, stderr, was, transfer)

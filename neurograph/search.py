@@ -17,7 +17,7 @@ from neurograph.assemble import assembled
 from neurograph.circuit import Circuit
 from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles, Resample
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
-from neurograph.frontier import Found, find_edges, find_neurons, find_totals
+from neurograph.frontier import Found, find_edges, find_neurons
 from neurograph.layers import Neuron
 from neurograph.paths import Path, PathQuery
 from neurograph.positions import Positions
@@ -34,7 +34,7 @@ from neurograph.units import Groups
 
 __all__ = ["attach", "search"]
 
-_PHASES = {"nodes": 0.6, "totals": 0.7, "edges": 0.9}  # of the budget; paths have the rest
+_PHASES = {"nodes": 0.7, "totals": 0.7, "edges": 0.9}  # of the budget; paths have the rest
 _FIRST_PATHS = 8  # measured whatever they take: they tell what one does
 
 
@@ -65,7 +65,9 @@ def search(
     """Find the neurons and paths that push one output up or down, each measured by intervention.
 
     From the target's layers backwards, every neuron is moved between two values, only the kept
-    outputs of its readers may see it, and the change of the target is measured.
+    outputs of its readers may see it, and the change of the target is measured: once through those
+    whose total effect raises the target and once through those that lower it, so that neither
+    hides the other. The strongest of either sign through either are kept.
 
     Parameters
     ----------
@@ -102,7 +104,8 @@ def search(
     reference : int or data
         How many samples are the background (drawn by `seed`), or the samples themselves.
     keep : str or rule
-        Of each layer and sign: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
+        Of each layer, of either sign, through the neurons that raise the target and through those
+        that lower it: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
         ``"share:0.8"`` (of their sum), or ``"above:0.1"`` (in units of the target).
     scorer : {"auto", "exact", "hybrid", "gradient", "integrated"}
         ``"exact"`` measures every neuron and edge by intervention. Three estimate: ``"gradient"``
@@ -187,7 +190,7 @@ def search(
         bare = assembled(study, found, complete=True)
         return replace(bare, strongest=_strongest(study, bare, start))
     except KeyboardInterrupt as stop:
-        if study is None or not any(found.kept.values()):
+        if study is None or not found.kept:
             raise SearchInterrupted(None) from stop
         raise SearchInterrupted(assembled(study, found, complete=False)) from stop
 
@@ -233,7 +236,7 @@ def _fill(study: Study, found: Found, start: float) -> None:
     keep = as_keep(options.keep)
     with (
         study.open() as experiment,
-        Progress("searching", options.progress, total=3 * layers, unit="steps") as bar,
+        Progress("searching", options.progress, total=2 * layers, unit="steps") as bar,
     ):
         scorer = choose_scorer(
             options.scorer,
@@ -246,7 +249,6 @@ def _fill(study: Study, found: Found, start: float) -> None:
         try:
             for step, layer in itertools.chain(
                 _named("neurons of", find_neurons(experiment, scorer, keep, found)),
-                _named("totals of", find_totals(experiment, scorer, found)),
                 _named("edges into", find_edges(experiment, scorer, found)),
             ):
                 bar.describe(f"{step} {layer}")

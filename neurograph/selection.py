@@ -22,11 +22,23 @@ __all__ = [
     "TopQuantile",
     "as_keep",
     "select",
+    "sign_of",
 ]
 
 Sign = Literal["positive", "negative"]
 SIGNS: tuple[Sign, Sign] = ("positive", "negative")
 SENSE: dict[Sign, int] = {"positive": 1, "negative": -1}
+
+
+def sign_of(effect: float) -> str:
+    """Name the sign of an effect: ``positive``, ``negative``, or ``zero``.
+
+    Examples
+    --------
+    >>> sign_of(-0.5), sign_of(0.0)
+    ('negative', 'zero')
+    """
+    return "positive" if effect > 0 else "negative" if effect < 0 else "zero"
 
 
 @dataclass(frozen=True)

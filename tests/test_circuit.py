@@ -337,34 +337,34 @@ def equal_graphs(some: nx.DiGraph, other: nx.DiGraph) -> bool:
 
 def test_the_table_of_neurons_is_that_of_the_graph(circuit: Circuit) -> None:
     table = circuit.neurons()
-    assert list(table.columns) == ["layer", "index", "name", "effect", "stderr", "sign"]
+    numbers = ["effect", "stderr", "sign", "total_effect", "total_stderr"]
+    assert list(table.columns) == ["layer", "index", "name", *numbers]
     assert len(table) == len(circuit.graph)
     assert table["effect"].abs().is_monotonic_decreasing
     for row in table.itertuples():
         node = circuit.graph.nodes[row.layer, row.index]
-        assert (row.name, row.effect, row.sign) == (node["name"], node["effect"], node["sign"])
+        assert [getattr(row, key) for key in ("name", *numbers)] == [
+            node[key] for key in ("name", *numbers)
+        ]
     assert set(circuit.neurons(layer="a")["layer"]) == {"a"}
     assert "<b>sex</b>" in set(table["name"])
     assert "ill" in set(table["name"])
 
 
 @pytest.mark.parametrize("sign", ["positive", "negative"])
-def test_neurons_of_a_sign_have_the_effects_of_that_search(circuit: Circuit, sign: Any) -> None:
+def test_neurons_of_a_sign_are_those_whose_effect_has_it(circuit: Circuit, sign: Any) -> None:
     table = circuit.neurons(sign=sign)
-    kept = [n for n, d in circuit.graph.nodes(data=True) if f"{sign}_effect" in d]
-    assert {Neuron(r.layer, r.index) for r in table.itertuples()} == set(kept)
+    sense = 1 if sign == "positive" else -1
+    kept = {n for n, d in circuit.graph.nodes(data=True) if d["effect"] * sense > 0}
+    assert {Neuron(r.layer, r.index) for r in table.itertuples()} == kept
     assert set(table["sign"]) == {sign}
-    hidden = table[table["layer"] != "c"]
-    assert ((hidden["effect"] > 0) == (sign == "positive")).all()
-    for row in table.itertuples():
-        node = circuit.graph.nodes[row.layer, row.index]
-        assert (row.effect, row.stderr) == (node[f"{sign}_effect"], node[f"{sign}_stderr"])
 
 
 def test_the_table_of_edges_is_that_of_the_graph(circuit: Circuit) -> None:
     table = circuit.edges()
     ends = ["source_layer", "source_index", "target_layer", "target_index"]
-    assert list(table.columns) == [*ends, "effect", "stderr", "sign"]
+    totals = ["total_effect", "total_stderr"]
+    assert list(table.columns) == [*ends, "effect", "stderr", "sign", *totals]
     assert len(table) == circuit.graph.number_of_edges()
     assert table["effect"].abs().is_monotonic_decreasing
     for row in table.itertuples():
@@ -372,6 +372,8 @@ def test_the_table_of_edges_is_that_of_the_graph(circuit: Circuit) -> None:
         edge = circuit.graph.edges[source, target]
         assert (row.effect, row.sign) == (edge["effect"], edge["sign"])
         assert (row.effect > 0) == (row.sign == "positive")
+        node = circuit.graph.nodes[source]
+        assert (row.total_effect, row.total_stderr) == tuple(node[key] for key in totals)
     parts = [circuit.edges(sign=sign) for sign in ("positive", "negative")]
     assert [len(part) for part in parts] == [
         int((table["effect"] > 0).sum()),
@@ -405,7 +407,9 @@ def test_a_neuron_is_explained(circuit: Circuit) -> None:
     text = circuit.explain(neuron)
     node = circuit.graph.nodes[neuron]
     assert text.startswith(f"{neuron} ({neuron}), {node['sign']}")
-    assert format_effect(node["effect"], node["stderr"]) in text
+    assert f"{format_effect(node['effect'], node['stderr'])} through the circuit" in text
+    assert f"{format_effect(node['total_effect'], node['total_stderr'])} in total" in text
+    assert ("the signs disagree" in text) == (node["effect"] * node["total_effect"] < 0)
     assert f"mean {node['mean']:.3g}" in text
     assert str(path) in text
     strongest = max(circuit.graph.in_edges(neuron, data="effect"), key=lambda e: abs(e[2]))
@@ -419,6 +423,8 @@ def test_its_repr_says_what_it_is(circuit: Circuit, loaded: Circuit) -> None:
     graph = circuit.graph
     assert head.startswith(f"Circuit of 'ill': {len(graph)} neurons (")
     assert f"in 4 layers, {graph.number_of_edges()} edges" in head
+    notes, paths = paths[: len(circuit.notes)], paths[len(circuit.notes) :]
+    assert notes == [f"  note: {note}" for note in circuit.notes]
     assert paths[0].strip() == str(next(circuit.paths(1, sign="positive")))
     assert len(paths) == 6
     assert str(circuit) == repr(circuit) == repr(loaded)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 import neurograph as ng
 from neurograph.layers import Neuron
-from neurograph.selection import SIGNS
+from neurograph.selection import SIGNS, sign_of
 from tests import zoo
 from tests.reference import TARGET, Reference
 
 KEEP = 2
-Kept = dict[str, dict[str, dict[int, tuple[float, float]]]]
 
 NETWORKS: dict[str, Callable[[int], zoo.Sample]] = {
     "mlp": lambda seed: zoo.mlp((4, 6, 5, 1), "tanh", False, seed, torch.float64),
@@ -25,38 +25,52 @@ NETWORKS: dict[str, Callable[[int], zoo.Sample]] = {
 }
 
 
-def strongest(effects: list[tuple[float, float]], sense: int) -> list[int]:
+Effect = tuple[float, float]
+Ways = dict[str, dict[str, list[Effect]]]
+
+
+def strongest(effects: list[Effect], sense: int) -> list[int]:
     """The neurons to keep of one sign: farther from zero than their error, at most KEEP."""
     certain = [i for i, (e, se) in enumerate(effects) if e * sense > max(se, 0)]
     return sorted(certain, key=lambda i: -abs(effects[i][0]))[:KEEP]
 
 
-def slow_search(reference: Reference) -> Kept:
-    """The search by its definition, a layer and a neuron at a time."""
-    kept: Kept = {sign: {} for sign in SIGNS}
-    readers = {layer: reference.readers(layer) for layer in ["input", *reference.layers]}
-    for layer in reversed(["input", *reference.layers]):
-        starts = readers[layer] == {TARGET} or not any(
-            reader in kept[sign] for sign in SIGNS for reader in readers[layer]
-        )
-        for sign, sense in (("positive", 1), ("negative", -1)):
-            through: dict = {r: list(kept[sign][r]) for r in readers[layer] if r in kept[sign]}
-            if TARGET in readers[layer]:
-                through[TARGET] = None
-            if not through:
-                continue
-            effects = [
-                reference.effect(
-                    lambda value, at=(layer, i), seen=through: reference.through(*at, value, seen),
-                    reference.levels[layer][i],
-                )
-                for i in range(len(reference.levels[layer]))
+def slow_search(reference: Reference) -> tuple[dict[str, set[int]], Ways]:
+    """The search by its definition, a layer and a neuron at a time: what is kept, all effects."""
+    kept: dict[str, set[int]] = {}
+    found: Ways = {}
+    layers = ["input", *reference.layers]
+    for layer in reversed(layers):
+        readers = reference.readers(layer)
+
+        def seen(sign: str, readers: set[str] = readers) -> dict:
+            """The kept neurons that raise the target in total, those that lower it, or all."""
+            through: dict = {}
+            for reader in readers - {TARGET}:
+                signs = {
+                    i: "negative" if found[reader]["total"][i][0] < 0 else "positive"
+                    for i in kept.get(reader, ())
+                }
+                chosen = sorted(i for i in signs if sign in ("all", signs[i]))
+                through |= {reader: chosen} if chosen else {}
+            return through | ({TARGET: None} if TARGET in readers and sign != "negative" else {})
+
+        def effects(measure: Callable, layer: str = layer) -> list[Effect]:
+            return [
+                reference.effect(lambda value, i=i: measure(layer, i, value), levels)
+                for i, levels in enumerate(reference.levels[layer])
             ]
-            senses = (1, -1) if starts else (sense,)
-            chosen = [i for s in senses for i in strongest(effects, s)]
-            if chosen:
-                kept[sign][layer] = {i: effects[i] for i in chosen}
-    return kept
+
+        ways = {sign: seen(sign) for sign in ("positive", "negative", "all")}
+        found[layer] = {
+            sign: effects(lambda *at, through=through: reference.through(*at, through))
+            for sign, through in ways.items()
+            if through
+        }
+        found[layer]["total"] = effects(reference.total)
+        rankings = [found[layer][sign] for sign in SIGNS if sign in found[layer]]
+        kept[layer] = {i for effects in rankings for s in (1, -1) for i in strongest(effects, s)}
+    return kept, found
 
 
 def reference_for(sample: zoo.Sample, X: torch.Tensor, positions: list[int]) -> Reference:
@@ -77,24 +91,22 @@ def test_search_equals_the_slow_search(kind: str, seed: int) -> None:
     X = sample.data(25, seed)
     circuit = ng.search(sample.model, X, 1, keep=f"top:{KEEP}", reference=5, progress=False)
     reference = reference_for(sample, X, circuit.provenance["data"]["reference"])
-    kept = slow_search(reference)
-    for sign in SIGNS:
-        wanted = {
-            Neuron(layer, i): e for layer, found in kept[sign].items() for i, e in found.items()
-        }
-        nodes = circuit.graph.nodes(data=True)
-        found = {n: d[f"{sign}_effect"] for n, d in nodes if f"{sign}_effect" in d}
-        assert found.keys() == wanted.keys()
-        for neuron, (effect, stderr) in wanted.items():
-            assert found[neuron] == pytest.approx(effect, rel=1e-8, abs=1e-9)
-            got = circuit.graph.nodes[neuron][f"{sign}_stderr"]
-            assert got == pytest.approx(stderr, rel=1e-8, abs=1e-9)
-    for neuron, data in circuit.graph.nodes(data=True):
-        total, _ = reference.effect(
-            lambda value, n=neuron: reference.total(*n, value),
-            reference.levels[neuron[0]][neuron[1]],
-        )
-        assert data["total_effect"] == pytest.approx(total, rel=1e-8, abs=1e-9)
+    kept, found = slow_search(reference)
+    wanted = {Neuron(layer, i) for layer, some in kept.items() for i in some}
+    assert set(circuit.graph) == wanted
+    keys = {"positive": "through_positive_", "negative": "through_negative_", "all": ""}
+    keys["total"] = "total_"
+    for layer, ways in found.items():
+        table = circuit.scores[layer]
+        for way, effects in ways.items():
+            got = np.stack([table[f"{keys[way]}effect"], table[f"{keys[way]}stderr"]], axis=1)
+            np.testing.assert_allclose(got, effects, rtol=1e-8, atol=1e-9)
+        for neuron in (n for n in wanted if n.layer == layer):
+            data = circuit.graph.nodes[neuron]
+            for way in ways:
+                got = data[f"{keys[way]}effect"], data[f"{keys[way]}stderr"]
+                assert got == pytest.approx(ways[way][neuron.index], rel=1e-8, abs=1e-9)
+            assert data["sign"] == sign_of(data["effect"])
     for writer, reader, data in circuit.graph.edges(data=True):
         seen = {reader.layer: [reader.index]}
         effect, _ = reference.effect(

@@ -130,21 +130,22 @@ def test_paths_that_cancel_in_the_total_are_both_found() -> None:
     assert [p.neurons for p in circuit.paths(5, sign="positive")] == [up, weak]
     assert [p.neurons for p in circuit.paths(5, sign="negative")] == [down]
     feature = circuit.graph.nodes["input", 0]
-    assert feature["sign"] == "both"
+    assert (feature["sign"], feature["effect"]) == ("zero", 0)
     assert feature["total_effect"] == pytest.approx(0, abs=1e-12)
-    assert feature["positive_effect"] == pytest.approx(-feature["negative_effect"], rel=1e-9)
-    assert feature["positive_effect"] > 1
+    raising, lowering = (feature[f"through_{sign}_effect"] for sign in ("positive", "negative"))
+    assert raising == pytest.approx(-lowering, rel=1e-9)
+    assert raising > 1
 
 
-def test_a_neuron_whose_readers_cancel_is_in_both_frontiers() -> None:
-    """A hidden neuron is scored through each frontier; what feeds it has no effect at all."""
+def test_a_neuron_whose_readers_cancel_is_kept_and_what_feeds_it_is_not() -> None:
+    """A hidden neuron is scored through either part; what feeds it has no effect at all."""
     model = relu_net([[1.0, 0], [0, 1]], [[1.0, 0], [1, 0], [0, 1]], [2.0, -2, 0.5])
     X = torch.rand(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     circuit = ng.search(model, X, 1, keep="share:1", progress=False)
     shared = circuit.graph.nodes["0", 0]
-    assert shared["sign"] == "both"
-    assert shared["total_effect"] == pytest.approx(0, abs=1e-12)
-    assert shared["positive_effect"] == pytest.approx(-shared["negative_effect"], rel=1e-9)
+    assert shared["total_effect"] == shared["effect"] == 0
+    raising, lowering = (shared[f"through_{sign}_effect"] for sign in ("positive", "negative"))
+    assert raising == pytest.approx(-lowering, rel=1e-9)
     through = [p.neurons for p in circuit.paths(9, source="0")]
     assert (("0", 0), ("2", 0), ("4", 0)) in through
     assert (("0", 0), ("2", 1), ("4", 0)) in through
@@ -156,9 +157,10 @@ def test_target_zero_of_a_single_output_is_minus_target_one() -> None:
     X = sample.data(60, 0)
     one, zero = (ng.search(sample.model, X, t, progress=False) for t in (1, 0))
     for layer in ("input", "layers.0", "layers.1"):
-        np.testing.assert_array_equal(
-            one.scores[layer]["positive"], -zero.scores[layer]["negative"]
-        )
+        for kind in ("", "total_"):
+            np.testing.assert_array_equal(
+                one.scores[layer][f"{kind}effect"], -zero.scores[layer][f"{kind}effect"]
+            )
     assert [p.neurons for p in one.paths(5, sign="positive")] == [
         p.neurons for p in zero.paths(5, sign="negative")
     ]
@@ -216,20 +218,21 @@ def test_memory_budget_does_not_change_the_numbers(memory: int | str) -> None:
             np.testing.assert_allclose(small.scores[layer][key], values, rtol=1e-9, atol=1e-12)
 
 
-def test_positive_and_negative_searches_share_no_frontier_but_the_start() -> None:
+def test_the_strongest_of_either_sign_through_either_part_are_kept() -> None:
     sample = zoo.mlp((4, 12, 10, 1), "tanh", False, 0, torch.float64)
-    circuit = ng.search(sample.model, sample.data(100, 0), 1, keep="top:3", progress=False)
+    circuit = ng.search(sample.model, sample.data(100, 0), 1, keep="top:2", progress=False)
     for layer in ("layers.0", "layers.1"):
-        signs = {
-            sign: set(circuit.neurons(sign=sign, layer=layer)["index"])
-            for sign in ("positive", "negative")
+        ways = [f"through_{sign}_effect" for sign in ("positive", "negative")]
+        scores = [circuit.scores[layer][way] for way in ways if way in circuit.scores[layer]]
+        assert len(scores) == (2 if layer == "layers.0" else 1)  # the output is one neuron
+        best = {
+            int(i)
+            for effects in scores
+            for sense in (1, -1)
+            for i in np.argsort(-sense * effects)[:2]
         }
-        assert len(signs["positive"]) == len(signs["negative"]) == 3
-        scores = circuit.scores[layer]
-        for sign, sense in (("positive", 1), ("negative", -1)):
-            best = np.argsort(-sense * scores[sign])[:3]
-            assert signs[sign] == set(best.tolist())
-    assert circuit.graph.nodes["layers.2", 0]["sign"] == "both"
+        assert set(circuit.neurons(layer=layer)["index"]) == best
+    assert circuit.graph.nodes["layers.2", 0]["sign"] == "positive"
 
 
 def test_constant_neurons_have_no_effect_and_are_not_kept() -> None:
@@ -239,7 +242,7 @@ def test_constant_neurons_have_no_effect_and_are_not_kept() -> None:
         model[0].bias[1] = 2.0
     X = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     circuit = ng.search(model, X, 1, keep="share:1", progress=False)
-    assert circuit.scores["0"]["positive"][1] == 0
+    assert circuit.scores["0"]["effect"][1] == circuit.scores["0"]["total_effect"][1] == 0
     assert ("0", 1) not in circuit.graph
 
 

@@ -29,7 +29,6 @@ from neurograph.replay.recording import capture_few
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
 from neurograph.scoring.exact import total_effects
-from neurograph.selection import SIGNS
 from neurograph.sites import INPUT_SIDE, Choice, find_sites, refuse_unsupported
 from neurograph.study import Options, prepare
 from neurograph.target import Target, TargetFunction, resolve_target
@@ -43,9 +42,8 @@ _BATCH = 256
 def by_circuit(circuit: Circuit, *, inputs: bool = False) -> pd.Series:
     """Importance by the effects that a search measured, of all neurons, kept or not.
 
-    The larger of a neuron's absolute effects through the positive and the negative part of the
-    circuit; 0 where neither reaches it. Where each position has neurons of its own, the largest
-    of a channel's.
+    A neuron's absolute effect through the circuit; 0 where that does not reach it. Where each
+    position has neurons of its own, the largest of a channel's.
 
     Parameters
     ----------
@@ -62,10 +60,8 @@ def by_circuit(circuit: Circuit, *, inputs: bool = False) -> pd.Series:
     each = circuit.provenance.get("options", {}).get("positions") == "each"
     found: dict[str, np.ndarray] = {}
     for layer, neurons in hidden_layers(circuit.layers, inputs=inputs).items():
-        scores = circuit.scores.get(layer, {})
-        effects = [np.nan_to_num(np.abs(scores[sign])) for sign in SIGNS if sign in scores]
-        if effects:
-            found[layer] = _over_positions(np.maximum.reduce(effects))
+        if layer in circuit.scores:
+            found[layer] = _over_positions(np.nan_to_num(np.abs(circuit.effects_of(layer))))
         elif not each:  # of a layer without scores only the number of neurons is known
             found[layer] = np.zeros(neurons)
     return _series("circuit", found)

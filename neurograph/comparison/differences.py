@@ -23,7 +23,6 @@ from neurograph.scoring.budget import Budget
 from neurograph.scoring.exact import node_differences, path_differences
 from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.routes import TARGET, Through
-from neurograph.selection import Sign
 from neurograph.study import Study
 
 __all__ = ["Job", "Samples", "jobs_of", "paired_stderr", "same_samples", "sample_effects"]
@@ -114,8 +113,8 @@ def sample_effects(
 ) -> Samples:
     """Measure effects in the model of a circuit, sample by sample.
 
-    Neurons are moved as the circuit's search moved them: through what it kept of their readers,
-    for the sign in which their effect is stronger. Edges and paths that the model has not are left
+    Neurons are moved as the circuit's search moved them: through what it kept of their readers.
+    Edges and paths that the model has not are left
     out, and so is what there is no time for.
 
     Parameters
@@ -155,11 +154,11 @@ class _Run:
         self._through = functools.cache(functools.partial(_through, side, experiment))
 
     def neurons(self, numbers: Iterable[int]) -> None:
-        groups: dict[tuple[str, Sign], list[int]] = defaultdict(list)
+        groups: dict[str, list[int]] = defaultdict(list)
         for number in numbers:
-            groups[self.side.neuron(number).layer, self.side.sign(number)].append(number)
-        for (layer, sign), some in groups.items():
-            through = self._through(layer, sign)
+            groups[self.side.neuron(number).layer].append(number)
+        for layer, some in groups.items():
+            through = self._through(layer)
             units = [number - self.side.spans[layer].start for number in some]
             moved = torch.zeros(len(units), self.experiment.recording.size)
             if through:
@@ -190,15 +189,13 @@ def _rows(moved: torch.Tensor) -> Iterator[Effects]:
     return iter(moved.double().cpu().numpy())
 
 
-def _through(side: Side, experiment: Experiment, layer: str, sign: Sign) -> Through:
-    """What sees a layer's neurons move in a circuit's search for a sign."""
+def _through(side: Side, experiment: Experiment, layer: str) -> Through:
+    """What sees a layer's neurons move in a circuit's search."""
     through: dict[str, Sequence[int] | None] = {}
     for reader in experiment.graph.successors(layer):
         start = side.spans[reader].start
         kept = [
-            side.number(neuron) - start
-            for neuron, data in side.circuit.graph.nodes(data=True)
-            if neuron.layer == reader and f"{sign}_effect" in data
+            side.number(neuron) - start for neuron in side.circuit.graph if neuron.layer == reader
         ]
         if kept:
             through[reader] = sorted(kept)

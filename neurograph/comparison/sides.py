@@ -17,7 +17,6 @@ from neurograph.circuit import Circuit
 from neurograph.layers import Neuron
 from neurograph.matching.layers_of import is_end, size_of
 from neurograph.matching.matching import Matching
-from neurograph.selection import SIGNS, Sign
 
 __all__ = ["Effects", "Numbers", "Side", "Span", "Spans", "inverse", "partners", "share", "side_of"]
 
@@ -101,17 +100,6 @@ class Side:
     @functools.cached_property
     def _starts(self) -> list[int]:
         return [span.start for _, span in self._owners]
-
-    def sign(self, number: int) -> Sign:
-        """Say which sign's search tells a neuron's effect: that in which it is stronger."""
-        neuron = self.neuron(number)
-        if self.kept[number]:
-            data = self.circuit.graph.nodes[neuron]
-            kept = [sign for sign in SIGNS if f"{sign}_effect" in data]
-            return max(kept, key=lambda sign: abs(data[f"{sign}_effect"]))
-        table = self.circuit.scores.get(neuron.layer, {})
-        known = [sign for sign in SIGNS if sign in table] or [*SIGNS]
-        return max(known, key=lambda s: abs(table[s][neuron[1:]]) if s in table else 0.0)
 
     def is_end(self, number: int) -> bool:
         """Whether the target alone reads a neuron's layer."""

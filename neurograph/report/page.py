@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 _SCRIPTS = (VIS_NETWORK, "kit.js", "edges.js", "labels.js", "graph.js", "search.js", "circuit.js")
 _PATHS_SHOWN = 20  # strongest paths of each sign that travel with the page
-_SIGN_ORDER = {"positive": 0, "both": 1, "negative": 2}
+_SIGN_ORDER = {"positive": 0, "zero": 1, "negative": 2}
 _SHOWN = (
     "position token target effect stderr total_effect total_stderr mean std min max count "
+    "through_positive_effect through_positive_stderr through_negative_effect "
+    "through_negative_stderr "
     "q0 q5 q25 q50 q75 q95 q100 cut wasserstein_std mean_before mean_after"
 ).split()
 
@@ -71,7 +73,8 @@ def _payload(circuit: Circuit) -> Any:
             paths[sign].append(row | {"neurons": [ids[neuron] for neuron in path.neurons]})
     data: dict[str, Any] = {"title": f"Circuit of {circuit.target}", "target": circuit.target}
     data |= {"columns": bands, "paths": paths}
-    data |= {"nodes": net.nodes, "edges": net.edges, "provenance": circuit.provenance}
+    data |= {"nodes": net.nodes, "edges": net.edges, "notes": circuit.notes}
+    data["provenance"] = {key: v for key, v in circuit.provenance.items() if key != "notes"}
     return data
 
 

@@ -8,7 +8,9 @@ ranks; then the others, from the largest estimate down, while the time lasts.
 from __future__ import annotations
 
 import functools
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -23,7 +25,7 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.gradient import Gradient
 from neurograph.scoring.points import Background
 from neurograph.scoring.routes import Through, fits_narrow
-from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
+from neurograph.scoring.scorer import Edges, Scored
 from neurograph.scoring.screening import Screened, Screening
 
 __all__ = ["Auto", "Verifier"]
@@ -62,7 +64,7 @@ class Verifier:
         *,
         work: float,
         cost: float,
-        senses: Senses = BOTH,
+        surely: Sequence[int] = (),
     ) -> Scored:
         """Score a set of items.
 
@@ -78,17 +80,18 @@ class Verifier:
             Bytes of the rows that measuring all of them takes.
         cost : float
             Of the time, in the unit of the allowance.
-        senses : tuple of int
-            Of the effects that will be selected.
+        surely : sequence of int
+            Items that come first: whatever their number is, or while there is time.
         """
+        first = torch.as_tensor(list(surely), dtype=torch.long)
         if self.budget.count is not None:
-            if items <= self.budget.count * len(senses):
+            if items <= 2 * self.budget.count:
                 return self._all(items, measure)
-            return self._count(items, estimate, measure, self.budget.count, senses)
+            return self._count(items, estimate, measure, self.budget.count, first)
         seconds = self.allowance.share(cost)
         if items <= _FIRST or work / _SURELY <= seconds:
             return self._all(items, measure)
-        return self._time(items, estimate, measure, time.monotonic() + seconds, senses)
+        return self._time(items, estimate, measure, time.monotonic() + seconds, first)
 
     def report(self) -> Screening:
         """Sum up all sets so far."""
@@ -104,13 +107,13 @@ class Verifier:
         estimate: Callable[[], Effects],
         measure: Callable[[Tensor], Effects],
         count: int,
-        senses: Senses,
+        first: Tensor,
     ) -> Scored:
         """Measure so many of each sign, and a random few beside them."""
         estimated = estimate()
-        promises = (sense * estimated.effect for sense in senses)
+        promises = (estimated.effect, -estimated.effect)
         promising = [promise.topk(min(count, items)).indices for promise in promises]
-        ranked = torch.unique(torch.cat(promising))
+        ranked = torch.unique(torch.cat([*promising, first.to(promising[0])]))
         few = max(_FEWEST_SPOT, count // 4)
         spot = torch.from_numpy(self._spot(items, few)).to(ranked.device)
         chosen = torch.unique(torch.cat([ranked, spot]))
@@ -123,12 +126,13 @@ class Verifier:
         estimate: Callable[[], Effects],
         measure: Callable[[Tensor], Effects],
         until: float,
-        senses: Senses,
+        first: Tensor,
     ) -> Scored:
         estimated = estimate()
         pieces = _Pieces(estimated, measure)
-        promise = torch.stack([sense * estimated.effect for sense in senses]).amax(dim=0)
-        order = promise.argsort(descending=True)
+        promise = estimated.effect.abs()
+        promise[first.to(promise.device)] += math.inf
+        order = promise.argsort(descending=True, stable=True)
         pieces(order[:_FIRST])  # whatever it takes: something must be measured
         rest = order[_FIRST:]
         if pieces.each * len(rest) <= until - time.monotonic():
@@ -189,7 +193,8 @@ class Auto:
         When the time began, as `time.monotonic` has it.
     seed : int
     phases : mapping of str to float
-        Until which share of the time there are ``nodes``, ``totals`` and ``edges``.
+        Until which share of the time there are ``nodes``, ``totals`` and ``edges``; those of one
+        share come by turns.
     """
 
     def __init__(
@@ -205,30 +210,36 @@ class Auto:
         graph = experiment.graph
         layers = [name for name in graph if experiment.recording.layers[name].neurons]
         nodes = sum(self._work(name, len(experiment.units(name))) for name in layers)
-        # Both signs search; of how many neurons and edges totals are wanted is not known yet.
-        costs = {"nodes": 2 * nodes, "totals": nodes, "edges": 2 * graph.number_of_edges()}
+        # Through either part of the frontier, and both; of how many edges is not known yet.
+        costs = {"nodes": 3 * nodes, "totals": nodes, "edges": graph.number_of_edges()}
+        together: dict[float, float] = defaultdict(float)
+        for phase, share in phases.items():
+            together[share] += costs[phase]
+        allowances = {
+            share: Allowance(start + share * (budget.seconds or 0.0), cost)
+            for share, cost in together.items()
+        }
         self.verifiers = {}
         for phase, share in phases.items():
-            allowance = Allowance(start + share * (budget.seconds or 0.0), costs[phase])
             among = budget
             if budget.count is not None and phase == "edges":
                 among = Budget(count=budget.count**2)
-            self.verifiers[phase] = Verifier(among, seed, allowance)
+            self.verifiers[phase] = Verifier(among, seed, allowances[share])
 
-    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
+    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         neurons = len(self.experiment.units(writer))
-        work = len(senses) * self._work(writer, neurons)
+        work = self._work(writer, neurons)
         return self.verifiers["nodes"].verify(
             neurons,
             lambda: self.screen.nodes(writer, through).effects,
             lambda some: node_effects(self.experiment, writer, some.tolist(), through),
             work=work,
             cost=work,
-            senses=senses,
+            surely=surely,
         )
 
-    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
         """Effects of neurons through everything."""
         chosen = torch.as_tensor(list(neurons))
         work = self._work(writer, len(chosen))
@@ -238,6 +249,7 @@ class Auto:
             lambda some: total_effects(self.experiment, writer, chosen[some.cpu()].tolist()),
             work=work,
             cost=self._work(writer, len(self.experiment.units(writer))),
+            surely=surely,
         )
 
     def edges(

@@ -17,7 +17,7 @@ from neurograph.scoring.gradient import Gradient
 from neurograph.scoring.hybrid import Hybrid
 from neurograph.scoring.points import Background, along
 from neurograph.scoring.routes import Through
-from neurograph.scoring.scorer import BOTH, Edges, Scored, Scorer, ScorerName, Senses
+from neurograph.scoring.scorer import Edges, Scored, Scorer, ScorerName
 
 __all__ = ["Exact", "check_scorer", "choose_scorer"]
 
@@ -30,12 +30,12 @@ class Exact:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
+    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         neurons = range(len(self.experiment.units(writer)))
         return Scored(node_effects(self.experiment, writer, neurons, through), None)
 
-    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
         """Effects of neurons through everything."""
         return Scored(total_effects(self.experiment, writer, neurons), None)
 

@@ -19,7 +19,7 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.points import Point, by_output, gradients, pull_back, seen_slope
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
-from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
+from neurograph.scoring.scorer import Edges, Scored
 
 __all__ = ["Gradient"]
 
@@ -41,12 +41,12 @@ class Gradient:
         self._tables: dict[tuple[str, tuple[int, ...]], dict[str, Effects]] = {}
         self._sums: dict[str, Tensor] = {}
 
-    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
+    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
         """Gradient through the readers' outputs in `through`, times the move."""
         parts = [point.weight * self._nodes(point, writer, through) for point in self.points]
         return Scored.estimated(estimate(self._added(writer, parts)))
 
-    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
         """Gradient through everything, times the move."""
         parts = [p.weight * self._moved(p, writer, p.slope(writer)) for p in self.points]
         return Scored.estimated(estimate(self._added(writer, parts)[list(neurons)]))

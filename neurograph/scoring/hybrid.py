@@ -18,7 +18,7 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.linear_readers import LinearEdges
 from neurograph.scoring.points import Background, seen_slope
 from neurograph.scoring.routes import TARGET, Through, fits_narrow
-from neurograph.scoring.scorer import BOTH, Edges, Scored, Senses
+from neurograph.scoring.scorer import Edges, Scored
 
 __all__ = ["Hybrid"]
 
@@ -34,11 +34,11 @@ class Hybrid:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment, self.point = experiment, Background(experiment)
 
-    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
+    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
         """Effects of all neurons of a layer through the readers' outputs in `through`."""
         return self._through(writer, range(len(self.experiment.units(writer))), through)
 
-    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
         """Effects of neurons through all outputs of all readers, and glue."""
         graph, layers = self.experiment.graph, self.experiment.recording.layers
         through: dict[str, Sequence[int] | None] = {

@@ -11,16 +11,10 @@ from torch import Tensor
 from neurograph.scoring.effects import Effects
 from neurograph.scoring.routes import Through
 
-__all__ = ["BOTH", "Edges", "Scored", "Scorer", "ScorerName", "Senses"]
+__all__ = ["Edges", "Scored", "Scorer", "ScorerName"]
 
 ScorerName = Literal["auto", "exact", "hybrid", "gradient", "integrated"]
 """Ways to score: estimated and then measured, measured, or estimated in three ways."""
-
-
-Senses = tuple[int, ...]
-"""1 for effects that push the target up, -1 for those that push it down."""
-
-BOTH: Senses = (1, -1)
 
 
 class Scored(NamedTuple):
@@ -51,15 +45,15 @@ class Edges(NamedTuple):
 class Scorer(Protocol):
     """One way to say what moving neurons does to the target."""
 
-    def nodes(self, writer: str, through: Through, senses: Senses = BOTH) -> Scored:
+    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers.
 
-        `senses` are those that will be selected from.
+        Where not everything is measured, `surely` come first.
         """
         ...
 
-    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
-        """Effects of neurons through everything."""
+    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
+        """Effects of neurons through everything; `surely` are places among them."""
         ...
 
     def edges(

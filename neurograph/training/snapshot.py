@@ -53,16 +53,14 @@ class Snapshot:
         Returns
         -------
         dict of str to float
-            ``neurons_SIGN``, neurons that this sign's search kept; ``edges``; ``strongest_SIGN``,
-            the effect of that sign's strongest measured path, NaN if there is none;
+            ``neurons_SIGN``, kept neurons whose effect has that sign; ``edges``;
+            ``strongest_SIGN``, the effect of that sign's strongest measured path, NaN if there is none;
             ``effect_sum``, the sum of the kept neurons' absolute effects, all effects in units of
             the target; and the attributes of `Overlap`, NaN for the first.
         """
         graph = self.circuit.graph
         signs = [data["sign"] for _, data in graph.nodes(data=True)]
-        numbers: dict[str, float] = {
-            f"neurons_{sign}": signs.count(sign) + signs.count("both") for sign in SIGNS
-        }
+        numbers: dict[str, float] = {f"neurons_{sign}": signs.count(sign) for sign in SIGNS}
         numbers["edges"] = graph.number_of_edges()
         effects = [path.effect for path in self.circuit.strongest]
         up, down = max(effects, default=0.0), min(effects, default=0.0)

@@ -8,6 +8,8 @@
   if (!nodes.length) {
     $("subtitle").textContent = "The search kept no neuron.";
     $("summary").textContent = `No neuron was found to push ${target} up or down.`;
+    $("notes").replaceChildren(...data.notes.map((note) => el("li", {}, note)));
+    $("notes").hidden = !data.notes.length;
     window.neurograph = {
       ready: true, select: () => false, selection: () => null, setThreshold: () => {},
       visible: () => ({ nodes: 0, edges: 0 }), position: () => null,
@@ -21,7 +23,8 @@
   function effectChip(item, key = "effect", error = "stderr") {
     const [value, spread] = withError(item[key], item[error]);
     const sign = size(item[key]) === 0 ? "" : item[key] < 0 ? "negative" : "positive";
-    const estimated = key === "effect" ? item.estimated : item.total_estimated;
+    const estimated = key === "total_effect" ? item.total_estimated
+      : key === "effect" && item.estimated;
     const title = estimated ? "estimated, not measured by intervention" : null;
     return el("span", { class: `effect ${sign}`, title }, estimated ? `≈ ${value}` : value,
       el("small", {}, spread));
@@ -58,7 +61,7 @@
   // ---------------------------------------------------------------- the graph
 
   const shown = { threshold: 0, positive: true, negative: true };
-  const open = (node) => (node.sign === "both"
+  const open = (node) => (node.sign === "zero"
     ? shown.positive || shown.negative : shown[node.sign]);
   const shows = {
     node: (node) => open(node) && node.strength >= shown.threshold,
@@ -85,12 +88,12 @@
       context.stroke();
     }
     if (node.sign !== "negative") {
-      if (node.sign === "both") disc(r, Math.PI / 2, 1.5 * Math.PI);
+      if (node.sign === "zero") disc(r, Math.PI / 2, 1.5 * Math.PI);
       else disc(r);
       context.fillStyle = theme.pos;
       context.fill();
     }
-    if (r * scale >= 6 && node.sign !== "both") paintGlyph(context, node, r, theme);
+    if (r * scale >= 6 && node.sign !== "zero") paintGlyph(context, node, r, theme);
   }
 
   function paintGlyph(context, { x, y, sign }, r, theme) {
@@ -153,7 +156,24 @@
   }
 
   const SIGNS = { positive: "+ pushes up", negative: MINUS + " pushes down",
-    both: "± up and down" };
+    zero: "± up and down, which cancels" };
+
+  const disagrees = (node) => finite(node.total_effect) && node.total_effect * node.effect < 0;
+
+  /** What a neuron does: through the circuit, through either part of it, and in total. */
+  function effects(node, total) {
+    const parts = ["through_positive", "through_negative"].map((part) =>
+      (finite(node[`${part}_effect`]) ? effectChip(node, `${part}_effect`, `${part}_stderr`) : null));
+    const both = parts.every(Boolean);
+    return [
+      [`through neurons that raise ${target}`, both ? parts[0] : null],
+      [`through neurons that lower ${target}`, both ? parts[1] : null],
+      ["total effect", total && finite(node.total_effect)
+        ? effectChip(node, "total_effect", "total_stderr") : null],
+      ["signs disagree", disagrees(node)
+        ? "it pushes one way through the circuit, the other way in total" : null],
+    ];
+  }
 
   function where(node) {
     const { type } = column.get(node.layer);
@@ -188,9 +208,7 @@
         facts([["effect of the edge", effectChip(edge)]])];
     }
     return [el("h3", {}, node.label), el("p", { class: "where" }, where(node)),
-      facts([["effect", effectChip(node)],
-        ["total effect", finite(node.total_effect)
-          ? effectChip(node, "total_effect", "total_stderr") : null],
+      facts([["effect through the circuit", effectChip(node)], ...effects(node, true),
         ["sign", SIGNS[node.sign]], ...statistics(node, false)]), strip(node)];
   }
 
@@ -330,7 +348,8 @@
     panel.hidden = !node;
     if (!node) return;
     const label = (text) => el("small", { class: "label" }, text);
-    const big = el("div", { class: "big" }, el("div", {}, label("effect"), effectChip(node)));
+    const big = el("div", { class: "big" }, el("div", {}, label("effect through the circuit"),
+      effectChip(node)));
     if (finite(node.total_effect)) {
       big.append(el("div", {}, label("total effect"),
         effectChip(node, "total_effect", "total_stderr")));
@@ -344,7 +363,7 @@
     panel.replaceChildren(...[
       el("div", { class: "title-row" }, el("h2", {}, node.label), close),
       el("p", { class: "where" }, where(node)), big, hidden, strip(node, wide),
-      facts(statistics(node, true)), ...throughNeuron(node),
+      facts([...effects(node, false), ...statistics(node, true)]), ...throughNeuron(node),
       ...neighbours(node, "ins", "a", "Reads from"),
       ...neighbours(node, "outs", "b", "Writes to")].filter(Boolean));
     panel.parentElement.scrollTop = 0;
@@ -357,13 +376,18 @@
       ? `|effect| ${number(shown.threshold)}` : "nothing";
   }
 
+  function showNotes() {
+    $("notes").replaceChildren(...data.notes.map((note) => el("li", {}, note)));
+    $("notes").hidden = !data.notes.length;
+  }
+
   function showSummary() {
     const count = (sign) => nodes.filter((node) => node.sign === sign).length;
     const best = (sign) => paths.filter((path) => path.sign === sign)[0];
-    const [up, down, both] = ["positive", "negative", "both"].map(count);
+    const [up, down, zero] = ["positive", "negative", "zero"].map(count);
     const verb = (n) => (n === 1 ? "pushes" : "push");
     let text = `${plural(up, "neuron")} ${verb(up)} ${target} up, ${down} ${verb(down)} it down`
-      + (both ? `, ${both} ${both === 1 ? "does" : "do"} both.` : ".");
+      + (zero ? `, of ${zero} what pushes up and down cancels.` : ".");
     for (const [sign, way] of [["positive", "up"], ["negative", "down"]]) {
       const path = best(sign);
       if (path) {
@@ -372,6 +396,7 @@
       }
     }
     $("summary").textContent = text;
+    showNotes();
     $("subtitle").textContent = `What pushes ${target} up and down: `
       + `${plural(nodes.length, "neuron")}, ${plural(edges.length, "edge")}, `
       + plural(columns.length, "layer");

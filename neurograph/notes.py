@@ -1,0 +1,115 @@
+"""What a reader of a search's result must know besides its numbers, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from neurograph.frontier import Found
+from neurograph.paths import format_effect
+from neurograph.selection import SENSE, SIGNS, Sign
+
+__all__ = ["search_notes"]
+
+_SHOWN = 3  # examples in a sentence
+_VERBS: Mapping[Sign, str] = {"positive": "raises", "negative": "lowers"}
+
+
+def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> list[str]:
+    """Say where a search ended early, what it left out, and where signs disagree.
+
+    Parameters
+    ----------
+    found : Found
+    target : str
+        What the target is called.
+    name : callable
+        From a layer and the number of a neuron to what it is called.
+    """
+    layers = [layer for layer in found.scores if layer not in found.ends]
+    if not any(found.kept.values()):
+        return [_nothing(found, target)]
+    said = [*_ended(found, target, layers)]
+    left_out = [text for layer in layers if (text := _left_out(found, layer, name))]
+    if left_out:
+        said.append(
+            "left out although their total effect is larger than that of a kept neuron of their "
+            f"layer and sign: {'; '.join(left_out)}"
+        )
+    disagreeing = list(_disagreeing(found, layers, name))
+    if disagreeing:
+        more = len(disagreeing) - _SHOWN
+        said.append(
+            "pushing one way through the circuit and the other way in total: "
+            f"{', '.join(disagreeing[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
+        )
+    return said
+
+
+def _nothing(found: Found, target: str) -> str:
+    effects = [np.abs(table[key]) for table in found.scores.values() for key in table]
+    if not any(np.nan_to_num(values).any() for values in effects):
+        return f"nothing was kept: no neuron moves {target} at all, every effect is exactly 0"
+    return (
+        f"nothing was kept: no effect on {target} passes keep= and is farther from 0 than its "
+        "standard error (more reference samples make that smaller)"
+    )
+
+
+def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
+    """Say of which layers nothing was kept, and of which nothing of one sign."""
+    empty = [layer for layer in layers if not found.kept.get(layer)]
+    if empty:
+        yield (
+            f"nothing was kept of {_listed(empty)}: through what was kept behind, no effect passes "
+            "keep= and is farther from 0 than its standard error"
+        )
+    for sign in SIGNS:
+        without = [
+            layer
+            for layer, kept in found.kept.items()
+            if layer in layers and not (SENSE[sign] * found.scores[layer]["effect"][kept] > 0).any()
+        ]
+        if without:
+            yield f"nothing that {_VERBS[sign]} {target} was kept of {_listed(without)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [repr(name) for name in names[:_SHOWN]]
+    more = len(names) - len(shown)
+    return f"{', '.join(shown)} and {more} layers more" if more else ", ".join(shown)
+
+
+def _left_out(found: Found, layer: str, name: Callable[[str, int], str]) -> str | None:
+    """Neurons that were not kept though in total they do more than a kept one."""
+    table, kept = found.scores[layer], found.kept.get(layer, [])
+    total, stderr = table["total_effect"], np.nan_to_num(table["total_stderr"])
+    certain = np.abs(total) > stderr
+    larger: list[int] = []
+    for sense in SENSE.values():
+        own = sense * total[kept]
+        if (own > 0).any():
+            larger += np.flatnonzero(certain & (sense * total > own[own > 0].min())).tolist()
+    larger = sorted(set(larger) - set(kept), key=lambda i: -abs(total[i]))
+    if not larger:
+        return None
+    strongest = f"{name(layer, larger[0])} {format_effect(total[larger[0]], stderr[larger[0]])}"
+    return f"{len(larger)} of {layer!r} (the strongest {strongest})"
+
+
+def _disagreeing(
+    found: Found, layers: Sequence[str], name: Callable[[str, int], str]
+) -> Iterator[str]:
+    for layer in layers:
+        table = found.scores[layer]
+        effect, total = table["effect"], table["total_effect"]
+        certain = np.abs(effect) > np.nan_to_num(table["stderr"])
+        certain &= np.abs(total) > np.nan_to_num(table["total_stderr"])
+        for i in found.part(layer, None):
+            if certain[i] and effect[i] * total[i] < 0:
+                here, in_all = (
+                    format_effect(table[f"{kind}effect"][i], table[f"{kind}stderr"][i])
+                    for kind in ("", "total_")
+                )
+                yield f"{name(layer, i)} ({here} through the circuit, {in_all} in total)"
