@@ -53,7 +53,7 @@ def test_neurons_have_positions_and_tokens() -> None:
     table = circuit.neurons()
     assert list(table)[:4] == ["layer", "index", "position", "name"]
     assert {"source_position", "target_position"} <= set(circuit.edges())
-    shape = circuit.scores["transformer.h.1.attn.c_proj:input"]["positive"].shape
+    shape = circuit.scores["transformer.h.1.attn.c_proj:input"]["effect"].shape
     assert shape == (2, 3)  # heads, positions
     assert circuit.layers.nodes["transformer.h.1.attn.c_proj:input"]["neurons"] == 6
 

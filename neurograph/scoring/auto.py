@@ -81,7 +81,7 @@ class Verifier:
         cost : float
             Of the time, in the unit of the allowance.
         surely : sequence of int
-            Items that come first: whatever their number is, or while there is time.
+            Items that are measured whatever it takes.
         """
         first = torch.as_tensor(list(surely), dtype=torch.long)
         if self.budget.count is not None:
@@ -133,8 +133,9 @@ class Verifier:
         promise = estimated.effect.abs()
         promise[first.to(promise.device)] += math.inf
         order = promise.argsort(descending=True, stable=True)
-        pieces(order[:_FIRST])  # whatever it takes: something must be measured
-        rest = order[_FIRST:]
+        begun = max(_FIRST, len(first))
+        pieces(order[:begun])  # whatever it takes: something must be measured
+        rest = order[begun:]
         if pieces.each * len(rest) <= until - time.monotonic():
             pieces(rest)
             self.whole += items
@@ -143,7 +144,7 @@ class Verifier:
         judged = time.monotonic() + (until - time.monotonic()) / 4
         spot = pieces.until(judged, drawn, _FIRST)
         ranked = pieces.until(until, rest, _SPOT)
-        return self._noted(estimated, pieces.effects, spot, torch.cat([order[:_FIRST], ranked]))
+        return self._noted(estimated, pieces.effects, spot, torch.cat([order[:begun], ranked]))
 
     def _spot(self, items: int, count: int) -> np.ndarray:
         return self.generator.permutation(items)[: min(_SPOT, count)]

@@ -48,7 +48,7 @@ class Scorer(Protocol):
     def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers.
 
-        Where not everything is measured, `surely` come first.
+        `surely` are measured, whatever it takes, where anything is.
         """
         ...
 

@@ -54,7 +54,7 @@ class Snapshot:
         -------
         dict of str to float
             ``neurons_SIGN``, kept neurons whose effect has that sign; ``edges``;
-            ``strongest_SIGN``, the effect of that sign's strongest measured path, NaN if there is none;
+            ``strongest_SIGN``, that of the strongest measured path of that sign, or NaN;
             ``effect_sum``, the sum of the kept neurons' absolute effects, all effects in units of
             the target; and the attributes of `Overlap`, NaN for the first.
         """

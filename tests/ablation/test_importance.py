@@ -195,7 +195,7 @@ def test_groups_and_positions() -> None:
     assert list(scores.index) == list(found.index)
 
 
-def test_circuit_takes_the_larger_of_both_signs() -> None:
+def test_circuit_ranks_by_effects_through_it() -> None:
     sample = zoo.residual_mlp(5, 2, 0, torch.float64)
     circuit = ng.search(sample.model, sample.data(40, 0), 1, keep="top:2", paths=0)
     found = by_circuit(circuit)
@@ -204,8 +204,7 @@ def test_circuit_takes_the_larger_of_both_signs() -> None:
     for layer in ("enter", "up", "down"):
         scores = circuit.scores[layer]
         for index in range(circuit.layers.nodes[layer]["neurons"]):
-            told = [abs(scores[s][index]) for s in ("positive", "negative") if s in scores]
-            assert found[layer, index] == max(told)
+            assert found[layer, index] == abs(scores["effect"][index])
     assert by_circuit(circuit, inputs=True).index[0] == ("input", 0)
 
 
@@ -213,8 +212,8 @@ def test_circuit_without_scores_of_a_layer_or_a_neuron() -> None:
     sample = zoo.residual_mlp(5, 2, 0, torch.float64)
     circuit = ng.search(sample.model, sample.data(40, 0), 1, keep="top:2", paths=0)
     scores = {name: dict(table) for name, table in circuit.scores.items()}
-    del scores["up"], scores["enter"]["positive"]
-    scores["enter"]["negative"] = np.array([np.nan, -3.0, 1.0, 0.0, 2.0])
+    del scores["up"]
+    scores["enter"]["effect"] = np.array([np.nan, -3.0, 1.0, 0.0, 2.0])
     found = by_circuit(ng.Circuit(circuit.graph, circuit.layers, "t", scores=scores))
     assert found["enter"].tolist() == [0.0, 3.0, 1.0, 0.0, 2.0]
     assert found["up"].tolist() == [0.0] * 6

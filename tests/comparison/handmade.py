@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from neurograph.circuit import Circuit
 from neurograph.layers import Neuron
 from neurograph.paths import Path
+from neurograph.selection import sign_of
 
 LAYERS = {"a": 3, "b": 2}
 
@@ -36,16 +37,14 @@ def circuit(
             layers.nodes[name]["positions"] = positions
     layers.add_edges_from(itertools.pairwise(names))
     shape = () if positions is None else (positions,)
-    scores = {name: {"positive": np.zeros((count, *shape))} for name, count in sizes.items()}
+    scores = {name: {"effect": np.zeros((count, *shape))} for name, count in sizes.items()}
     for place, effect in {**kept, **(others or {})}.items():
-        scores[place[0]]["positive"][place[1:]] = effect
+        scores[place[0]]["effect"][place[1:]] = effect
     for table in scores.values():
-        table["positive_stderr"] = np.full_like(table["positive"], 0.5)
+        table["stderr"] = np.full_like(table["effect"], 0.5)
     for place, effect in kept.items():
         neuron = Neuron(*place)
-        sign = "positive" if effect > 0 else "negative"
-        told = {"effect": effect, "stderr": 0.5, "sign": sign, f"{sign}_effect": effect}
-        graph.add_node(neuron, name=str(neuron), **told)
+        graph.add_node(neuron, name=str(neuron), effect=effect, stderr=0.5, sign=sign_of(effect))
     for (u, v), effect in (edges or {}).items():
         graph.add_edge(Neuron(*u), Neuron(*v), effect=effect, stderr=0.5, sign="positive")
     known = [tuple(Neuron(*place) for place in path) for path in paths]

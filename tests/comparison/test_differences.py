@@ -70,17 +70,7 @@ def test_neurons_differ_as_plain_torch_says(
             models, circuits, (row.neuron_a, row.neuron_b), strict=True
         ):
             reader = str(int(neuron.layer) + 2)
-            scores = circuit.scores[neuron.layer]
-            sign = max(scores, key=lambda s: abs(scores[s][neuron.index]) if "_" not in s else -1)
-            if neuron in circuit.graph:
-                node = circuit.graph.nodes[neuron]
-                known = [s for s in ("positive", "negative") if f"{s}_effect" in node]
-                sign = max(known, key=lambda s: abs(node[f"{s}_effect"]))
-            outputs = [
-                n.index
-                for n, data in circuit.graph.nodes(data=True)
-                if n.layer == reader and f"{sign}_effect" in data
-            ]
+            outputs = [n.index for n in circuit.graph if n.layer == reader]
             effects.append(moved(model, rows, int(neuron.layer), neuron.index, outputs))
         wanted = float(effects[1].mean() - effects[0].mean())
         assert row.difference == pytest.approx(wanted, abs=1e-9)

@@ -70,7 +70,7 @@ def _neuron(
     rng: random.Random, layer: str, index: int, last: bool, names: dict[int, str]
 ) -> dict[str, Any]:
     effect = 1.31 if last else rng.choice((1, -1)) * rng.lognormvariate(-2.6, 1.0)
-    sign = "both" if rng.random() < 0.08 else "positive" if effect > 0 else "negative"
+    sign = "zero" if rng.random() < 0.08 else "positive" if effect > 0 else "negative"
     values = sorted(rng.gauss(effect, 1) for _ in range(60))
     cuts = {f"q{q}": values[round(q / 100 * 59)] for q in (0, 5, 25, 50, 75, 95, 100)}
     name = f"{layer}[{index}]"

@@ -148,12 +148,9 @@ def test_a_search_on_a_tiny_budget_gives_its_best_so_far() -> None:
     assert all(data["measured"] for _, data in circuit.graph.nodes(data=True))
     exact = ng.search(sample.model, x, 1, scorer="exact", paths=0, progress=False)
     assert exact.screened() == []
-    for sign in ("positive", "negative"):
-        table = circuit.scores["layers.1"]
-        measured = table[f"{sign}_measured"]
-        assert 0 < measured.sum() < 200
-        kept = circuit.neurons(sign=sign, layer="layers.1")["index"]
-        assert measured[kept].all()
+    measured = circuit.scores["layers.1"]["measured"]
+    assert 0 < measured.sum() < 200
+    assert measured[circuit.neurons(layer="layers.1")["index"]].all()
 
 
 @pytest.mark.parametrize("scorer", ["gradient", "hybrid", "integrated"])

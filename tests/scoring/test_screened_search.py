@@ -23,21 +23,24 @@ def test_a_screened_search_measures_what_it_keeps() -> None:
     circuit = ng.search(sample.model, x, 1, keep="top:3", budget=8, progress=False)
     told = circuit.provenance["screening"]["nodes"]
     assert told["measured"] < told["scored"] * 0.7
-    profiled = prepare(sample.model, x, 1, Options(progress=False), None)
-    with profiled.open() as experiment:
-        for sign in ("positive", "negative"):
-            measured = circuit.scores["layers.1"][f"{sign}_measured"]
-            kept = circuit.neurons(sign=sign, layer="layers.1")
-            assert len(kept) == 3
-            assert measured[kept["index"]].all()
-            assert 8 <= measured.sum() <= 24  # eight of each sign, and some at random
-            seen = {"layers.2": circuit.neurons(sign=sign, layer="layers.2")["index"].tolist()}
-            exact = node_effects(experiment, "layers.1", kept["index"].tolist(), seen)
-            np.testing.assert_allclose(kept["effect"], exact.effect.numpy(), rtol=1e-9)
+    study = prepare(sample.model, x, 1, Options(progress=False), None)
+    measured = circuit.scores["layers.1"]["measured"]
+    kept = circuit.neurons(layer="layers.1")
+    assert measured[kept["index"]].all()
+    assert 8 <= measured.sum() <= 24  # eight of each sign, and some at random
+    with study.open() as experiment:
+        for sign, sense in (("positive", 1), ("negative", -1)):
+            assert len(circuit.neurons(sign=sign, layer="layers.1")) == 3
             # What it could not have missed: the strongest of all, measured one by one.
-            every = node_effects(experiment, "layers.1", range(30), seen).effect
-            best = int((every if sign == "positive" else -every).argmax())
-            assert best in set(kept["index"])
+            every = node_effects(experiment, "layers.1", range(30), {"layers.2": [0]}).effect
+            assert int((sense * every).argmax()) in set(kept["index"])
+        exact = node_effects(experiment, "layers.1", kept["index"].tolist(), {"layers.2": [0]})
+        np.testing.assert_allclose(kept["effect"], exact.effect.numpy(), rtol=1e-9)
+        first = circuit.neurons(layer="layers.0")
+        assert first["total_effect"].notna().all()
+        seen = {"layers.1": sorted(kept["index"])}
+        exact = node_effects(experiment, "layers.0", first["index"].tolist(), seen)
+        np.testing.assert_allclose(first["effect"], exact.effect.numpy(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("keep", ["top:3", "quantile:0.7", "share:0.3", "above:0.02"])
@@ -52,12 +55,12 @@ def test_estimates_do_not_take_the_place_of_what_was_measured(keep: str) -> None
     overrated = 0
     for sign in ("positive", "negative"):
         scores = screened.scores["0"]
-        values, measured = scores[sign], scores[f"{sign}_measured"]
+        values, measured = scores["effect"], scores["measured"]
         kept = screened.neurons(sign=sign, layer="0")
         sense = 1 if sign == "positive" else -1
         overrated += (values[~measured] * sense).max() > (kept["effect"] * sense).min()
         assert measured[kept["index"]].all()
-        wanted = exact.scores["0"][sign][kept["index"]]
+        wanted = exact.scores["0"]["effect"][kept["index"]]
         np.testing.assert_allclose(kept["effect"], wanted, rtol=1e-9)
         assert len(kept) >= min(3, len(exact.neurons(sign=sign, layer="0")))
         if keep.startswith("above"):
