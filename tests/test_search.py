@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,35 +39,36 @@ class Planted:
         return {pair for path in self.paths for pair in itertools.pairwise(path)}
 
 
-def plant(signs: list[int], depth: int, distractors: int, seed: int) -> Planted:
-    """Chains of the given signs, each through one neuron a layer, among live distractors.
+def plant(signs: list[list[int]], distractors: int, seed: int) -> Planted:
+    """Chains of the given signs of weights, each through one neuron a layer, among distractors.
 
     All pre-activations stay positive, so ReLU is linear and a path's effect is the 0.05-0.95
     range of its feature times the product of its weights. Distractors are wired into by
     everything and vary, but nothing behind them counts: their way out has weight 0.
     """
     generator = np.random.default_rng(seed)
-    width = len(signs) + distractors
+    width, depth = len(signs) + distractors, len(signs[0]) - 1
     X = torch.from_numpy(generator.uniform(0, 1, (200, width)))
     layers, places = [], [generator.permutation(width)[: len(signs)] for _ in range(depth + 1)]
-    strength = np.ones(len(signs))
+    strength, highest = np.ones(len(signs)), np.ones(len(signs))
     for i in range(depth):
         layer = nn.Linear(width, width, dtype=torch.float64)
-        weight = generator.uniform(0.1, 1, (width, width))
+        weight, bias = generator.uniform(0.1, 1, (width, width)), generator.uniform(0, 0.2, width)
         on_path = np.zeros((width, width), dtype=bool)
         on_path[places[i + 1]] = True
         weight[on_path] = 0  # chain neurons hear nothing but their chain
-        for c in range(len(signs)):
-            w = generator.uniform(0.5, 2)
+        for c, sign in enumerate(signs):
+            w = sign[i] * generator.uniform(0.5, 2)
             weight[places[i + 1][c], places[i][c]] = w
+            bias[places[i + 1][c]] += max(0, -w) * highest[c]
+            highest[c] = abs(w) * highest[c] + 0.2
             strength[c] *= w
-        layer.weight.data = torch.from_numpy(weight)
-        layer.bias.data = torch.from_numpy(generator.uniform(0, 0.2, width))
+        layer.weight.data, layer.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
         layers += [layer, nn.ReLU()]
     head = nn.Linear(width, 1, dtype=torch.float64)
     out = np.zeros((1, width))
     for c, sign in enumerate(signs):
-        out[0, places[depth][c]] = w = sign * generator.uniform(0.5, 2)
+        out[0, places[depth][c]] = w = sign[-1] * generator.uniform(0.5, 2)
         strength[c] *= w
     head.weight.data, head.bias.data = torch.from_numpy(out), torch.zeros(1, dtype=torch.float64)
     names = ["input", *(str(2 * i) for i in range(depth))]
@@ -79,17 +81,8 @@ def plant(signs: list[int], depth: int, distractors: int, seed: int) -> Planted:
     return Planted(nn.Sequential(*layers, head), X, paths)
 
 
-@quick
-@given(
-    st.lists(st.sampled_from([1, -1]), min_size=1, max_size=5),
-    st.integers(1, 3),
-    st.integers(0, 6),
-    st.integers(0, 10_000),
-)
-def test_planted_circuit_is_recovered_whole(
-    signs: list[int], depth: int, distractors: int, seed: int
-) -> None:
-    planted = plant(signs, depth, distractors, seed)
+def check_planted(signs: list[list[int]], distractors: int, seed: int) -> None:
+    planted = plant(signs, distractors, seed)
     circuit = ng.search(planted.model, planted.X, 1, keep="share:1", progress=False)
     assert set(circuit.graph) == planted.neurons
     # Kept inputs may also feed distractors, but no edge leads from one chain into another.
@@ -101,10 +94,45 @@ def test_planted_circuit_is_recovered_whole(
         for path in found:
             assert path.measured
             assert path.effect == pytest.approx(wanted[path.neurons], rel=1e-9)
-            for neuron in path.neurons[:-1]:
-                data = circuit.graph.nodes[neuron]
-                assert data["sign"] == sign
-                assert data["effect"] * sense > 0
+    for chain, sign in zip(planted.paths, signs, strict=True):
+        for place, neuron in enumerate(chain):
+            data, sense = circuit.graph.nodes[neuron], math.prod(sign[place:])
+            assert data["sign"] == ("positive" if sense > 0 else "negative")
+            assert data["effect"] * sense > 0
+            assert data["effect"] == pytest.approx(data["total_effect"], rel=1e-9)
+    assert not any("total" in note for note in circuit.notes)
+
+
+def chains(last: Sequence[int]) -> st.SearchStrategy[list[list[int]]]:
+    """Signs of the weights of some chains of one depth; those into the output among `last`."""
+    sign = st.sampled_from([1, -1])
+    return st.integers(1, 3).flatmap(
+        lambda depth: st.lists(
+            st.tuples(st.lists(sign, min_size=depth, max_size=depth), st.sampled_from(last)).map(
+                lambda drawn: [*drawn[0], drawn[1]]
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    )
+
+
+@quick
+@given(chains([1, -1]), st.integers(0, 6), st.integers(0, 10_000))
+def test_planted_circuit_is_recovered_whole(
+    signs: list[list[int]], distractors: int, seed: int
+) -> None:
+    """Up through up, down through up, up through down, down through down."""
+    check_planted(signs, distractors, seed)
+
+
+@pytest.mark.parametrize("last", [1, -1])
+@quick
+@given(st.data())
+def test_planted_circuit_under_a_last_layer_of_one_sign(last: int, data: st.DataObject) -> None:
+    check_planted(
+        data.draw(chains([last])), data.draw(st.integers(0, 6)), data.draw(st.integers(0, 99))
+    )
 
 
 def relu_net(first: list, second: list, head: list) -> nn.Module:
