@@ -15,7 +15,7 @@ from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.frontier import Found
 from neurograph.layers import INPUT_TYPE, Neuron, channels_first
-from neurograph.notes import search_notes
+from neurograph.notes import search_notes, still_notes
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, sign_of
 from neurograph.study import Study
@@ -87,7 +87,21 @@ def _notes(study: Study, found: Found) -> list[str]:
     def name(layer: str, unit: int) -> str:
         return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
 
-    return search_notes(found, study.target.name, name)
+    still = [
+        name(layer, unit)
+        for layer in found.scores
+        if study.profiled.nodes[layer]["type"] == INPUT_TYPE
+        for unit in _still(study, layer)
+    ]
+    return [*search_notes(found, study.target.name, name), *still_notes(still)]
+
+
+def _still(study: Study, layer: str) -> list[int]:
+    """Neurons whose first and last value are the same, so that they have no effect to measure."""
+    levels, members = study.experiment.levels(layer), study.experiment.units(layer).members
+    moves = (levels[0] != levels[-1]).any(dim=0)
+    unmoved: list[int] = (~moves[members].any(dim=1)).nonzero()[:, 0].tolist()
+    return unmoved
 
 
 def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:

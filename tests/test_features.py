@@ -177,3 +177,86 @@ def test_features_come_back_from_a_file(tmp_path) -> None:
     assert back.features().equals(circuit.features())
     assert set(back.features()["name"]) == set(names)
     assert not math.isnan(back.features()["total_stderr"].sum())
+
+
+def test_features_that_do_not_move_are_told() -> None:
+    """A constant, and a flag that fewer than 5% of the samples have."""
+    X = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    X[:, 1] = 7
+    X[:, 2] = (torch.arange(200) < 6).float()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+    names = ["age", "constant", "rare"]
+    circuit = ng.search(model, X, 1, feature_names=names, progress=False)
+    (note,) = [note for note in circuit.notes if "no effect could be measured" in note]
+    assert note.startswith("constant, rare: ")
+    wide = ng.search(model, X, 1, feature_names=names, contrast=(0, 1), progress=False)
+    (note,) = [note for note in wide.notes if "no effect could be measured" in note]
+    assert note.startswith("constant: ")
+    table = wide.features().set_index("name")
+    assert table.loc["constant", "total_effect"] == 0
+    assert table.loc["rare", "total_effect"] != 0
+
+
+def test_a_search_that_keeps_nothing_says_why() -> None:
+    X = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        model[2].weight.zero_()
+    dead = ng.search(model, X, 1, progress=False)
+    assert any("every effect is exactly 0" in note for note in dead.notes)
+    assert "every effect is exactly 0" in str(dead)
+    with torch.no_grad():
+        model[2].weight.fill_(1.0)
+    strict = ng.search(model, X, 1, keep="above:1000", progress=False)
+    assert not strict.graph
+    assert "nothing was kept: no effect on output passes keep=" in str(strict)
+
+
+def linear_chain(*weights: list[list[float]]) -> nn.Module:
+    """Linear layers with these weights and biases that keep every ReLU open for inputs in [0, 1]."""
+    parts: list[nn.Module] = []
+    for rows in weights:
+        weight = torch.tensor(rows, dtype=torch.float64)
+        linear = nn.Linear(*weight.T.shape, dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.fill_(1.0)
+        parts += [linear, nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+X2 = torch.rand(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+SPAN = np.diff(np.quantile(X2.numpy(), [0.05, 0.95], axis=0), axis=0)[0]
+
+
+def test_where_signs_disagree_is_told() -> None:
+    """One of the two equal neurons that lower the target is kept: the feature's signs differ."""
+    model = linear_chain([[2.0, 4.0], [3.0, 0.0], [3.0, 0.0]], [[1.0, -0.5, -0.5]])
+    circuit = ng.search(model, X2, 1, keep="top:1", feature_names=["x", "up"], progress=False)
+    node = circuit.graph.nodes["input", 0]
+    assert node["effect"] == pytest.approx(0.5 * SPAN[0])
+    assert node["total_effect"] == pytest.approx(-SPAN[0])
+    (note,) = [note for note in circuit.notes if note.startswith("pushing one way")]
+    assert ": x (" in note
+    assert "up (" not in note
+    assert "the signs disagree" in circuit.explain(("input", 0))
+    assert "the signs disagree" not in circuit.explain(("input", 1))
+
+
+def test_what_is_left_out_though_it_does_more_in_total_is_told() -> None:
+    model = linear_chain([[1.0, 0.0], [0.0, 1.0]], [[3.0, 0], [0, 2], [0, 2]], [[1.0, 1, 1]])
+    circuit = ng.search(model, X2, 1, keep="top:1", progress=False)
+    assert ("0", 1) not in circuit.graph
+    assert circuit.scores["0"]["total_effect"][1] == pytest.approx(4 * SPAN[1])
+    (note,) = [note for note in circuit.notes if note.startswith("left out although")]
+    assert "1 of '0' (the strongest 0[1] +" in note
+    whole = ng.search(model, X2, 1, keep="top:3", progress=False)
+    assert not [note for note in whole.notes if note.startswith("left out")]
+
+
+def test_where_the_search_ends_early_is_told() -> None:
+    model = linear_chain([[1.0, 2.0]], [[1.0]])
+    circuit = ng.search(model, X2, 1, progress=False)
+    wanted = "nothing that lowers output was kept of '0', 'input'"
+    assert any(note.startswith(wanted) for note in circuit.notes)
