@@ -32,7 +32,7 @@ from neurograph.arguments import (
 )
 from neurograph.compare_command import compare
 from neurograph.console import Commands, say
-from neurograph.errors import SearchInterrupted
+from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.options import (
     read_contrast,
     read_groups,
@@ -63,6 +63,10 @@ class Sign(StrEnum):
 
     positive = "positive"
     negative = "negative"
+
+
+def _value(sign: Sign | None) -> Any:
+    return None if sign is None else sign.value
 
 
 def _print_version(wanted: bool) -> None:
@@ -194,9 +198,38 @@ def explore(
         _save_part(stop.found, out)
         raise
     _write(circuit, out, html, quiet)
-    for line in circuit.screened():
+    for line in (*circuit.screened(), *circuit.notes):
         say(line)
     tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
+
+
+@app.command()
+def neurons(
+    file: File,
+    sign: Annotated[Sign | None, typer.Option(help="Only those whose effect has it.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Only those of this layer.")] = None,
+    features: Annotated[
+        bool, typer.Option(help="All input features by total effect, kept or not.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    output: Output = Format.table,
+) -> None:
+    """Print a circuit's strongest neurons: effect through the circuit, and in total.
+
+    Example: neurograph neurons heart.circuit --features
+    """
+    from neurograph.archive import load
+
+    circuit = load(file)
+    if features and (sign or layer):
+        raise OptionError("--features lists all input features: leave out --sign and --layer")
+    table = circuit.features() if features else circuit.neurons(sign=_value(sign), layer=layer)
+    if output is Format.table:
+        tables.show(tables.effects_table(table.head(top)))
+        for note in circuit.notes:
+            say(note)
+    else:
+        tables.show_rows(tables.frame_rows(table.head(top)), [*table], output.value)
 
 
 @app.command()
@@ -228,7 +261,7 @@ def paths(
     circuit = load(file)
     found = circuit.paths(
         top,
-        sign=sign.value if sign else None,
+        sign=_value(sign),
         source=read_place(source, circuit.layers) if source else None,
         through=read_through(through, circuit.layers),
         layers=read_names(layers),

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import neurograph
 from neurograph.cli import app
 from neurograph.errors import DataError, OptionError
+from neurograph.paths import format_effect
 
 MODULE = """
 import os, pathlib, signal
@@ -254,7 +255,7 @@ def test_explore_hands_its_options_to_the_search(here: Path) -> None:
     options += ["--keep", "share:0.5", "--paths", 7, "--memory", "1MB", "--seed", 3]
     options += ["--features", "a, b,c", "--device", "cpu", "--quiet", "--out", "x.circuit"]
     result = done("explore", "net.py:seeded", "--data", "net.py:loader", "--target", 0, *options)
-    assert result.stderr == ""
+    assert result.stderr.splitlines() == [*neurograph.load("x.circuit").notes]
     known = neurograph.load("x.circuit").provenance
     assert known["options"] == {
         "layers": None,
@@ -602,6 +603,34 @@ def test_paths_are_those_of_the_circuit(saved: Path, sign: Any) -> None:
     assert {row["path"] for row in table} == {row["path"] for row in rows}
     lines = done("paths", saved, "--sign", sign, "--top", 9).stdout.splitlines()
     assert [line.endswith("estimated") for line in lines[1:]] == [not p.measured for p in wanted]
+
+
+@pytest.mark.parametrize("sign", ["positive", "negative"])
+def test_neurons_are_those_of_the_circuit(saved: Path, sign: str) -> None:
+    circuit = neurograph.load(saved)
+    wanted = circuit.neurons(sign=sign, layer="0")  # type: ignore[arg-type]
+    words = ("neurons", saved, "--sign", sign, "--layer", "0", "--top", 99)
+    rows = json.loads(done(*words, "--format", "json").stdout)
+    assert pd.DataFrame(rows).equals(wanted)
+    lines = done(*words).stdout.splitlines()
+    assert "effect through the circuit" in lines[0]
+    assert "total effect" in lines[0]
+    assert len(lines) == 1 + len(wanted)
+    for line, row in zip(lines[1:], wanted.itertuples(), strict=True):
+        assert format_effect(row.effect, row.stderr) in line
+        assert format_effect(row.total_effect, row.total_stderr) in line
+        assert line.endswith("signs disagree") == (row.effect * row.total_effect < 0)
+
+
+def test_features_are_listed_by_total_effect(saved: Path) -> None:
+    wanted = neurograph.load(saved).features()
+    text = done("neurons", saved, "--features", "--format", "csv").stdout
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert [row["name"] for row in table] == wanted["name"].to_list()
+    assert [float(row["total_effect"]) for row in table] == wanted["total_effect"].to_list()
+    refused = invoke("neurons", saved, "--features", "--layer", "0")
+    assert refused.exit_code != 0
+    assert "--features lists all" in refused.stderr
 
 
 def test_paths_are_chosen_by_what_lies_on_them(saved: Path) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LAYER_COLUMNS",
     "PATH_COLUMNS",
+    "effects_table",
     "facts_table",
     "frame_rows",
     "frame_table",
@@ -142,11 +143,36 @@ def facts_table(circuit: Circuit) -> Table:
         fields = known["options"][key].items()
         facts[key] = " ".join(name if value is True else str(value) for name, value in fields)
     facts |= dict(line.split(": ", 1) for line in circuit.screened())
+    facts |= {f"note {number}": note for number, note in enumerate(circuit.notes, start=1)}
     facts["versions"] = ", ".join(f"{name} {value}" for name, value in known["versions"].items())
     facts["complete"] = "yes" if known["complete"] else "no, interrupted"
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in facts.items():
         table.add_row(Text(name, "bold"), _text(value))
+    return table
+
+
+def effects_table(frame: pd.DataFrame) -> Table:
+    """Table of neurons, each effect with its standard error: through the circuit, and in total."""
+    from neurograph.paths import format_effect
+
+    kinds = {"effect": "stderr", "total_effect": "total_stderr"}
+    kinds = {key: error for key, error in kinds.items() if key in frame}
+    table = Table(box=None, pad_edge=False)
+    for title in ("neuron", "layer"):
+        table.add_column(title, overflow="fold")
+    for key in kinds:
+        title = "total effect" if key == "total_effect" else "effect through the circuit"
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in frame.to_dict("records"):
+        cells = [
+            Text(format_effect(row[key], row[error]), _COLOURS[row[key] > 0])
+            for key, error in kinds.items()
+        ]
+        disagrees = len(kinds) > 1 and row["effect"] * row["total_effect"] < 0
+        mark = "signs disagree" if disagrees else "" if row.get("measured", True) else "estimated"
+        table.add_row(_text(row["name"]), _text(row["layer"]), *cells, mark)
     return table
 
 
