@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
-from neurograph.frontier import Found
+from neurograph.frontier import Edges, Found
 from neurograph.layers import INPUT_TYPE, Neuron, channels_first
 from neurograph.notes import search_notes, still_notes
 from neurograph.scoring.exact import path_effects
@@ -61,8 +61,8 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
             neuron = units.neuron(unit)
             effects = _effects(study, found, neuron, unit)
             graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
-    for (writer, reader), edge in found.edges.items():
-        graph.add_edge(writer, reader, **edge._asdict(), sign=sign_of(edge.effect))
+    for edges in found.edges:
+        graph.add_edges_from(_edges(study, edges))
     layers = nx.DiGraph()
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
@@ -81,6 +81,15 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
         provenance["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
     return Circuit(graph, layers, study.target.name, (), scores, provenance, study)
+
+
+def _edges(study: Study, edges: Edges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
+    start, end = study.experiment.units(edges.writer), study.experiment.units(edges.reader)
+    keys = ("effect", "stderr", "measured", "transfer")
+    rows = zip(edges.pairs.tolist(), *(getattr(edges, key).tolist() for key in keys), strict=True)
+    for (i, j), *values in rows:
+        told = dict(zip(keys, values, strict=True))
+        yield start.neuron(i), end.neuron(j), told | {"sign": sign_of(told["effect"])}
 
 
 def _notes(study: Study, found: Found) -> list[str]:

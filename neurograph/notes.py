@@ -31,6 +31,12 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
     if not any(found.kept.values()):
         return [_nothing(found, target)]
     said = [*_ended(found, target, layers)]
+    if found.edges_left:
+        count = sum(map(len, found.edges))
+        said.append(
+            f"only the strongest {count:,} of {count + found.edges_left:,} edges are in the "
+            "circuit: a stricter keep= makes it one to read"
+        )
     left_out = [text for layer in layers if (text := _left_out(found, layer, name))]
     if left_out:
         said.append(
