@@ -34,7 +34,7 @@ _MISSING = object()
 Path = tuple[Any, ...]
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device})
-_ATOMS = (type, range, slice, torch.Size, np.generic, np.dtype, types.ModuleType, types.CodeType)
+_ATOMS = (type, range, slice, torch.Size, np.generic, np.dtype, types.ModuleType)
 # Threads and files change these themselves, or they are not the model's.
 _FOREIGN = frozenset(
     "neurograph lightning pytorch_lightning lightning_fabric logging threading _thread queue io "
@@ -60,14 +60,6 @@ def _identical(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
         return all(map(operator.is_, a, b))
     return a is b
-
-
-def _write_dict(thing: Any, items: list[Any]) -> None:
-    # Not by methods of its own, which may compute or refuse.
-    own: Any = collections.OrderedDict if isinstance(thing, collections.OrderedDict) else dict
-    own.clear(thing)
-    for key, value in items:
-        own.__setitem__(thing, key, value)
 
 
 def _write_list(thing: Any, items: list[Any]) -> None:
@@ -105,20 +97,6 @@ def _write_class(cls: type, items: list[Any]) -> None:
     for name, value in items:
         if vars(cls).get(name, _MISSING) is not value:
             setattr(cls, name, value)
-
-
-def _read_cell(cell: types.CellType) -> list[Any]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # nothing assigned yet
-        return [_MISSING]
-
-
-def _write_cell(cell: types.CellType, saved: list[Any]) -> None:
-    if saved[0] is not _MISSING:
-        cell.cell_contents = saved[0]
-    else:
-        del cell.cell_contents
 
 
 def _read_array(array: np.ndarray) -> list[Any]:
@@ -168,12 +146,11 @@ def _unequal(a: Any, b: Any) -> bool:
     return bool(a != b)
 
 
-_DICT = _Kind(lambda d: list(dict.items(d)), _write_dict)
+_DICT = _Kind(list, _write_list)  # kept by `_KeptDict`
 _LIST = _Kind(list, _write_list)
 _BAG = _Kind(list, _write_bag)
 _SLOTS = _Kind(_read_slots, _write_slots)
 _CLASS = _Kind(_read_class, _write_class)
-_CELL = _Kind(_read_cell, _write_cell)
 _ARRAY = _Kind(_read_array, _write_array, plain=True)
 _GENERATOR = _Kind(_read_generator, _write_generator, plain=True)
 _TENSOR = _Kind(list, _write_list)  # kept by `_KeptTensor`
@@ -194,6 +171,27 @@ class _KeptThing:
 
     def restore(self) -> None:
         self.kind.write(self.thing, self.saved)
+
+
+class _KeptDict:
+    """A dict as it was, compared quickly: there are many in every module."""
+
+    def __init__(self, thing: dict[Any, Any]) -> None:
+        self.thing, self.keys, self.values = thing, list(dict.keys(thing)), list(dict.values(thing))
+
+    def changed(self) -> bool:
+        if len(self.thing) != len(self.keys):
+            return True
+        kept = all(map(operator.is_, dict.values(self.thing), self.values))
+        return not (kept and all(map(operator.is_, dict.keys(self.thing), self.keys)))
+
+    def restore(self) -> None:
+        # Not by methods of its own, which may compute or refuse.
+        ordered = isinstance(self.thing, collections.OrderedDict)
+        own: Any = collections.OrderedDict if ordered else dict
+        own.clear(self.thing)
+        for key, value in zip(self.keys, self.values, strict=True):
+            own.__setitem__(self.thing, key, value)
 
 
 class _KeptTensor:
@@ -294,14 +292,14 @@ def _reachable(model: nn.Module) -> list[_Place]:
     stack: list[tuple[Path, Any]] = [((), model)]
     while stack:
         path, thing = stack.pop()
-        if type(thing) in _PLAIN or id(thing) in seen:
+        if id(thing) in seen:
             continue
         seen[id(thing)] = thing
         kinds, children = _look(thing)
         if path and str(path[-1]).startswith("_") and "_hooks" in str(path[-1]):
             children = ()  # what hooks gather is their owner's
         places += [(path, kind, part) for kind, part in kinds]
-        stack += [((*path, key), child) for key, child in children]
+        stack += [((*path, k), x) for k, x in children if type(x) not in _PLAIN]
     return places
 
 
@@ -327,9 +325,7 @@ def _look(thing: Any) -> _Looked:
     if isinstance(thing, _GENERATORS):
         return [(_GENERATOR, thing), *_attributes(thing)], ()
     if isinstance(thing, types.FunctionType):
-        cells = [] if _is_foreign(thing) else list(thing.__closure__ or ())
-        contents = [(i, _read_cell(cell)[0]) for i, cell in enumerate(cells)]
-        return [(_CELL, cell) for cell in cells], [*contents, ("", thing.__defaults__)]
+        return [], ()  # what it keeps in a closure is its own
     if isinstance(thing, types.MethodType):
         return [], [("self", thing.__self__), ("function", thing.__func__)]
     if isinstance(thing, functools.partial):
@@ -385,6 +381,9 @@ class Kept:
         """Keep everything, large tensors but for their content, or some places whole."""
         room, found = _ROOM, list[tuple[Path, Any]]()
         for path, kind, thing in self._places if some is None else some:
+            if kind is _DICT:
+                found.append((path, _KeptDict(thing)))
+                continue
             if kind is not _TENSOR:
                 found.append((path, _KeptThing(thing, kind)))
                 continue
