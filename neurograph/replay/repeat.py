@@ -54,7 +54,7 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: Kept) -> N
     run, start = _Runs(model, batch, sites), Generators()
     first, drew = _learn(run, kept)
     python = start.python_moved()
-    drew = drew or python or start.torch_moved() or bool(kept.generators)
+    drew = drew or any(python) or start.torch_moved() or bool(kept.generators)
     start.restore()
     again, end = run(), Generators()
     if _difference(first, again):  # by rounding, perhaps
@@ -71,7 +71,7 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: Kept) -> N
     for _ in range(_OFTEN if drew else 0):
         with kept.other_draws():
             where = _difference(first, run())
-        if python and not end.python_moved():
+        if any(a and not b for a, b in zip(python, end.python_moved(), strict=True)):
             raise ModelError(
                 "the model seeds Python's or NumPy's generator in forward and draws from it, "
                 f"{_ALONE}"
@@ -98,13 +98,14 @@ def _learn(run: _Runs, kept: Kept) -> tuple[_Events, bool]:
 
 def _cause(run: _Runs, start: _Generators, first: _Events, kept: Kept) -> str:
     """Which generator must be put back for the model to repeat, and what to do about it."""
-    if not _difference(first, run()):
+    if not any(_difference(first, run()) for _ in range(_OFTEN)):
         own = "from a generator of the model's own" if kept.generators else "seeded in forward"
         return f"{own}, {_ALONE}"
-    start.restore(python=False)
-    if not _difference(first, run()):
-        return f"from torch's generator: {_DRAW}"
-    return f"from Python's or NumPy's generator: {_DRAW}"
+    for _ in range(_OFTEN):
+        start.restore(python=False)
+        if _difference(first, run()):
+            return f"from Python's or NumPy's generator: {_DRAW}"
+    return f"from torch's generator: {_DRAW}"
 
 
 def _check_handed_on(run: _Runs, first: _Events, kept: Kept) -> None:

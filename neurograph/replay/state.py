@@ -174,24 +174,26 @@ class _KeptThing:
 
 
 class _KeptDict:
-    """A dict as it was, compared quickly: there are many in every module."""
+    """A dict as it was, compared quickly: there are many in every module.
+
+    By the methods of dicts, not by those of its own class, which may compute or refuse.
+    """
 
     def __init__(self, thing: dict[Any, Any]) -> None:
-        self.thing, self.keys, self.values = thing, list(dict.keys(thing)), list(dict.values(thing))
+        ordered = isinstance(thing, collections.OrderedDict)
+        self.thing, self.own = thing, collections.OrderedDict if ordered else dict
+        self.keys, self.values = list(self.own.keys(thing)), list(self.own.values(thing))
 
     def changed(self) -> bool:
         if len(self.thing) != len(self.keys):
             return True
-        kept = all(map(operator.is_, dict.values(self.thing), self.values))
-        return not (kept and all(map(operator.is_, dict.keys(self.thing), self.keys)))
+        kept = all(map(operator.is_, self.own.values(self.thing), self.values))
+        return not (kept and all(map(operator.is_, self.own.keys(self.thing), self.keys)))
 
     def restore(self) -> None:
-        # Not by methods of its own, which may compute or refuse.
-        ordered = isinstance(self.thing, collections.OrderedDict)
-        own: Any = collections.OrderedDict if ordered else dict
-        own.clear(self.thing)
+        self.own.clear(self.thing)
         for key, value in zip(self.keys, self.values, strict=True):
-            own.__setitem__(self.thing, key, value)
+            self.own.__setitem__(self.thing, key, value)
 
 
 class _KeptTensor:
@@ -270,9 +272,9 @@ class Generators:
         """Whether any of PyTorch's is in another state now."""
         return any(kept.changed() for kept in self._torch)
 
-    def python_moved(self) -> bool:
-        """Whether Python's or NumPy's is in another state now."""
-        return any(kept.changed() for kept in self._python)
+    def python_moved(self) -> list[bool]:
+        """Whether Python's is in another state now, and whether NumPy's is."""
+        return [kept.changed() for kept in self._python]
 
     def restore(self, *, python: bool = True) -> None:
         """Put PyTorch's back, and Python's and NumPy's besides unless told otherwise."""
