@@ -20,7 +20,7 @@ from neurograph.data import Batch, describe_shapes
 from neurograph.errors import ModelError, NeurographError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, iter_tensors
-from neurograph.replay.state import Generators, Kept, keeping, without_trace
+from neurograph.replay.state import Generators, KeptModel, keeping, without_trace
 from neurograph.sites import INPUT_SIDE, Sites
 
 __all__ = [
@@ -50,7 +50,7 @@ class StopReplay(Exception):
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Kept]:
+def undisturbed(model: nn.Module) -> Iterator[KeptModel]:
     """Run in eval mode without gradients; leave the model, and what is global, as they were.
 
     PyTorch's fused transformer kernels are off meanwhile: they take the layers' weights without
@@ -58,7 +58,7 @@ def undisturbed(model: nn.Module) -> Iterator[Kept]:
 
     Yields
     ------
-    Kept
+    KeptModel
         What is kept of the model.
     """
     with _same_settings(), torch.no_grad(), keeping(model) as kept:
@@ -67,7 +67,7 @@ def undisturbed(model: nn.Module) -> Iterator[Kept]:
             model.eval()
         for module in model.modules():
             config = module.__dict__.get("config")
-            if getattr(config, "use_cache", False):
+            if config is not None and getattr(config, "use_cache", False):
                 config.use_cache = False
         yield kept
 

@@ -133,8 +133,8 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
 def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recording:
     """Run the model on a batch and record what every layer returned.
 
-    It is run twice before, as only what repeats can be replayed, and once more on a few of the samples: what changes in shape tells where in each tensor
-    the samples lie.
+    It is run twice before, as only what repeats can be replayed, and once more on a few of the
+    samples: what changes in shape tells where in each tensor the samples lie.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from neurograph.data import Batch, fingerprint
 from neurograph.errors import ModelError
 from neurograph.nested import flatten, tree_map
 from neurograph.replay.observe import Forward, observe, replaced_forwards
-from neurograph.replay.state import Generators, Kept
+from neurograph.replay.state import Generators, KeptModel
 from neurograph.sites import Sites
 
 __all__ = ["check_repeats"]
@@ -30,7 +30,7 @@ _DRAW = (
 _ALONE = f"so what a sample gets depends on who shares its batch: {_DRAW}"
 
 
-def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: Kept) -> None:
+def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel) -> None:
     """Run a model again from the same state and compare what every layer gets and returns.
 
     The first run also shows what a run changes in the model, to be put back after each. Where
@@ -42,7 +42,7 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: Kept) -> N
         Inside `undisturbed`.
     batch : Batch
     sites : Sites
-    kept : Kept
+    kept : KeptModel
         What `undisturbed` keeps of the model.
 
     Raises
@@ -85,7 +85,7 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: Kept) -> N
         _check_handed_on(run, first, kept)
 
 
-def _learn(run: _Runs, kept: Kept) -> tuple[_Events, bool]:
+def _learn(run: _Runs, kept: KeptModel) -> tuple[_Events, bool]:
     """Run once and find what that changes; also, whether operators drew random numbers."""
     start = Generators()
     try:
@@ -96,7 +96,7 @@ def _learn(run: _Runs, kept: Kept) -> tuple[_Events, bool]:
         return run(), True
 
 
-def _cause(run: _Runs, start: _Generators, first: _Events, kept: Kept) -> str:
+def _cause(run: _Runs, start: Generators, first: _Events, kept: KeptModel) -> str:
     """Which generator must be put back for the model to repeat, and what to do about it."""
     if not any(_difference(first, run()) for _ in range(_OFTEN)):
         own = "from a generator of the model's own" if kept.generators else "seeded in forward"
@@ -108,8 +108,8 @@ def _cause(run: _Runs, start: _Generators, first: _Events, kept: Kept) -> str:
     return f"from torch's generator: {_DRAW}"
 
 
-def _check_handed_on(run: _Runs, first: _Events, kept: Kept) -> None:
-    """ModelError if anything depends on what a layer changed in the model: replays freeze layers."""
+def _check_handed_on(run: _Runs, first: _Events, kept: KeptModel) -> None:
+    """ModelError if anything depends on what a layer changed: replays do not run every layer."""
 
     def stand_in(_path: str, forward: Forward) -> Forward:
         def alone(*args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ class Nested(Two):
 
 class ClassCounter(Two):
     runs = 0
-    shared: list[int] = []
+    shared: ClassVar[list[int]] = []
 
     def between(self, h: Tensor) -> Tensor:
         type(self).runs += 1
@@ -146,6 +146,15 @@ class Clamped(Two):
         self.b.weight.data.clamp_(-0.2, 0.2)
         self.a.weight.data.mul_(0.5)
         return h
+
+
+class Sparse(Two):
+    def start(self) -> None:
+        self.links = torch.eye(4, dtype=torch.float64).to_sparse()
+
+    def between(self, h: Tensor) -> Tensor:
+        self.links.mul_(2)
+        return torch.sparse.mm(self.links, h.t()).t()
 
 
 class SwappedData(Two):
@@ -243,13 +252,22 @@ class DrawsForNothing(Two):
     """What is drawn reaches nothing, or is the same whatever is drawn."""
 
     def between(self, h: Tensor) -> Tensor:
-        random.random(), np.random.rand()
+        random.random(), np.random.rand()  # noqa: NPY002
         return h + torch.zeros_like(torch.randn(len(h), 4)) + 0 * torch.rand(1).double()
 
 
 STATEFUL = [
     *(Counter, ChangesAfterAFew, History, Nested, ClassCounter, Buffers, LargeBuffer, Clamped),
-    *(SwappedData, MaxNorm, NormInTraining, TogglesModes, LateBuffer, LateHook, PowerIteration),
+    *(
+        SparseBuffer,
+        SwappedData,
+        MaxNorm,
+        NormInTraining,
+        TogglesModes,
+        LateBuffer,
+        LateHook,
+        PowerIteration,
+    ),
     *(RunningNormal, LazyCache, LayerCounts, DrawsForNothing),
 ]
 
@@ -303,9 +321,10 @@ def digest(thing: Any, seen: set[int] | None = None) -> str:
     if isinstance(thing, (int, float, str, bool, bytes, type(None), torch.dtype, torch.device)):
         return f"{type(thing).__name__}:{thing!r}"
     if isinstance(thing, Tensor):
+        kind, thing = thing, thing.to_dense() if thing.layout != torch.strided else thing
         numbers = hashlib.sha256(thing.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-        known = (tuple(thing.shape), thing.dtype, thing.requires_grad, digest(thing.grad, seen))
-        return f"{id(thing)}:{known}:{numbers}"
+        known = (tuple(kind.shape), kind.dtype, kind.requires_grad, digest(kind.grad, seen))
+        return f"{id(kind)}:{known}:{numbers}"
     if isinstance(thing, np.ndarray):
         return f"{id(thing)}:{thing.tobytes()!r}"
     if isinstance(thing, torch.Generator):
@@ -339,7 +358,7 @@ def everything(model: nn.Module) -> tuple[str, ...]:
         digest(model),
         hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         repr(random.getstate()),
-        hashlib.sha256(np.random.get_state()[1].tobytes()).hexdigest(),
+        hashlib.sha256(np.random.get_state()[1].tobytes()).hexdigest(),  # noqa: NPY002
         str((torch.get_default_dtype(), torch.is_grad_enabled())),
         str((torch.backends.cudnn.benchmark, torch.backends.mha.get_fastpath_enabled())),
     )
@@ -424,7 +443,7 @@ def test_what_is_global_is_restored() -> None:
         def forward(self, x: Tensor) -> Tensor:
             torch.set_default_dtype(torch.float64)
             torch.backends.cudnn.benchmark = True
-            random.random(), np.random.rand(), torch.rand(1)
+            random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
             return super().forward(x)
 
     model, x = make(Global)
@@ -468,8 +487,8 @@ def apart(model: nn.Module, h: Tensor) -> Tensor:
 
 
 def numpy_seeded(model: nn.Module, h: Tensor) -> Tensor:
-    np.random.seed(0)
-    return h + torch.from_numpy(np.random.randn(*h.shape))
+    np.random.seed(0)  # noqa: NPY002
+    return h + torch.from_numpy(np.random.randn(*h.shape))  # noqa: NPY002
 
 
 def own_generator(model: nn.Module, h: Tensor) -> Tensor:
@@ -496,7 +515,7 @@ TORCH = {
 }
 PYTHON = {
     "random": lambda _, h: h * random.random(),
-    "numpy": lambda _, h: h + torch.from_numpy(np.random.randn(*h.shape)),
+    "numpy": lambda _, h: h + torch.from_numpy(np.random.randn(*h.shape)),  # noqa: NPY002
     "layer drop": lambda _, h: h if random.random() < 0.5 else 2 * h,
 }
 ALONE = {
