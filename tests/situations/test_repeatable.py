@@ -259,7 +259,7 @@ class DrawsForNothing(Two):
 STATEFUL = [
     *(Counter, ChangesAfterAFew, History, Nested, ClassCounter, Buffers, LargeBuffer, Clamped),
     *(
-        SparseBuffer,
+        Sparse,
         SwappedData,
         MaxNorm,
         NormInTraining,
