@@ -203,15 +203,21 @@ class KeptTensor:
             return True
         return _where(tensor) != self.where or not self._same_content()
 
+    @property
+    def _written(self) -> Tensor:
+        """Where runs write to: operators give sparse tensors new numbers, aliases do not follow."""
+        return self.tensor.detach() if self.alias.layout != torch.strided else self.alias
+
     def _same_content(self) -> bool:
-        return self.content is None or torch.equal(_bytes(self.alias), _bytes(self.content))
+        return self.content is None or torch.equal(_bytes(self._written), _bytes(self.content))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put it back, without a trace for autograd."""
         tensor = self.tensor
         if self.content is not None and not self._same_content():
-            self.alias.data.copy_(self.content)
+            into = self.tensor if self.alias.layout != torch.strided else self.alias.data
+            into.copy_(self.content)
         if _where(tensor) != self.where:
             tensor.data = self.alias
         if tensor.is_leaf:

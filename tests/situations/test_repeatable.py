@@ -256,6 +256,36 @@ class DrawsForNothing(Two):
         return h + torch.zeros_like(torch.randn(len(h), 4)) + 0 * torch.rand(1).double()
 
 
+class Stash(Two):
+    """The second layer reads what the first one left in a place that both know."""
+
+    class First(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            output = super().forward(x)
+            self.place["seen"] = output.sum(1, keepdim=True)
+            return output
+
+    class Second(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.place.get("seen", 0)
+
+    def start(self) -> None:
+        self.a, self.b = self.First(3, 4), self.Second(4, 2)
+        self.a.place = self.b.place = {}
+
+
+class GlueStash(Stash):
+    """The same, but left by glue, which every replay executes."""
+
+    def start(self) -> None:
+        super().start()
+        self.a = nn.Linear(3, 4)
+
+    def between(self, h: Tensor) -> Tensor:
+        self.b.place["seen"] = h.sum(1, keepdim=True)
+        return h
+
+
 STATEFUL = [
     *(Counter, ChangesAfterAFew, History, Nested, ClassCounter, Buffers, LargeBuffer, Clamped),
     *(
@@ -268,7 +298,7 @@ STATEFUL = [
         LateHook,
         PowerIteration,
     ),
-    *(RunningNormal, LazyCache, LayerCounts, DrawsForNothing),
+    *(RunningNormal, LazyCache, LayerCounts, DrawsForNothing, GlueStash),
 ]
 
 
@@ -529,7 +559,7 @@ ALONE = {
 RUNS: list[int] = []
 OTHER = {
     "time": lambda _, h: h + time.perf_counter_ns() % 1009 / 1009,
-    "a global": lambda _, h: (RUNS.append(1), h + len(RUNS))[1],
+    "a global": lambda _, h: (RUNS.append(1), h + len(RUNS) % 5)[1],
 }
 
 
@@ -612,36 +642,6 @@ def test_it_is_said_where_random_numbers_come_in(kind: type[Two], where: str) ->
 
 
 # -- layers that hand something on where nothing can see it ----------------------------------------
-
-
-class Stash(Two):
-    """The second layer reads what the first one left in a place that both know."""
-
-    class First(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            output = super().forward(x)
-            self.place["seen"] = output.sum(1, keepdim=True)
-            return output
-
-    class Second(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + self.place.get("seen", 0)
-
-    def start(self) -> None:
-        self.a, self.b = self.First(3, 4), self.Second(4, 2)
-        self.a.place = self.b.place = {}
-
-
-class GlueStash(Stash):
-    """The same, but left by glue, which every replay executes."""
-
-    def start(self) -> None:
-        super().start()
-        self.a = nn.Linear(3, 4)
-
-    def between(self, h: Tensor) -> Tensor:
-        self.b.place["seen"] = h.sum(1, keepdim=True)
-        return h
 
 
 def test_what_a_layer_leaves_for_another_is_refused_by_name() -> None:
