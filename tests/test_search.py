@@ -316,12 +316,12 @@ class Failing(nn.Module):
     def __init__(self, error: BaseException, after: int) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 1)
-        self.error, self.after, self.calls = error, after, 0
+        self.error, self.after = error, after
+        self.calls = itertools.count(1)  # no state of the model, which runs would not keep
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
         h = torch.tanh(self.first(x)) * 1.0
-        if self.calls > self.after:
+        if next(self.calls) > self.after:
             raise self.error
         return self.second(h) + h[:, :1]
 
@@ -348,7 +348,7 @@ def test_model_that_raises_is_restored_and_its_error_kept(after: int) -> None:
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("after", [0, 4, 9, 16, 20, 26, 32])
+@pytest.mark.parametrize("after", [0, 4, 9, 19, 22, 28, 34])
 def test_interrupt_keeps_what_was_found(after: int) -> None:
     model = Failing(KeyboardInterrupt(), after).train()
     before = state_of(model)
@@ -356,7 +356,7 @@ def test_interrupt_keeps_what_was_found(after: int) -> None:
         ng.search(model, torch.rand(20, 3), 1, progress=False)
     assert state_of(model) == before
     circuit = caught.value.found
-    assert (circuit is None) == (after < 16)  # the profile takes the first calls
+    assert (circuit is None) == (after < 19)  # the profile takes the first calls
     if circuit is not None:
         assert isinstance(circuit, ng.Circuit)
         assert not circuit.provenance["complete"]

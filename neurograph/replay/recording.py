@@ -16,6 +16,7 @@ from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_in
 from neurograph.nested import Rebuild
 from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.observe import input_tensors, undisturbed
+from neurograph.replay.repeat import check_repeats
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 
 __all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture"]
@@ -132,18 +133,19 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
 def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recording:
     """Run the model on a batch and record what every layer returned.
 
-    It is run once more on a few of the samples: what changes in shape tells where in each tensor
-    the samples lie.
+    It is run twice before, as only what repeats can be replayed, and once more on a few of the
+    samples: what changes in shape tells where in each tensor the samples lie.
 
     Raises
     ------
     ModelError
-        The model is of a kind that cannot be replayed, raised, has no layers, or uses the
-        parameters of a module without calling it.
+        The model is of a kind that cannot be replayed, raised, does not repeat, has no layers, or
+        uses the parameters of a module without calling it.
     """
     refuse_unsupported(model)
     sites = find_sites(model) if sites is None else sites
-    with undisturbed(model):
+    with undisturbed(model) as kept:
+        check_repeats(model, batch, sites, kept)
         run = watch(model, batch, sites)
         layouts = find_layouts(model, batch, sites, run)
     given = input_tensors(model, batch)

@@ -41,7 +41,6 @@ OTHER: dict[str, Callable[[Tensor], Tensor]] = {
     "depends on the data": lambda x: x * float(x.sum()),
     "view written": lambda x: (x.view(-1, 2).mul_(2), x)[1],
     "layer norm": lambda x: F.layer_norm(x, x.shape[-1:]),
-    "random": lambda x: x + torch.rand_like(x),
     "other dtype": lambda x: x.double().relu().float(),
 }
 
