@@ -32,6 +32,7 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
+from neurograph.nested import dense_parts
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture, recapture
@@ -336,7 +337,7 @@ def model_hash(model: nn.Module) -> str:
     digest = fingerprint([])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(name.encode())
-        fingerprint([tensor], digest)
+        fingerprint(dense_parts(tensor), digest)
     return str(digest.hexdigest())
 
 

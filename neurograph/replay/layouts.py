@@ -16,7 +16,7 @@ from neurograph.data import Batch
 from neurograph.errors import ModelError
 from neurograph.layers import Layout
 from neurograph.memory import PeakMeter
-from neurograph.nested import Rebuild, flatten, iter_tensors, leaf_names, tree_map
+from neurograph.nested import Rebuild, flatten, iter_tensors, leaf_names, storages, tree_map
 from neurograph.replay.observe import (
     Forward,
     Observed,
@@ -185,10 +185,10 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, sites: Sites) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._owner = {
-            parameter.untyped_storage().data_ptr(): path
+            storage.data_ptr(): path
             for path, module in find_owners(model).items()
             if path in sites.outputs
-            for parameter in module.parameters(recurse=False)
+            for storage in storages(list(module.parameters(recurse=False)))
         }
         self._seen: Observed | None = None
         self._uses: set[tuple[str, str | None]] = set()
@@ -202,8 +202,8 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         running = self._seen.running if self._seen else []
-        for tensor in iter_tensors((args, kwargs or {})):
-            owner = self._owner.get(tensor.untyped_storage().data_ptr())
+        for storage in storages((args, kwargs or {})):
+            owner = self._owner.get(storage.data_ptr())
             if owner is not None and owner not in running:
                 self._uses.add((owner, running[-1] if running else None))
         return func(*args, **(kwargs or {}))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from neurograph.data import Batch, describe_shapes
 from neurograph.errors import ModelError, NeurographError
 from neurograph.layers import main_index
-from neurograph.nested import flatten, iter_tensors
+from neurograph.nested import dense_parts, flatten, iter_tensors
 from neurograph.sites import INPUT_SIDE, Sites
 
 __all__ = [
@@ -78,7 +78,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for module, training in modes:
                 module.training = training
             for buffer, before in buffers:
-                if buffer.shape != before.shape or not torch.equal(buffer, before):
+                pairs = zip(dense_parts(buffer), dense_parts(before), strict=True)
+                if any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs):
                     buffer.data.copy_(before)
 
 

@@ -104,8 +104,8 @@ class Replay:
             For each mixed layer, which elements of a row see the moved world: ``[*shape]``, or
             ``[size, *shape]`` where that differs between the recorded samples.
         shares : dict of str to Tensor
-            For nudged layers, how much of what they compute they pass on, beside the rows given;
-            all by default. Gradients pass through as if it were all.
+            For nudged layers, how much of what they compute they pass on, beside the rows given:
+            rows like those; all by default. Gradients pass through as if it were all.
         listen : callable, optional
             `listen("arrived", call, arguments)` before and `listen("returned", call, output)`
             after every call of a layer.
@@ -132,7 +132,9 @@ class Replay:
             outcome = self._execute(replace(job, plan=checked, given=copies))
         except ModelError:
             self._checked[plan] = self._check(job, [alone.plan])
-            return self.run(plan, given, blocks=blocks, samples=samples, masks=masks)
+            return self.run(
+                plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares
+            )
         self._fits.add((plan, blocks * rows))
         return outcome
 
