@@ -37,7 +37,7 @@ from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import Wiring
+from neurograph.replay.wiring import Wiring, confirm_wiring
 from neurograph.resampling import Resampled, draw_donors
 from neurograph.scoring.budget import parse_budget
 from neurograph.scoring.choose import check_scorer
@@ -182,6 +182,8 @@ def prepare(
         elif isinstance(contrast, Resample):
             donors = draw_donors(actual.size, options.seed)
             twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
+        with Replay(model, actual) as replay:
+            profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
         background = with_background(actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)

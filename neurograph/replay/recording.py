@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neurograph.data import Batch, Source
-from neurograph.errors import ModelError, OptionError
+from neurograph.data import Batch, Source, concatenate, draw
+from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
 from neurograph.nested import Rebuild
 from neurograph.replay.layouts import Seen, find_layouts, watch
@@ -21,6 +22,7 @@ from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 __all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture"]
 
 FEW = 2  # samples: with one, nothing tells a batch dimension from others
+_SPREAD = 8  # samples by which layers are told and who reads whom
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,49 @@ class Recording:
 
 
 def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Recording:
-    """Run the model on the first samples of data of any kind and record them; see `capture`."""
-    batch = next(iter(Source(data, model)))
-    return capture(model, batch.map(lambda leaf: leaf[:FEW]), sites)
+    """Record a few samples, drawn from all of the data, of any kind; see `capture`.
+
+    Where the model does not take so few, it gets the first batch as it comes.
+    """
+    first, few = _few(Source(data, model))
+    try:
+        return capture(model, few, sites)
+    except ModelError as error:
+        with contextlib.suppress(ModelError):
+            return capture(model, first, sites)
+        raise error
+
+
+def _few(source: Source) -> tuple[Batch, Batch]:
+    """The first batch, and a few samples of all batches in which samples have the same shape.
+
+    Among them the very first ones.
+    """
+    first: Batch | None = None
+
+    def alike() -> Iterator[Batch]:
+        nonlocal first
+        for batch in source:
+            bare = Batch(batch.args, batch.kwargs)
+            first = bare if first is None else first
+            if _shapes(bare) == _shapes(first):
+                yield bare
+
+    try:
+        few, positions = draw(alike(), _SPREAD, 0)
+        assert first is not None
+        ahead = [i for i in range(min(FEW, first.size)) if i not in positions]
+        if ahead:
+            few = concatenate([first.map(lambda leaf: leaf[ahead]), few])
+    except DataError:
+        if first is None:
+            raise
+        few = first.map(lambda leaf: leaf[:_SPREAD])
+    return first, few
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape[1:]) for tensor in batch.tensors()]
 
 
 def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recording:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,12 @@ from neurograph.nested import iter_tensors
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture_few
 from neurograph.replay.replay import Replay
+from neurograph.replay.trace import Foreign, trace
 from neurograph.sites import Choice, find_sites, refuse_unsupported
 
-__all__ = ["Wiring", "layer_graph", "read_wiring", "target_layers"]
+__all__ = ["Wiring", "confirm_wiring", "layer_graph", "read_wiring", "target_layers"]
+
+_TRACED = 8  # reference samples whose operations are followed
 
 
 def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None) -> nx.DiGraph:
@@ -32,7 +35,7 @@ def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None)
     model : Module
         Any eager model; it is run in eval mode and left as it was.
     example : Tensor, pair, dict, Dataset or DataLoader
-        Data as for `search`; the first few samples are used.
+        Data as for `search`; a few samples are used, drawn from all of it.
     layers : str, type, predicate, or several of them, optional
         Which modules are layers, as for `search`.
 
@@ -76,20 +79,33 @@ class Wiring:
         through layers left out.
     whole : networkx.DiGraph
         Of all recorded layers; the same graph where none was left out.
+    possible : networkx.DiGraph
+        Like the whole one, with an edge also where a layer has a share in what another reads but
+        does not move it: a gate is closed, say. Plans go by this graph, since what moves may open
+        it.
     """
 
     layers: nx.DiGraph
     whole: nx.DiGraph
+    possible: nx.DiGraph
 
     @staticmethod
     def of(graph: nx.DiGraph) -> Wiring:
-        """Wiring of a profiled graph, which holds the whole one where layers were left out."""
-        return Wiring(graph, graph.graph.get("whole", graph))
+        """Wiring of a graph of layers, which holds the others where they differ."""
+        whole = graph.graph.get("whole", graph)
+        return Wiring(graph, whole, graph.graph.get("possible", whole))
 
     @functools.cached_property
     def left_out(self) -> frozenset[str]:
         """Layers that are glue, as far as effects are concerned."""
         return frozenset(self.whole) - frozenset(self.layers)
+
+    @functools.cached_property
+    def reach(self) -> nx.DiGraph:
+        """What the searched layers may do to each other and to the output."""
+        if self.possible is self.whole:
+            return self.layers
+        return _seen_through(self.possible, self.left_out)
 
     # -- plans -----------------------------------------------------------------------------------
 
@@ -129,7 +145,7 @@ class Wiring:
         see that one.
         """
         mixed = frozenset(readers)
-        below = set().union(*(nx.descendants(self.layers, name) for name in mixed))
+        below = set().union(*(nx.descendants(self.reach, name) for name in mixed))
         plan = Plan(
             given=frozenset({writer}),
             live=self._live(mixed) | (mixed & below),
@@ -141,9 +157,9 @@ class Wiring:
 
     def _live(self, changed: frozenset[str]) -> frozenset[str]:
         """Searched descendants of the changed layers that matter to the model's output."""
-        below = set().union(*(nx.descendants(self.layers, name) for name in changed)) - changed
-        ends = target_layers(self.layers)
-        above = set(ends).union(*(nx.ancestors(self.layers, name) for name in ends))
+        below = set().union(*(nx.descendants(self.reach, name) for name in changed)) - changed
+        ends = target_layers(self.reach)
+        above = set(ends).union(*(nx.ancestors(self.reach, name) for name in ends))
         return frozenset(below & above)
 
     def _completed(
@@ -161,7 +177,7 @@ class Wiring:
         """
         if not self.left_out:
             return self._frozen(plan, output=ends is None)
-        last = self.left_out.intersection(target_layers(self.whole)) if ends is None else ends
+        last = self.left_out.intersection(target_layers(self.possible)) if ends is None else ends
         needed = self._reached([*last, *plan.live, *plan.mixed], forward=False) | last
         opened = self._reached(changed, forward=True) & needed
         return self._frozen(replace(plan, open=opened), output=ends is None)
@@ -169,7 +185,7 @@ class Wiring:
     def _reached(self, starts: Iterable[str], *, forward: bool) -> frozenset[str]:
         """Layers left out that can be reached through such layers alone."""
         left_out, found = self.left_out, set()
-        step = self.whole.succ if forward else self.whole.pred
+        step = self.possible.succ if forward else self.possible.pred
         front = list(starts)
         while front:
             for name in step[front.pop()]:
@@ -181,9 +197,9 @@ class Wiring:
     def _frozen(self, plan: Plan, *, output: bool) -> Plan:
         """Freeze each layer that glue joins with rows of interventions; the rest stays idle."""
         busy = set(plan.busy)
-        groups = [(name, list(self.whole.predecessors(name))) for name in self.whole]
+        groups = [(name, list(self.possible.predecessors(name))) for name in self.possible]
         if output:
-            groups.append(("", target_layers(self.whole)))
+            groups.append(("", target_layers(self.possible)))
         needy = plan.live | plan.open | plan.probed | plan.mixed | {""}
         grown = True
         while grown:
@@ -204,7 +220,10 @@ def target_layers(graph: nx.DiGraph) -> list[str]:
 
 
 def read_wiring(replay: Replay) -> Wiring:
-    """Find who reads whom in an open replay; a glue-only run for each layer."""
+    """Find who reads whom in an open replay; a glue-only run for each layer.
+
+    What has a share in a layer's input but does not move it there is kept as possible.
+    """
     recording = replay.recording
     whole = nx.DiGraph()
     for name, layer in recording.layers.items():
@@ -216,48 +235,91 @@ def read_wiring(replay: Replay) -> Wiring:
             parameters=layer.parameters,
             output=False,
         )
-    everyone = frozenset(recording.layers)
-
-    def arrivals(plan: Plan, changes: list[Tensor], still: _Arrivals | None) -> _Arrivals:
-        heard, given = _Arrivals(still), {name: torch.cat(changes) for name in plan.given}
-        run = replay.run(plan, given, blocks=len(changes), listen=heard.hear)
-        heard.end(run.output)
-        return heard
-
-    @functools.cache  # few models need that of two blocks, and it takes memory
-    def baseline(blocks: int) -> _Arrivals:
-        return arrivals(Plan(frozen=everyone), [torch.empty(0)] * blocks, None)
-
-    for writer, written in recording.layers.items():
-        plan = Plan(given=frozenset({writer}), frozen=everyone - {writer})
-        both = _perturbed(recording, writer)
-        together = [both] if written.layout.varies else [[change] for change in both]
-        moved: set[str] = set()
-        for changes in together:
-            moved |= arrivals(plan, changes, baseline(len(changes))).moved
-        for reader, layer in recording.layers.items():
-            if layer.call in moved:
-                whole.add_edge(writer, reader)
-        whole.nodes[writer]["output"] = "" in moved
-    _drop_unread(whole, recording)
-    return Wiring(_searched(whole, recording), whole)
+    hearing = _Hearing(replay)
+    for writer in recording.layers:
+        _join(whole, recording, writer, hearing.moved(writer))
+    possible = _possible(whole, replay, slice(None))
+    _drop_unread(whole, possible, recording)
+    return _wiring(whole, possible, recording)
 
 
-def _drop_unread(whole: nx.DiGraph, recording: Recording) -> None:
+def confirm_wiring(replay: Replay, wiring: Wiring) -> Wiring:
+    """Look again, in other samples, for what was possible but did not move, and for what is new.
+
+    The wiring itself where that finds nothing.
+    """
+    recording = replay.recording
+    possible = _possible(wiring.possible, replay, slice(0, _TRACED))
+    whole, hearing = wiring.whole.copy(), _Hearing(replay)
+    for writer in whole:
+        open_ends = possible.nodes[writer]["output"] and not whole.nodes[writer]["output"]
+        if open_ends or set(possible.successors(writer)) - set(whole.successors(writer)):
+            _join(whole, recording, writer, hearing.moved(writer))
+    if _same_edges(whole, wiring.whole) and _same_edges(possible, wiring.possible):
+        return wiring
+    return _wiring(whole, possible, recording, wiring.layers)
+
+
+def _join(whole: nx.DiGraph, recording: Recording, writer: str, moved: set[str]) -> None:
+    """Add the edges from a layer to the calls at which something else arrives when it moves."""
+    for reader, layer in recording.layers.items():
+        if layer.call in moved and reader in whole:
+            whole.add_edge(writer, reader)
+    whole.nodes[writer]["output"] |= "" in moved
+
+
+def _possible(known: nx.DiGraph, replay: Replay, samples: slice) -> nx.DiGraph:
+    """A graph of layers with an edge wherever one has a share in what another reads."""
+    graph, layers = known.copy(), replay.recording.layers
+    shares = trace(replay, samples)
+    for reader, layer in layers.items():
+        writers = shares.get(layer.call, frozenset()) if reader in graph else ()
+        graph.add_edges_from((writer, reader) for writer in writers if writer in graph)
+    for writer in shares.get("", ()):
+        if writer in graph:
+            graph.nodes[writer]["output"] = True
+    return graph
+
+
+def _same_edges(one: nx.DiGraph, other: nx.DiGraph) -> bool:
+    same = one.edges == other.edges and len(one) == len(other)
+    return same and set(target_layers(one)) == set(target_layers(other))
+
+
+def _drop_unread(whole: nx.DiGraph, possible: nx.DiGraph, recording: Recording) -> None:
     """Forget further tensors of a call that nothing reads: last states, attention weights."""
     for layers in recording.by_call.values():
         for layer in layers[1:]:
-            if not whole.out_degree(layer.name) and not whole.nodes[layer.name]["output"]:
+            if not possible.out_degree(layer.name) and not possible.nodes[layer.name]["output"]:
                 whole.remove_node(layer.name)
+                possible.remove_node(layer.name)
 
 
-def _searched(whole: nx.DiGraph, recording: Recording) -> nx.DiGraph:
-    """Graph of the searched layers: those left out are seen through."""
+def _wiring(
+    whole: nx.DiGraph,
+    possible: nx.DiGraph,
+    recording: Recording,
+    like: nx.DiGraph | None = None,
+) -> Wiring:
+    """Put a wiring together; what `like` knows of the layers is taken over."""
     left_out = [name for name in whole if not recording.is_searched(name)]
-    if not left_out:
-        return whole
+    layers = _seen_through(whole, left_out) if left_out else whole
+    layers.graph.pop("possible", None)
+    if like is not None:
+        layers.graph.update({k: v for k, v in like.graph.items() if k not in ("whole", "possible")})
+        for name in layers:
+            known = {k: v for k, v in like.nodes[name].items() if k != "output"}
+            layers.nodes[name].update(known)
+    if left_out:
+        layers.graph["whole"] = whole
+    if not _same_edges(whole, possible):
+        layers.graph["possible"] = possible
+    return Wiring.of(layers)
+
+
+def _seen_through(whole: nx.DiGraph, left_out: Iterable[str]) -> nx.DiGraph:
+    """Graph of the searched layers: those left out are seen through."""
     graph = whole.copy()
-    graph.graph["whole"] = whole
     for name in left_out:
         for writer in list(graph.predecessors(name)):
             graph.add_edges_from((writer, reader) for reader in graph.successors(name))
@@ -266,18 +328,54 @@ def _searched(whole: nx.DiGraph, recording: Recording) -> nx.DiGraph:
     return graph
 
 
+class _Hearing:
+    """Who hears of it when a layer moves and all others are frozen."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay, self.recording = replay, replay.recording
+        self.foreign = Foreign(replay.model)
+        self._everyone = frozenset(replay.recording.layers)
+        self._still = functools.cache(self._baseline)  # few models need that of two blocks
+
+    def moved(self, writer: str) -> set[str]:
+        """Calls at which something else arrives; the output has the empty name."""
+        plan = Plan(given=frozenset({writer}), frozen=self._everyone - {writer})
+        both = _perturbed(self.recording, writer)
+        varies = self.recording.layers[writer].layout.varies
+        found: set[str] = set()
+        for changes in [both] if varies else [[change] for change in both]:
+            found |= self._arrivals(plan, changes, self._still(len(changes))).moved
+        return found
+
+    def _baseline(self, blocks: int) -> _Arrivals:
+        return self._arrivals(Plan(frozen=self._everyone), [torch.empty(0)] * blocks, None)
+
+    def _arrivals(self, plan: Plan, changes: list[Tensor], still: _Arrivals | None) -> _Arrivals:
+        heard = _Arrivals(self._foreign, still)
+        given = {name: torch.cat(changes) for name in plan.given}
+        run = self.replay.run(plan, given, blocks=len(changes), listen=heard.hear)
+        heard.end(run.output)
+        return heard
+
+    def _foreign(self, call: str) -> list[Tensor]:
+        layers = self.recording.by_call.get(call, ())
+        return self.foreign.of(layers[0].module) if layers and layers[0].module else []
+
+
 class _Arrivals:
     """What arrives at every call (and, under the empty name, leaves the model) in one run."""
 
-    def __init__(self, baseline: _Arrivals | None = None) -> None:
+    def __init__(
+        self, foreign: Callable[[str], list[Tensor]], baseline: _Arrivals | None = None
+    ) -> None:
         self.tensors: dict[str, list[Tensor]] = {}
         self.moved: set[str] = set()
-        self._baseline = baseline
+        self._foreign, self._baseline = foreign, baseline
 
     def hear(self, event: str, name: str, value: Any) -> None:
         if event != "arrived":
             return
-        tensors = list(iter_tensors(value))
+        tensors = [*iter_tensors(value), *self._foreign(name)]
         if self._baseline is None:
             self.tensors[name] = [t.clone() for t in tensors]
         elif _differ(tensors, self._baseline.tensors.get(name, [])):

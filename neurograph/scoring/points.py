@@ -179,7 +179,7 @@ def pull_back(
     Through the glue between and the readers themselves; to first order, what the writer's rows do
     to the target by way of these readers.
     """
-    graph = experiment.graph
+    graph = experiment.wiring.reach
     beside = {name for reader in readers for name in graph.predecessors(reader)} - {writer}
     others = point.differing(sorted(beside))
     plan = experiment.wiring.between([writer, *others], readers)
@@ -209,7 +209,7 @@ def seen_slope(
 
 def by_output(experiment: Experiment, point: Point, writer: str) -> Tensor:
     """Gradient of the target by a layer through glue alone, ``[samples, elements]``."""
-    graph = experiment.graph
+    graph = experiment.wiring.reach
     ends = [name for name in graph if graph.nodes[name]["output"] and name != writer]
     others = point.differing(ends)
     plan = experiment.wiring.output([writer, *others])
