@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neurograph.replay.observe import without_parameter_gradients
 from neurograph.replay.plan import Plan
+from neurograph.scoring.differentiable import differentiable
 from neurograph.scoring.experiment import Experiment
 
 __all__ = [
@@ -185,7 +185,7 @@ def pull_back(
     plan = experiment.wiring.between([writer, *others], readers)
     found = []
     for samples in experiment.sample_pieces():
-        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+        with differentiable(experiment.replay.model):
             rows = point.rows(writer)[samples].clone().requires_grad_()
             # In-place glue may not write to a leaf, nor to what is needed again.
             given = {name: tensor[samples].clone() for name, tensor in others.items()}
@@ -222,7 +222,7 @@ def _at(
     """Gradient of the target where a layer passes on these rows, ``[samples, elements]``."""
     found = []
     for samples in experiment.sample_pieces():
-        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+        with differentiable(experiment.replay.model):
             leaf = rows[samples].clone().requires_grad_()
             given = {name: tensor[samples].clone() for name, tensor in others.items()}
             outcome = experiment.replay.run(plan, {**given, layer: leaf.clone()}, samples=samples)
@@ -242,7 +242,7 @@ def _everywhere(
     slopes: dict[str, list[Tensor]] = {name: [] for name in plan.nudged}
     passed: dict[str, list[Tensor]] = {name: [] for name in plan.nudged}
     for samples in experiment.sample_pieces():
-        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+        with differentiable(experiment.replay.model):
             nudges = {}
             for name in slopes:
                 some = experiment.recording.main(name)[samples]
