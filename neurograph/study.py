@@ -37,7 +37,7 @@ from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import Wiring, confirm_wiring
+from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
 from neurograph.resampling import Resampled, draw_donors
 from neurograph.scoring.budget import parse_budget
 from neurograph.scoring.choose import check_scorer
@@ -173,6 +173,7 @@ def prepare(
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
         actual = capture(model, batch, sites)
+        profiled = without_layers(Wiring.of(profiled), actual).layers
         _check_profile(profiled, actual, needed)
         resolved = resolve_target(target, actual.output, options.class_names)
         inputs = input_tensors(model, actual.batch)
@@ -213,8 +214,11 @@ def prepare(
         real=options.background == "data",
     )
     names = _feature_names(options.feature_names or source.feature_names, actual)
+    kind = {"class": type(model).__name__, "hash": model_hash(model)}
+    if actual.sites.routed:
+        kind["routed"] = sorted(actual.sites.routed)
     provenance = {
-        "model": {"class": type(model).__name__, "hash": model_hash(model)},
+        "model": kind,
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
         "target": {"name": resolved.name, "index": None if callable(target) else target},
         "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
@@ -250,7 +254,8 @@ def _sites(model: nn.Module, options: Options, profiled: nx.DiGraph) -> Sites:
         raise OptionError(
             "the profile says nothing of its layers: use profile(), not layer_graph()"
         )
-    if options.layers is not None and find_sites(model, options.layers) != sites:
+    asked = None if options.layers is None else find_sites(model, options.layers)
+    if asked is not None and asked.without(sites.routed) != sites:
         raise OptionError("layers= differs from those of the profile: leave one of the two out")
     return sites
 

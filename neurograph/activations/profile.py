@@ -116,6 +116,7 @@ def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGrap
     recording = capture_few(model, data, find_sites(model, layers))
     with Replay(model, recording) as replay:
         graph = read_wiring(replay).layers
+        recording = replay.recording
     graph.graph["sites"] = recording.sites
     return graph, recording
 

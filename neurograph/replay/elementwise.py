@@ -237,9 +237,7 @@ class _Way(NamedTuple):
     computes: Callable[[Tensor], Tensor]
 
 
-def _confirmed(
-    replay: Replay, ways: Mapping[tuple[str, str], _Way]
-) -> dict[tuple[str, str], _Way]:
+def _confirmed(replay: Replay, ways: Mapping[tuple[str, str], _Way]) -> dict[tuple[str, str], _Way]:
     """Those of the ways that compute what the model's own code does.
 
     All readers are computed in one run from what is recorded, and from all their writers moved.

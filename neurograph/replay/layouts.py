@@ -108,12 +108,19 @@ class Layouts:
     call_bytes : dict of str to int
         Of that, what is alive at once while a call and the glue before it run. The glue behind
         the last call has the empty name.
+    routed : frozenset of str
+        Paths of modules whose rows do not follow the samples: they run on those rows that values
+        choose.
+    mixes : bool
+        Whether what the model returns for a sample depends on how many others there are.
     """
 
     calls: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]
     output: tuple[Layout, ...]
     row_bytes: int
     call_bytes: dict[str, int]
+    routed: frozenset[str]
+    mixes: bool
 
 
 def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layouts:
@@ -130,7 +137,13 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
     few = None if twin.output is None else flatten(twin.output)[0]
     output = tuple(_layouts(flatten(run.output)[0], few, run.size, twin.size))
     call_bytes = _call_bytes(model, batch.map(lambda leaf: leaf[: twin.size]), sites)
-    return Layouts(calls, output, row_bytes, call_bytes)
+    routed = _routed(model, batch, sites, run, twin, calls)
+    mixes = few is not None and not all(
+        _same(layout, a, b, min(run.size, twin.size))
+        for layout, a, b in zip(output, flatten(run.output)[0], few, strict=False)
+        if layout.dim is not None and isinstance(a, Tensor) and a.is_floating_point()
+    )
+    return Layouts(calls, output, row_bytes, call_bytes, routed, mixes)
 
 
 def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, int]:
@@ -264,6 +277,77 @@ def _find_layout(
 def _same(layout: Layout, a: Tensor, b: Tensor, samples: int) -> bool:
     x, y = layout.rows(a)[:samples], layout.rows(b)[:samples]
     return torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _routed(
+    model: nn.Module,
+    batch: Batch,
+    sites: Sites,
+    run: Run,
+    twin: Run,
+    layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
+) -> frozenset[str]:
+    """Modules that run on rows which values choose, so that rows do not follow the samples.
+
+    Their rows are more or fewer in no proportion to the samples; or they do not turn round when
+    the samples do, and those of samples that stay as they are change when others are replaced.
+    """
+    suspects, routed = set(), set()
+    turned = _again(model, batch.map(lambda leaf: leaf.flip(0)), sites)
+    for call, (out, _) in layouts.items():
+        seen = run.calls[call]
+        few = twin.calls[call].leaves if call in twin.calls else []
+        for a, b, layout in zip(seen.leaves, few, out, strict=False):
+            tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+            if tensors and layout.dim is None and a.shape != b.shape:
+                routed.add(seen.path)
+        if turned is not None and not _follows(seen, turned.calls.get(call), out, slice(None)):
+            suspects.add(call)
+    if suspects:
+        half = _again(model, batch.map(_half_replaced), sites)
+        for call in suspects:
+            if half is None or not _follows(
+                run.calls[call], half.calls.get(call), layouts[call][0], slice(1, None, 2)
+            ):
+                routed.add(run.calls[call].path)
+    return frozenset(routed - run.containers)
+
+
+def _again(model: nn.Module, batch: Batch, sites: Sites) -> Run | None:
+    with contextlib.suppress(ModelError):
+        return watch(model, batch, sites)
+    return None
+
+
+def _half_replaced(leaf: Tensor) -> Tensor:
+    """Rows of which every other one is what the next one is."""
+    rows = leaf.clone()
+    last = len(leaf) - len(leaf) % 2
+    rows[0:last:2] = leaf[1:last:2]
+    return rows
+
+
+def _follows(seen: Seen, other: Seen | None, layouts: tuple[Layout, ...], unchanged: slice) -> bool:
+    """Whether a call returned the same for the samples that are: turned round if all are."""
+    if other is None or len(other.leaves) != len(seen.leaves):
+        return False
+    for a, b, layout in zip(seen.leaves, other.leaves, layouts, strict=True):
+        if not isinstance(a, Tensor) or not a.is_floating_point():
+            continue
+        if not isinstance(b, Tensor) or a.shape != b.shape:
+            return False
+        x, y = layout.rows(a), layout.rows(b)
+        if layout.dim is not None:
+            x, y = (x.flip(0), y) if unchanged == slice(None) else (x[unchanged], y[unchanged])
+        if not _alike(x, y):
+            return False
+    return True
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    close = max(1e-3, torch.finfo(x.dtype).eps * 10)
+    scale = float(x.abs().max()) if x.numel() else 0.0
+    return torch.allclose(x.double(), y.double(), rtol=close, atol=close * scale, equal_nan=True)
 
 
 def _spread(

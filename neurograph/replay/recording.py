@@ -72,6 +72,8 @@ class Recording:
     call_bytes : dict of str to int
         Of that, what is alive at once while a call and the glue before it run (and, under the
         empty name, the glue behind the last).
+    mixes : bool
+        Whether what the model returns for a sample depends on how many others there are.
     """
 
     layers: Mapping[str, Layer]
@@ -83,6 +85,7 @@ class Recording:
     sites: Sites
     row_bytes: int
     call_bytes: Mapping[str, int]
+    mixes: bool = False
 
     def main(self, name: str) -> Tensor:
         """Return the rows of a layer, ``[size, …]``; one row if all must have the same."""
@@ -112,6 +115,15 @@ class Recording:
         layer = self.layers[name]
         chosen = layer.is_input or layer.call.endswith(INPUT_SIDE)
         return chosen or layer.module not in self.sites.left_out
+
+    def without(self, routed: frozenset[str]) -> Recording:
+        """Return the recording with some modules as glue, which is never recorded."""
+        layers = {n: layer for n, layer in self.layers.items() if layer.module not in routed}
+        gone = {layer.call for layer in self.layers.values()} - {x.call for x in layers.values()}
+        calls = {name: call for name, call in self.calls.items() if name not in gone}
+        sites = self.sites.without(routed)
+        _check_found(sites, layers)
+        return replace(self, layers=layers, calls=calls, sites=sites)
 
     def with_rows(self, rows: Mapping[str, Tensor]) -> Recording:
         """Return the recording with other rows for some layers."""
@@ -190,6 +202,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         layouts = find_layouts(model, batch, sites, run)
     given = input_tensors(model, batch)
     calls = {name: _input_call(tensor.clone(), run.size) for name, tensor in given.items()}
+    sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
     convolved = {
         shape[1:]
@@ -201,6 +214,8 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     layers = {name: _describe_input(name, call, convolved) for name, call in calls.items()}
     for call, seen in run.calls.items():
         if seen.path in run.containers and not call.endswith(INPUT_SIDE):
+            continue
+        if seen.path in layouts.routed:
             continue
         out, arriving = layouts.calls[call]
         calls[call] = Call(seen.leaves, seen.rebuild, out, arriving)
@@ -217,6 +232,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         sites,
         layouts.row_bytes,
         layouts.call_bytes,
+        layouts.mixes,
     )
 
 
@@ -290,6 +306,12 @@ def _check_found(sites: Sites, layers: Mapping[str, Layer]) -> None:
         if not layer.is_input
     }
     for pattern, wanted in sites.asked.items():
+        routed = sorted(w for w in wanted if w.removesuffix(INPUT_SIDE) in sites.routed)
+        if routed and wanted.isdisjoint(found):
+            raise OptionError(
+                f"layers={pattern!r} matches {routed[0]!r}, which runs on the rows that values "
+                "choose for it: it counts as glue and cannot be searched"
+            )
         if wanted.isdisjoint(found):
             raise OptionError(
                 f"layers={pattern!r} matches {min(wanted)!r}, which the model never calls as a "

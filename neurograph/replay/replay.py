@@ -49,7 +49,7 @@ class Replay:
         self.model = model
         self.recording = recording
         self._stack = contextlib.ExitStack()
-        self.one_by_one = False  # set where glue is known to mix the samples of a batch
+        self.one_by_one = recording.mixes  # set too where glue is found to mix a batch's samples
         self._checked: dict[Plan, Plan | None] = {}
         self._fits: set[tuple[Plan, int]] = set()  # plans that ran with so many rows
         self._run: Run | None = None
@@ -132,9 +132,7 @@ class Replay:
             outcome = self._execute(replace(job, plan=checked, given=copies))
         except ModelError:
             self._checked[plan] = self._check(job, [alone.plan])
-            return self.run(
-                plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares
-            )
+            return self.run(plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares)
         self._fits.add((plan, blocks * rows))
         return outcome
 

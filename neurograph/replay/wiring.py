@@ -11,6 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from neurograph.errors import ModelError
 from neurograph.layers import INPUT_TYPE
 from neurograph.nested import iter_tensors
 from neurograph.replay.plan import Plan
@@ -19,7 +20,14 @@ from neurograph.replay.replay import Replay
 from neurograph.replay.trace import Foreign, trace
 from neurograph.sites import Choice, find_sites, refuse_unsupported
 
-__all__ = ["Wiring", "confirm_wiring", "layer_graph", "read_wiring", "target_layers"]
+__all__ = [
+    "Wiring",
+    "confirm_wiring",
+    "layer_graph",
+    "read_wiring",
+    "target_layers",
+    "without_layers",
+]
 
 _TRACED = 8  # reference samples whose operations are followed
 
@@ -222,8 +230,12 @@ def target_layers(graph: nx.DiGraph) -> list[str]:
 def read_wiring(replay: Replay) -> Wiring:
     """Find who reads whom in an open replay; a glue-only run for each layer.
 
-    What has a share in a layer's input but does not move it there is kept as possible.
+    What has a share in a layer's input but does not move it there is kept as possible. A layer that
+    turns out to run on other rows, or not to run, when another moves is glue from then on: the
+    replay's recording leaves it out.
     """
+    while routed := (hearing := _Hearing(replay)).find():
+        replay.recording = replay.recording.without(routed)
     recording = replay.recording
     whole = nx.DiGraph()
     for name, layer in recording.layers.items():
@@ -235,12 +247,26 @@ def read_wiring(replay: Replay) -> Wiring:
             parameters=layer.parameters,
             output=False,
         )
-    hearing = _Hearing(replay)
     for writer in recording.layers:
-        _join(whole, recording, writer, hearing.moved(writer))
+        _join(whole, recording, writer, hearing.heard[writer])
     possible = _possible(whole, replay, slice(None))
     _drop_unread(whole, possible, recording)
     return _wiring(whole, possible, recording)
+
+
+def without_layers(wiring: Wiring, recording: Recording) -> Wiring:
+    """Wiring that sees through the layers of modules that are glue in a recording."""
+    left = {layer.module for layer in recording.layers.values()}
+    gone = {name for name in wiring.possible if _module_of(name) in recording.sites.routed - left}
+    if not gone:
+        return wiring
+    whole, possible = (_seen_through(graph, gone) for graph in (wiring.whole, wiring.possible))
+    return _wiring(whole, possible, recording, wiring.layers)
+
+
+def _module_of(layer: str) -> str:
+    """Path of the module of a layer's name: ``cell#1:0`` is of ``cell``."""
+    return layer.split(":")[0].split("#")[0]
 
 
 def confirm_wiring(replay: Replay, wiring: Wiring) -> Wiring:
@@ -336,6 +362,19 @@ class _Hearing:
         self.foreign = Foreign(replay.model)
         self._everyone = frozenset(replay.recording.layers)
         self._still = functools.cache(self._baseline)  # few models need that of two blocks
+        self.heard: dict[str, set[str]] = {}
+        self.reshaped: set[str] = set()  # calls at which another shape arrived, the last time
+
+    def find(self) -> frozenset[str]:
+        """Listen to every layer, up to one that changes how many rows others get: their modules."""
+        calls = self.recording.by_call
+        for writer, layer in self.recording.layers.items():
+            self.heard[writer] = self.moved(writer)
+            if layer.neurons and self.reshaped:
+                found = {calls[call][0].module for call in self.reshaped if call in calls}
+                if found - {""}:
+                    return frozenset(found - {""})
+        return frozenset()
 
     def moved(self, writer: str) -> set[str]:
         """Calls at which something else arrives; the output has the empty name."""
@@ -343,8 +382,11 @@ class _Hearing:
         both = _perturbed(self.recording, writer)
         varies = self.recording.layers[writer].layout.varies
         found: set[str] = set()
+        self.reshaped = set()
         for changes in [both] if varies else [[change] for change in both]:
-            found |= self._arrivals(plan, changes, self._still(len(changes))).moved
+            heard = self._arrivals(plan, changes, self._still(len(changes)))
+            found |= heard.moved
+            self.reshaped |= heard.reshaped
         return found
 
     def _baseline(self, blocks: int) -> _Arrivals:
@@ -353,7 +395,12 @@ class _Hearing:
     def _arrivals(self, plan: Plan, changes: list[Tensor], still: _Arrivals | None) -> _Arrivals:
         heard = _Arrivals(self._foreign, still)
         given = {name: torch.cat(changes) for name in plan.given}
-        run = self.replay.run(plan, given, blocks=len(changes), listen=heard.hear)
+        try:
+            run = self.replay.run(plan, given, blocks=len(changes), listen=heard.hear)
+        except ModelError:
+            if not heard.reshaped:
+                raise
+            return heard  # rows that are frozen do not fit where others are asked for
         heard.end(run.output)
         return heard
 
@@ -370,6 +417,7 @@ class _Arrivals:
     ) -> None:
         self.tensors: dict[str, list[Tensor]] = {}
         self.moved: set[str] = set()
+        self.reshaped: set[str] = set()
         self._foreign, self._baseline = foreign, baseline
 
     def hear(self, event: str, name: str, value: Any) -> None:
@@ -378,7 +426,11 @@ class _Arrivals:
         tensors = [*iter_tensors(value), *self._foreign(name)]
         if self._baseline is None:
             self.tensors[name] = [t.clone() for t in tensors]
-        elif _differ(tensors, self._baseline.tensors.get(name, [])):
+            return
+        still = self._baseline.tensors.get(name, [])
+        if [t.shape for t in tensors] != [t.shape for t in still]:
+            self.reshaped.add(name)
+        if _differ(tensors, still):
             self.moved.add(name)
 
     def end(self, output: Any) -> None:
