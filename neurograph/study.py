@@ -172,6 +172,12 @@ def prepare(
             profiled, _ = wired(model, data, options.layers)
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
+        size = profiled.graph.get("batch", batch.size)
+        if size != batch.size:
+            raise OptionError(
+                f"the model takes batches of {size} samples and no others, but the background has "
+                f"{batch.size}: pass reference={size}, and data in batches of {size}"
+            )
         actual = capture(model, batch, sites)
         profiled = without_layers(Wiring.of(profiled), actual).layers
         _check_profile(profiled, actual, needed)

@@ -118,6 +118,8 @@ def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGrap
         graph = read_wiring(replay).layers
         recording = replay.recording
     graph.graph["sites"] = recording.sites
+    if recording.fixed:
+        graph.graph["batch"] = recording.size
     return graph, recording
 
 

@@ -71,6 +71,10 @@ class Run:
     containers: frozenset[str]
 
 
+_REFUSED = Run(1, {}, None, frozenset())
+"""Instead of a run on another number of samples, where the model takes no other."""
+
+
 def watch(
     model: nn.Module, batch: Batch, sites: Sites, inside: Callable[[Observed], Any] | None = None
 ) -> Run:
@@ -113,6 +117,8 @@ class Layouts:
         choose.
     mixes : bool
         Whether what the model returns for a sample depends on how many others there are.
+    fixed : bool
+        Whether the model takes this number of samples and no other.
     """
 
     calls: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]
@@ -121,6 +127,7 @@ class Layouts:
     call_bytes: dict[str, int]
     routed: frozenset[str]
     mixes: bool
+    fixed: bool
 
 
 def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layouts:
@@ -133,6 +140,9 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
     """
     twin, row_bytes = _twin(model, batch, sites, run)
     calls = {call: seen.layouts(twin.calls.get(call)) for call, seen in run.calls.items()}
+    fixed = twin is _REFUSED
+    if fixed:
+        calls = _by_one_sample(model, batch, sites, run, calls)
     _spread(model, batch, run, calls)
     few = None if twin.output is None else flatten(twin.output)[0]
     output = tuple(_layouts(flatten(run.output)[0], few, run.size, twin.size))
@@ -143,7 +153,7 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
         for layout, a, b in zip(output, flatten(run.output)[0], few, strict=False)
         if layout.dim is not None and isinstance(a, Tensor) and a.is_floating_point()
     )
-    return Layouts(calls, output, row_bytes, call_bytes, routed, mixes)
+    return Layouts(calls, output, row_bytes, call_bytes, routed, mixes, fixed)
 
 
 def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, int]:
@@ -153,6 +163,7 @@ def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, 
     """
     doubled = batch.map(lambda leaf: torch.cat([leaf, leaf]))
     few = batch.map(lambda leaf: leaf[:_FEW]) if batch.size > _FEW else doubled
+    refused = True
     for other in (few, doubled):
         meter, uses = PeakMeter(), _Uses(model, sites)
         try:
@@ -160,10 +171,11 @@ def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, 
                 twin = watch(model, other, sites, uses.start)
         except ModelError:
             continue  # a model made for one batch size
+        refused = False
         if twin.calls.keys() == run.calls.keys() and _comparable(run, twin):
             uses.check(run)
             return twin, meter.peak // twin.size + 1
-    nothing = Run(run.size, {}, None, frozenset())
+    nothing = _REFUSED if refused else Run(run.size, {}, None, frozenset())
     total = sum(t.nbytes for seen in run.calls.values() for t in iter_tensors(seen.leaves))
     return nothing, 2 * total // run.size + 1
 
@@ -277,6 +289,41 @@ def _find_layout(
 def _same(layout: Layout, a: Tensor, b: Tensor, samples: int) -> bool:
     x, y = layout.rows(a)[:samples], layout.rows(b)[:samples]
     return torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _by_one_sample(
+    model: nn.Module,
+    batch: Batch,
+    sites: Sites,
+    run: Run,
+    layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
+) -> dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]:
+    """Layouts by what changes where the first sample is what the second one is."""
+
+    def replaced(leaf: Tensor) -> Tensor:
+        return torch.cat([leaf[1:2], leaf[1:]])
+
+    other = _again(model, batch.map(replaced), sites)
+    found = dict(layouts)
+    for call, (out, arriving) in layouts.items():
+        twin = None if other is None else other.calls.get(call)
+        if twin is None or len(twin.leaves) != len(out):
+            continue
+        better = []
+        for a, b, layout in zip(run.calls[call].leaves, twin.leaves, out, strict=True):
+            dim = _changed_dim(a, b, run.size) if isinstance(a, Tensor) else None
+            better.append(layout if dim is None else Layout(dim))
+        found[call] = tuple(better), arriving
+    return found
+
+
+def _changed_dim(a: Tensor, b: Any, size: int) -> int | None:
+    """The dimension of that size along which nothing but the first entry changed."""
+    if not isinstance(b, Tensor) or a.shape != b.shape or torch.equal(a, b):
+        return None
+    changed = (a != b).nonzero().amax(0).tolist()
+    dims = [d for d, last in enumerate(changed) if a.shape[d] == size and not last]
+    return dims[0] if len(dims) == 1 else None
 
 
 def _routed(

@@ -74,6 +74,8 @@ class Recording:
         empty name, the glue behind the last).
     mixes : bool
         Whether what the model returns for a sample depends on how many others there are.
+    fixed : bool
+        Whether the model takes this number of samples and no other.
     """
 
     layers: Mapping[str, Layer]
@@ -86,6 +88,7 @@ class Recording:
     row_bytes: int
     call_bytes: Mapping[str, int]
     mixes: bool = False
+    fixed: bool = False
 
     def main(self, name: str) -> Tensor:
         """Return the rows of a layer, ``[size, …]``; one row if all must have the same."""
@@ -148,7 +151,12 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
     except ModelError as error:
         with contextlib.suppress(ModelError):
             return capture(model, first, sites)
-        raise error
+        if not str(error).startswith("the model raised"):
+            raise
+        raise ModelError(
+            f"{error}. If it takes batches of one size alone, pass data in such batches "
+            "(DataLoader(…, drop_last=True)) and that size as reference="
+        ) from error
 
 
 def _few(source: Source) -> tuple[Batch, Batch]:
@@ -233,6 +241,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         layouts.row_bytes,
         layouts.call_bytes,
         layouts.mixes,
+        layouts.fixed,
     )
 
 

@@ -49,7 +49,8 @@ class Replay:
         self.model = model
         self.recording = recording
         self._stack = contextlib.ExitStack()
-        self.one_by_one = recording.mixes  # set too where glue is found to mix a batch's samples
+        # Set too where glue is found to mix the samples of a batch.
+        self.one_by_one = recording.mixes or recording.fixed
         self._checked: dict[Plan, Plan | None] = {}
         self._fits: set[tuple[Plan, int]] = set()  # plans that ran with so many rows
         self._run: Run | None = None

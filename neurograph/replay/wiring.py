@@ -275,7 +275,8 @@ def confirm_wiring(replay: Replay, wiring: Wiring) -> Wiring:
     The wiring itself where that finds nothing.
     """
     recording = replay.recording
-    possible = _possible(wiring.possible, replay, slice(0, _TRACED))
+    few = slice(None) if replay.one_by_one else slice(0, _TRACED)
+    possible = _possible(wiring.possible, replay, few)
     whole, hearing = wiring.whole.copy(), _Hearing(replay)
     for writer in whole:
         open_ends = possible.nodes[writer]["output"] and not whole.nodes[writer]["output"]
@@ -380,7 +381,7 @@ class _Hearing:
         """Calls at which something else arrives; the output has the empty name."""
         plan = Plan(given=frozenset({writer}), frozen=self._everyone - {writer})
         both = _perturbed(self.recording, writer)
-        varies = self.recording.layers[writer].layout.varies
+        varies = self.recording.layers[writer].layout.varies and not self.recording.fixed
         found: set[str] = set()
         self.reshaped = set()
         for changes in [both] if varies else [[change] for change in both]:
