@@ -393,7 +393,8 @@ def _follows(seen: Seen, other: Seen | None, layouts: tuple[Layout, ...], unchan
 
 def _alike(x: Tensor, y: Tensor) -> bool:
     close = max(1e-3, torch.finfo(x.dtype).eps * 10)
-    scale = float(x.abs().max()) if x.numel() else 0.0
+    finite = x[x.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.allclose(x.double(), y.double(), rtol=close, atol=close * scale, equal_nan=True)
 
 

@@ -156,7 +156,7 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
         raise ModelError(
             f"{error}. If it takes batches of one size alone, pass data in such batches "
             "(DataLoader(…, drop_last=True)) and that size as reference="
-        ) from error
+        ) from error.__cause__
 
 
 def _few(source: Source) -> tuple[Batch, Batch]:

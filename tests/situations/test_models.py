@@ -197,7 +197,7 @@ def slightly_patched(model: nn.Sequential) -> None:
 
 
 def hooked_behind(model: nn.Sequential) -> None:
-    model[2].register_forward_hook(lambda _module, _args, output: output - 1)
+    model[2].register_forward_hook(lambda _module, _args, output: output + 1)
 
 
 def hooked_before(model: nn.Sequential) -> None:
@@ -618,7 +618,7 @@ def test_autocast_inside_forward(scorer: str) -> None:
         ends = torch.stack([rows.double().quantile(q, dim=0) for q in (0.05, 0.95)]).to(rows)
         for i in range(rows.shape[1]):
             wanted = total(model, (x,), layer, i, ends[:, i], first)
-            close = 0.006 if scorer in ("exact", "auto") else 0.15
+            close = 1e-3 if scorer in ("exact", "auto") else 0.15
             assert found[layer][i] == pytest.approx(wanted, abs=close)
 
 
