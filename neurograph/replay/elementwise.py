@@ -154,7 +154,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 del self.known[tensor]
 
 
-class Reads(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class Reads(TorchFunctionMode):
     """Call `taken(arguments)` where values leave tensors without any operation running."""
 
     def __init__(self, taken: Callable[[Any], None]) -> None:
@@ -180,6 +180,9 @@ class Product(NamedTuple):
         return linear(inputs, self.weight, self.bias)
 
 
+Computes = Product | Callable[[Tensor], Tensor]
+
+
 def as_product(module: nn.Module) -> Product | None:
     """Product that a module would compute if it used its weight as Linear does, if it has one.
 
@@ -195,7 +198,7 @@ def as_product(module: nn.Module) -> Product | None:
 
 def find_chains(
     replay: Replay,
-    serves: Callable[[nn.Module], Callable[[Tensor], Tensor] | None] = as_product,
+    serves: Callable[[nn.Module], Computes | None] = as_product,
 ) -> dict[tuple[str, str], Chain]:
     """Chains from each layer to each layer that reads it alone and computes as expected.
 
@@ -234,7 +237,7 @@ class _Way(NamedTuple):
     """A chain, and what a layer behind it should compute."""
 
     chain: Chain
-    computes: Callable[[Tensor], Tensor]
+    computes: Computes
 
 
 def _confirmed(replay: Replay, ways: Mapping[tuple[str, str], _Way]) -> dict[tuple[str, str], _Way]:
@@ -286,7 +289,7 @@ def _moved(rows: Tensor, number: int) -> Tensor:
 def _computes(way: _Way, rows: Tensor, found: Tensor) -> bool:
     """Whether a way gives what was found, but for rounding."""
     try:
-        wanted = way.computes(way.chain(rows.clone()))
+        wanted: Tensor = way.computes(way.chain(rows.clone()))
     except (RuntimeError, TypeError, ValueError):
         return False
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
