@@ -704,6 +704,19 @@ def test_a_model_made_for_one_batch_size(kind: type[nn.Module]) -> None:
         ng.search(model, torch.cat(data), 1, progress=False)
 
 
+class ResidualOneSize(OneSize):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.r(x, x.new_zeros(1, 16, 5))[0][:, -1]
+        return self.o(h) + h[:, :2]
+
+
+def test_what_one_batch_size_does_not_allow_is_named() -> None:
+    model, data = seeded(ResidualOneSize), batches()
+    assert len(ng.score(model, data, 1, scorer="exact", reference=16, progress=False).table)
+    with pytest.raises(ModelError, match="batches of 16 samples and no others"):
+        ng.search(model, data, 1, reference=16, progress=False)
+
+
 # -- what replays keep -----------------------------------------------------------------------------
 
 
