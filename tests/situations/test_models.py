@@ -15,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 import neurograph as ng
 from neurograph.data import Batch
 from neurograph.errors import ModelError, OptionError
+from neurograph.faithfulness.linear_readers import find_linear_readers
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
+from neurograph.study import Options, prepare
 from tests.situations.hooked import by_hooks, first, path, scored, total, values
 
 SAMPLES = 40
@@ -753,3 +755,25 @@ def test_shares_are_cut_with_the_blocks(mixes: bool) -> None:
         h = h - h.mean(0) if mixes else h
         wanted.append(model.three(h))
     torch.testing.assert_close(output, torch.cat(wanted).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plain", "patched", "circular", "subclass"])
+def test_convolutions_are_masked_where_their_weights_say_what_they_compute(kind: str) -> None:
+    class Scaled(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.5 * super().forward(x)
+
+    torch.manual_seed(0)
+    mode = "circular" if kind == "circular" else "zeros"
+    second = nn.Conv1d(3, 2, 3, padding=1, padding_mode=mode)
+    if kind == "patched":
+        own = second.forward
+        second.forward = lambda x: own(x) + 0.01 * x[:, :1]  # type: ignore[method-assign]
+    elif kind == "subclass":
+        second = Scaled(3, 2, 3, padding=1)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), second, nn.Flatten())
+    x = torch.randn(10, 2, 6, generator=torch.Generator().manual_seed(0))
+    study = prepare(model, x, 1, Options(reference=8, progress=False), None)
+    with study.open() as experiment:
+        served = find_linear_readers(experiment, {"2": ["0"], "0": ["input"]})
+    assert set(served) == ({"0", "2"} if kind == "plain" else {"0"})
