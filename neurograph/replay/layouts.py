@@ -140,8 +140,7 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
     """
     twin, row_bytes = _twin(model, batch, sites, run)
     calls = {call: seen.layouts(twin.calls.get(call)) for call, seen in run.calls.items()}
-    fixed = twin is _REFUSED
-    if fixed:
+    if not twin.calls:
         calls = _by_one_sample(model, batch, sites, run, calls)
     _spread(model, batch, run, calls)
     few = None if twin.output is None else flatten(twin.output)[0]
@@ -153,7 +152,7 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
         for layout, a, b in zip(output, flatten(run.output)[0], few, strict=False)
         if layout.dim is not None and isinstance(a, Tensor) and a.is_floating_point()
     )
-    return Layouts(calls, output, row_bytes, call_bytes, routed, mixes, fixed)
+    return Layouts(calls, output, row_bytes, call_bytes, routed, mixes, twin is _REFUSED)
 
 
 def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, int]:
