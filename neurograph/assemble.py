@@ -102,7 +102,13 @@ def _notes(study: Study, found: Found) -> list[str]:
         if study.profiled.nodes[layer]["type"] == INPUT_TYPE
         for unit in _still(study, layer)
     ]
-    return [*search_notes(found, study.target.name, name), *still_notes(still)]
+    routed = study.provenance["model"].get("routed", ())
+    told = (
+        "glue, without neurons of their own, as they run on rows that values choose: "
+        f"{', '.join(routed)}"
+    )
+    notes = [*search_notes(found, study.target.name, name), *still_notes(still)]
+    return [*notes, told] if routed else notes
 
 
 def _still(study: Study, layer: str) -> list[int]:

@@ -32,11 +32,12 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
+from neurograph.nested import dense_parts
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import Wiring
+from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
 from neurograph.resampling import Resampled, draw_donors
 from neurograph.scoring.budget import parse_budget
 from neurograph.scoring.choose import check_scorer
@@ -171,7 +172,14 @@ def prepare(
             profiled, _ = wired(model, data, options.layers)
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
+        size = profiled.graph.get("batch", batch.size)
+        if size != batch.size:
+            raise OptionError(
+                f"the model takes batches of {size} samples and no others, but the background has "
+                f"{batch.size}: pass reference={size}, and data in batches of {size}"
+            )
         actual = capture(model, batch, sites)
+        profiled = without_layers(Wiring.of(profiled), actual).layers
         _check_profile(profiled, actual, needed)
         resolved = resolve_target(target, actual.output, options.class_names)
         inputs = input_tensors(model, actual.batch)
@@ -181,6 +189,8 @@ def prepare(
         elif isinstance(contrast, Resample):
             donors = draw_donors(actual.size, options.seed)
             twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
+        with Replay(model, actual) as replay:
+            profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
         background = with_background(actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)
@@ -210,8 +220,11 @@ def prepare(
         real=options.background == "data",
     )
     names = _feature_names(options.feature_names or source.feature_names, actual)
+    kind = {"class": type(model).__name__, "hash": model_hash(model)}
+    if actual.sites.routed:
+        kind["routed"] = sorted(actual.sites.routed)
     provenance = {
-        "model": {"class": type(model).__name__, "hash": model_hash(model)},
+        "model": kind,
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
         "target": {"name": resolved.name, "index": None if callable(target) else target},
         "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
@@ -247,7 +260,8 @@ def _sites(model: nn.Module, options: Options, profiled: nx.DiGraph) -> Sites:
         raise OptionError(
             "the profile says nothing of its layers: use profile(), not layer_graph()"
         )
-    if options.layers is not None and find_sites(model, options.layers) != sites:
+    asked = None if options.layers is None else find_sites(model, options.layers)
+    if asked is not None and asked.without(sites.routed) != sites:
         raise OptionError("layers= differs from those of the profile: leave one of the two out")
     return sites
 
@@ -336,7 +350,7 @@ def model_hash(model: nn.Module) -> str:
     digest = fingerprint([])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(name.encode())
-        fingerprint([tensor], digest)
+        fingerprint(dense_parts(tensor), digest)
     return str(digest.hexdigest())
 
 
