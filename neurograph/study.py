@@ -33,8 +33,8 @@ from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
 from neurograph.positions import Positions, check_positions, moving, token_names
-from neurograph.replay.observe import input_tensors, placed
-from neurograph.replay.recording import Recording, capture, recapture
+from neurograph.replay.observe import call_model, input_tensors, placed, undisturbed
+from neurograph.replay.recording import FEW, Recording, capture, recapture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring
 from neurograph.resampling import Resampled, draw_donors
@@ -44,7 +44,7 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.scorer import ScorerName
 from neurograph.selection import Keep, as_keep
 from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
-from neurograph.target import Target, TargetFunction, resolve_target
+from neurograph.target import Target, TargetFunction, check_rows, describe_target, resolve_target
 from neurograph.units import Groups, Units, describe_groups, find_groups, units_of
 
 __all__ = ["Options", "Study", "model_hash", "prepare"]
@@ -91,12 +91,12 @@ class Options:
 class Study:
     """A model and data made ready: an experiment, the profile, and where it all came from.
 
-    `data` and `asked`, the target, are as the user gave them.
+    `data` is as the user gave them, `asked` the target: an index even where a name was given.
     """
 
     model: nn.Module
     data: Any
-    asked: int | TargetFunction
+    asked: int | TargetFunction | None
     options: Options
     experiment: Experiment
     profiled: nx.DiGraph
@@ -131,6 +131,11 @@ class Study:
         only = [n for n, d in self.profiled.nodes(data=True) if d["output"]] == [neuron.layer]
         return only and len(layer.shape) == 1 and neuron.index == self.target.index
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided for the user while preparing, in plain sentences."""
+        return tuple(self.provenance["notes"])
+
     def check_unchanged(self) -> None:
         """ModelError if the weights are others now: replays would mix them with old outputs."""
         if model_hash(self.model) != self.provenance["model"]["hash"]:
@@ -146,7 +151,7 @@ class Study:
 def prepare(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None,
     options: Options,
     profiled: nx.DiGraph | None,
     *,
@@ -163,6 +168,7 @@ def prepare(
     check_weights(model)
     with placed(model, options.device):
         source = Source(data, model)
+        _check_target(target, source, model, options)
         made = profiled is None
         needed = statistics or _needs_statistics(contrast, options.background)
         if profiled is None and needed:
@@ -173,7 +179,8 @@ def prepare(
         batch, positions, data_hash, samples = _reference(source, model, options)
         actual = capture(model, batch, sites)
         _check_profile(profiled, actual, needed)
-        resolved = resolve_target(target, actual.output, options.class_names)
+        resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
+        check_rows(resolved, actual.output, actual.batch)
         inputs = input_tensors(model, actual.batch)
         twins: Twins | None = None
         if isinstance(contrast, Counterfactual):
@@ -209,15 +216,52 @@ def prepare(
         parse_memory(options.memory),
         real=options.background == "data",
     )
+    notes = [*source.notes, *profiled.graph.get("notes", ()), *resolved.notes]
     names = _feature_names(options.feature_names or source.feature_names, actual)
     provenance = {
         "model": {"class": type(model).__name__, "hash": model_hash(model)},
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
-        "target": {"name": resolved.name, "index": None if callable(target) else target},
+        "target": describe_target(resolved),
         "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
         "versions": dict(_versions()),
+        "notes": list(dict.fromkeys(notes)),
     }
-    return Study(model, data, target, options, experiment, profiled, resolved, names, provenance)
+    asked = resolved.function or resolved.asked
+    return Study(model, data, asked, options, experiment, profiled, resolved, names, provenance)
+
+
+def _check_target(
+    target: int | str | TargetFunction | None, source: Source, model: nn.Module, options: Options
+) -> None:
+    """Run two small batches: whatever number of samples goes in must come out of the target.
+
+    Before anything else, as all that is measured otherwise mixes samples with something else.
+    """
+    first = next(iter(source))
+    few = [_take(first, count) for count in (FEW, FEW + 1)]
+    with undisturbed(model):
+        for batch in [*few, first]:
+            try:
+                output = call_model(model, batch.map(torch.clone))
+            except ModelError:  # a model made for one batch size
+                if batch is first:
+                    raise
+                continue
+            resolved = resolve_target(target, output, options.class_names, size=batch.size)
+            try:
+                check_rows(resolved, output, batch)
+            except DataError:  # tell it with the shapes that the data have
+                with contextlib.suppress(ModelError):
+                    check_rows(resolved, call_model(model, first.map(torch.clone)), first)
+                raise
+            if batch is few[-1]:
+                return
+
+
+def _take(batch: Batch, count: int) -> Batch:
+    """Some samples of a batch, again from its first where it has fewer."""
+    rows = torch.arange(count) % batch.size
+    return batch.map(lambda leaf: leaf[rows.to(leaf.device)])
 
 
 def _needs_statistics(contrast: Contrast, background: Background) -> bool:

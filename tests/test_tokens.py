@@ -97,7 +97,7 @@ def test_pairs_come_as_labels() -> None:
     ids = network.inputs(8, 1)["input_ids"]
     labels = torch.tensor([[2, 5]]).expand(8, 2)
     same = ng.search(
-        network.model, {"input_ids": ids, "labels": labels}, ng.logit_difference(), **given
+        network.model, ({"input_ids": ids}, labels), ng.logit_difference(), **given
     )
     assert set(same.graph) == set(circuit.graph)
     for neuron in same.graph:
