@@ -23,7 +23,6 @@ from neurograph.batch import (
     describe_shapes,
     fingerprint,
     is_sole_argument,
-    shape_of,
     unknown_key,
 )
 from neurograph.errors import DataError, ModelError

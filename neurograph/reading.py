@@ -236,7 +236,7 @@ def _column(series: pd.Series, name: str) -> np.ndarray:
 def _plain(series: pd.Series) -> np.ndarray:
     """The values of a column of numbers without missing ones."""
     if isinstance(series.dtype, np.dtype):
-        return series.to_numpy()
+        return np.asarray(series.to_numpy())
     kinds = {"b": np.bool_, "i": np.int64, "u": np.int64}
     kind = getattr(series.dtype, "kind", "f")
-    return series.to_numpy(dtype=kinds.get(kind, np.float64))
+    return np.asarray(series.to_numpy(dtype=kinds.get(kind, np.float64)))

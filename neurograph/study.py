@@ -32,6 +32,7 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
+from neurograph.padding import find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import call_model, input_tensors, placed, undisturbed
 from neurograph.replay.recording import FEW, Recording, capture, recapture
@@ -181,6 +182,10 @@ def prepare(
         _check_profile(profiled, actual, needed)
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
         check_rows(resolved, actual.output, actual.batch)
+        padding = find_padding(model, [actual.batch], actual, resolved)
+        if not padding.tried:
+            padding = profiled.graph.get("padding", padding)
+        actual = padding.on(actual)
         inputs = input_tensors(model, actual.batch)
         twins: Twins | None = None
         if isinstance(contrast, Counterfactual):
@@ -216,7 +221,7 @@ def prepare(
         parse_memory(options.memory),
         real=options.background == "data",
     )
-    notes = [*source.notes, *profiled.graph.get("notes", ()), *resolved.notes]
+    notes = [*source.notes, *resolved.notes, *padding.notes]
     names = _feature_names(options.feature_names or source.feature_names, actual)
     provenance = {
         "model": {"class": type(model).__name__, "hash": model_hash(model)},
@@ -239,13 +244,15 @@ def _check_target(
     """
     first = next(iter(source))
     few = [_take(first, count) for count in (FEW, FEW + 1)]
+    failed: ModelError | None = None
     with undisturbed(model):
         for batch in [*few, first]:
             try:
                 output = call_model(model, batch.map(torch.clone))
-            except ModelError:  # a model made for one batch size
+            except ModelError as error:  # a model made for one batch size
+                failed = failed or error
                 if batch is first:
-                    raise
+                    raise failed from failed.__cause__
                 continue
             resolved = resolve_target(target, output, options.class_names, size=batch.size)
             try:

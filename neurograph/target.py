@@ -420,11 +420,11 @@ def check_rows(target: Target, output: Any, batch: Batch) -> None:
         told = f"the output is {shape_of(logits)}"
         rows = logits.shape[0] if logits.dim() else 0
     else:
-        values = target.function(output, batch)
-        if not isinstance(values, Tensor):
+        values: Any = target.function(output, batch)
+        if not isinstance(values, Tensor) or values.dim() != 1:
             target(output, lambda: batch)  # says what it returned
         told = f"the target {target.name!r} returns {shape_of(values)}"
-        rows = values.shape[0] if values.dim() == 1 else 0
+        rows = len(values)
     if rows != batch.size:
         inputs = " and ".join(shape_of(tensor) for tensor in batch.tensors())
         raise DataError(

@@ -317,7 +317,7 @@ def test_model_that_raises_is_restored_and_its_error_kept(after: int) -> None:
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("after", [0, 4, 9, 16, 20, 26, 32])
+@pytest.mark.parametrize("after", [0, 4, 9, 18, 22, 28, 34])
 def test_interrupt_keeps_what_was_found(after: int) -> None:
     model = Failing(KeyboardInterrupt(), after).train()
     before = state_of(model)
@@ -325,7 +325,7 @@ def test_interrupt_keeps_what_was_found(after: int) -> None:
         ng.search(model, torch.rand(20, 3), 1, progress=False)
     assert state_of(model) == before
     circuit = caught.value.found
-    assert (circuit is None) == (after < 16)  # the profile takes the first calls
+    assert (circuit is None) == (after < 18)  # checks and the profile take the first calls
     if circuit is not None:
         assert isinstance(circuit, ng.Circuit)
         assert not circuit.provenance["complete"]
@@ -355,8 +355,8 @@ def test_train_mode_is_searched_in_eval_and_restored() -> None:
     ("options", "message"),
     [
         ({"target": 3}, r"target 3 is out of range.*0…1"),
-        ({"target": -1}, "target -1 is out of range"),
-        ({"target": "yes"}, "target is 'yes'"),
+        ({"target": -1}, "target -1 is negative"),
+        ({"target": "yes"}, "target='yes' is a name: pass class_names="),
         ({"contrast": "median"}, "contrast='median'"),
         ({"contrast": (0.9, 0.1)}, "ascending"),
         ({"background": "noise"}, "background='noise'"),

@@ -295,8 +295,8 @@ def test_a_callable_is_called_by_its_name(function: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("returned", "reason"),
     [
-        (torch.zeros(ROWS, 1), r"returned \(3, 1\) for 3 samples"),
-        (torch.tensor(1.0), r"returned \(\) for 3 samples"),
+        (torch.zeros(ROWS, 1), "returned 3×1 for 3 samples"),
+        (torch.tensor(1.0), "returned a single number for 3 samples"),
         (1.0, "returned float for 3 samples"),
         (None, "returned NoneType for 3 samples"),
     ],

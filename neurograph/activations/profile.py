@@ -16,6 +16,7 @@ from neurograph.data import Batch, Source
 from neurograph.errors import ModelError
 from neurograph.layers import channels_first
 from neurograph.memory import parse_memory
+from neurograph.padding import find_padding
 from neurograph.replay.observe import placed
 from neurograph.replay.recording import FEW, Recording, capture_few
 from neurograph.replay.replay import Replay
@@ -115,8 +116,9 @@ def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGrap
     recording = capture_few(model, data, find_sites(model, layers))
     with Replay(model, recording) as replay:
         graph = read_wiring(replay).layers
-    graph.graph["sites"] = recording.sites
-    return graph, recording
+    padding = find_padding(model, Source(data, model), recording)
+    graph.graph.update(sites=recording.sites, padding=padding)
+    return graph, padding.on(recording)
 
 
 def check_weights(model: nn.Module) -> None:
