@@ -71,10 +71,15 @@ def says_token(inputs: Mapping[str, Tensor], mask: str) -> Tensor:
 
 
 def is_mask(name: str, tensor: Tensor) -> bool:
-    """Whether an input may be a mask of positions: called so, and of 0 and 1 alone."""
+    """Whether an input may be a mask of positions: called so, and of 0 and 1 alone.
+
+    An ``attention_mask`` may hold any whole numbers, as segments have.
+    """
     called = name.split(".")[-1].lower()
     if not any(word in called for word in _CALLED) or tensor.dim() != 2:
         return False
+    if called.endswith(_MASK) and not tensor.is_floating_point():
+        return True
     return bool(((tensor == 0) | (tensor == 1)).all())
 
 

@@ -32,8 +32,8 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
-from neurograph.padding import find_padding
-from neurograph.positions import Positions, check_positions, moving, token_names
+from neurograph.padding import Padding, find_padding
+from neurograph.positions import INVERTED, Positions, check_positions, moving, token_names
 from neurograph.replay.observe import call_model, input_tensors, placed, undisturbed
 from neurograph.replay.recording import FEW, Recording, capture, recapture
 from neurograph.replay.replay import Replay
@@ -45,7 +45,14 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.scorer import ScorerName
 from neurograph.selection import Keep, as_keep
 from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
-from neurograph.target import Target, TargetFunction, check_rows, describe_target, resolve_target
+from neurograph.target import (
+    LogitDifference,
+    Target,
+    TargetFunction,
+    check_rows,
+    describe_target,
+    resolve_target,
+)
 from neurograph.units import Groups, Units, describe_groups, find_groups, units_of
 
 __all__ = ["Options", "Study", "model_hash", "prepare"]
@@ -180,6 +187,7 @@ def prepare(
         batch, positions, data_hash, samples = _reference(source, model, options)
         actual = capture(model, batch, sites)
         _check_profile(profiled, actual, needed)
+        target = _as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
         check_rows(resolved, actual.output, actual.batch)
         padding = find_padding(model, [actual.batch], actual, resolved)
@@ -221,7 +229,8 @@ def prepare(
         parse_memory(options.memory),
         real=options.background == "data",
     )
-    notes = [*source.notes, *resolved.notes, *padding.notes]
+    still = _still(experiment, profiled)
+    notes = [*still, *source.notes, *resolved.notes, *padding.notes]
     names = _feature_names(options.feature_names or source.feature_names, actual)
     provenance = {
         "model": {"class": type(model).__name__, "hash": model_hash(model)},
@@ -233,6 +242,22 @@ def prepare(
     }
     asked = resolved.function or resolved.asked
     return Study(model, data, asked, options, experiment, profiled, resolved, names, provenance)
+
+
+def _still(experiment: Experiment, profiled: nx.DiGraph) -> Iterator[str]:
+    """Say where nothing can be seen to move, or be told from chance."""
+    recording = experiment.recording
+    if recording.size == 1:
+        yield "there is one reference sample: effects have no standard error"
+    has = {name for name in profiled if recording.layers[name].neurons}
+    for name in profiled:
+        if name in has and has.isdisjoint(profiled.predecessors(name)):
+            levels = experiment.levels(name)
+            if torch.equal(levels[0], levels[-1]):
+                yield (
+                    f"no neuron of layer {name!r} moves: its values are the same at both ends of "
+                    "the contrast (in all samples, where these are quantiles), so its effects are 0"
+                )
 
 
 def _check_target(
@@ -263,6 +288,14 @@ def _check_target(
                 raise
             if batch is few[-1]:
                 return
+
+
+def _as_masked(target: Any, padding: Padding | None) -> Any:
+    """Let a difference of logits read the attention mask as the layers do."""
+    if not isinstance(target, LogitDifference) or padding is None:
+        return target
+    read = {mask for mask in padding.masks.values() if mask.endswith("attention_mask")}
+    return replace(target, inverted=bool(read) and all(m.startswith(INVERTED) for m in read))
 
 
 def _take(batch: Batch, count: int) -> Batch:

@@ -42,12 +42,15 @@ class LogitDifference:
         Token ids; None where each sample brings its own pair as its labels.
     position : "last" or int
     name : str
+    inverted : bool
+        Whether the attention mask is 0 where tokens are.
     """
 
     correct: int | None
     wrong: int | None
     position: str | int
     name: str
+    inverted: bool = False
 
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         """Return one difference a row."""
@@ -98,7 +101,7 @@ class LogitDifference:
         if mask is None or mask.dim() != 2 or mask.shape[1] != length:
             return length - 1
         places = torch.arange(length, device=mask.device)
-        return torch.where(mask != 0, places, -1).amax(dim=1).to(logits.device)
+        return torch.where((mask != 0) != self.inverted, places, -1).amax(dim=1).to(logits.device)
 
 
 def _no_pairs(labels: Any) -> OptionError:
