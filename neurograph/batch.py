@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from neurograph.errors import DataError
-from neurograph.nested import iter_tensors, tree_map
+from neurograph.nested import flatten, iter_tensors
 
 __all__ = [
     "LABEL_KEYS",
@@ -34,16 +34,23 @@ Parameters = Mapping[str, inspect.Parameter]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: what `model(*args, **kwargs)` gets, and the labels beside it (or None)."""
+    """One batch: what `model(*args, **kwargs)` gets, and the labels beside it (or None).
+
+    `fixed` are the leaves of the inputs that are the same for all samples, by their number, however
+    long they are: an edge list, say, which has two rows for any number of samples.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     labels: Any = None
+    fixed: frozenset[int] = frozenset()
 
     @functools.cached_property
     def size(self) -> int:
-        """How many samples: the first dimension of the first input tensor."""
-        first = next(self.tensors(), None)
+        """How many samples: the first dimension of the first input tensor that is not fixed."""
+        leaves, _ = flatten((self.args, dict(self.kwargs)))
+        rows = (x for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in self.fixed)
+        first = next(rows, None)
         if first is None or first.dim() == 0:
             raise DataError("a batch holds no tensor with a batch dimension: pass model inputs")
         return int(first.shape[0])
@@ -54,14 +61,23 @@ class Batch:
 
     def map(self, change: Any) -> Batch:
         """Return the batch with `change` applied to every tensor that has one row a sample."""
-        size = self.size
+        leaves, rebuild = flatten((self.args, dict(self.kwargs), self.labels))
+        changed = [
+            change(leaf) if self._by_row(leaf, number) else leaf
+            for number, leaf in enumerate(leaves)
+        ]
+        args, kwargs, labels = rebuild(changed)
+        return Batch(args, kwargs, labels, self.fixed)
 
-        def on_rows(leaf: Any) -> Any:
-            by_row = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
-            return change(leaf) if by_row else leaf
+    def has_rows(self, tensor: Tensor) -> bool:
+        """Whether an input has a row for each sample rather than being the same for all."""
+        leaves, _ = flatten((self.args, dict(self.kwargs)))
+        return any(leaf is tensor and self._by_row(leaf, i) for i, leaf in enumerate(leaves))
 
-        args, kwargs, labels = tree_map(on_rows, (self.args, dict(self.kwargs), self.labels))
-        return Batch(args, kwargs, labels)
+    def _by_row(self, leaf: Any, number: int) -> bool:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or number in self.fixed:
+            return False
+        return int(leaf.shape[0]) == self.size
 
 
 def as_batch(raw: Any, parameters: Parameters) -> Batch:
@@ -180,7 +196,16 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
 
-    def join(*leaves: Any) -> Any:
+    fixed = batches[0].fixed
+
+    def join(number: int, leaves: Sequence[Any]) -> Any:
+        if number in fixed:
+            if not all(torch.equal(leaf, leaves[0]) for leaf in leaves):
+                raise DataError(
+                    f"an input of shape {shape_of(leaves[0])} has no row for each sample but is "
+                    "not the same in all batches: give it a row for each, or make one batch"
+                )
+            return leaves[0]
         if isinstance(leaves[0], Tensor) and leaves[0].dim() > 0:
             shapes = {tuple(leaf.shape[1:]) for leaf in leaves}
             if len(shapes) > 1:
@@ -193,9 +218,10 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
             return torch.cat(leaves)
         return leaves[0]
 
-    trees = [(b.args, dict(b.kwargs), b.labels) for b in batches]
-    args, kwargs, labels = tree_map(join, *trees)
-    return Batch(args, kwargs, labels)
+    trees = [flatten((b.args, dict(b.kwargs), b.labels)) for b in batches]
+    groups = zip(*(leaves for leaves, _ in trees), strict=True)
+    args, kwargs, labels = trees[0][1]([join(i, group) for i, group in enumerate(groups)])
+    return Batch(args, kwargs, labels, fixed)
 
 
 def fingerprint(tensors: Iterable[Tensor], digest: Any = None) -> Any:

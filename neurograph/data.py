@@ -23,11 +23,12 @@ from neurograph.batch import (
     describe_shapes,
     fingerprint,
     is_sole_argument,
+    shape_of,
     unknown_key,
 )
 from neurograph.errors import DataError, ModelError
 from neurograph.layers import main_index
-from neurograph.nested import flatten, iter_tensors, tree_map
+from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
 from neurograph.reading import collated, is_scalar, of_numbers, read_inputs, read_labels
 from neurograph.replay.observe import call_model, undisturbed
 
@@ -87,6 +88,7 @@ class Source:
         self._parameters = inspect.signature(model.forward).parameters
         self._notes: dict[str, None] = {}
         self._casts: dict[int, torch.dtype] | None = None
+        self._fixed: frozenset[int] | None = None
         self.classes: tuple[str, ...] | None = None
         if isinstance(data, Iterator):
             raise DataError(
@@ -239,6 +241,7 @@ class Source:
         tree = (split.args, dict(split.kwargs))
         args, kwargs = self._on_device(read_inputs(tree, self._dtype))
         batch = Batch(args, kwargs, self._on_device(self._labels(split.labels)))
+        batch = replace(batch, fixed=self._without_rows(batch))
         if sole:
             self._check_sole(batch)
         for key in sorted(taken):
@@ -246,6 +249,21 @@ class Source:
         if isinstance(raw, Mapping) and not sole:
             self._tell_left_out(raw, split)
         return batch
+
+    def _without_rows(self, batch: Batch) -> frozenset[int]:
+        """Which inputs have no row for each sample, by the first batch, and say so."""
+        leaves, _ = flatten((batch.args, dict(batch.kwargs)))
+        tensors = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.dim() > 0}
+        if self._fixed is None or not self._fixed <= tensors.keys():
+            odd = {i: x for i, x in tensors.items() if x.shape[0] != batch.size}
+            self._fixed = frozenset(odd)
+            for i, tensor in odd.items():
+                name = leaf_names((batch.args, dict(batch.kwargs)))[i].split(".", 1)[-1]
+                self._note(
+                    f"the input {name!r} ({shape_of(tensor)}) has no row for each of the "
+                    f"{batch.size} samples: it is the same for all of them"
+                )
+        return self._fixed
 
     def _tell_left_out(self, raw: Mapping[str, Any], split: Batch) -> None:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())

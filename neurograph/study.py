@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
+from neurograph.batch import shape_of
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -279,6 +280,8 @@ def _check_target(
                 if batch is first:
                     raise failed from failed.__cause__
                 continue
+            if batch is first and failed is not None:
+                _check_fixed(model, first, failed)
             resolved = resolve_target(target, output, options.class_names, size=batch.size)
             try:
                 check_rows(resolved, output, batch)
@@ -296,6 +299,19 @@ def _as_masked(target: Any, padding: Padding | None) -> Any:
         return target
     read = {mask for mask in padding.masks.values() if mask.endswith("attention_mask")}
     return replace(target, inverted=bool(read) and all(m.startswith(INVERTED) for m in read))
+
+
+def _check_fixed(model: nn.Module, batch: Batch, error: ModelError) -> None:
+    """DataError if a model takes all samples but not some, beside what is the same for all."""
+    for name, tensor in input_tensors(model, batch).items():
+        if not batch.has_rows(tensor):
+            raise DataError(
+                f"{name.split('.', 1)[-1]!r} ({shape_of(tensor)}) has no row for each of the "
+                f"{batch.size} samples, and the model does not run on some of them beside it: each "
+                "sample must stand alone. Of nodes and edges make it a whole graph (features "
+                "[graphs, nodes, features], the edge list for all); of ids and offsets a bag (ids "
+                "[samples, words])"
+            ) from error
 
 
 def _take(batch: Batch, count: int) -> Batch:

@@ -432,7 +432,7 @@ def check_rows(target: Target, output: Any, batch: Batch) -> None:
         inputs = " and ".join(shape_of(tensor) for tensor in batch.tensors())
         raise DataError(
             f"dimension 0 of the inputs is {batch.size} ({inputs}) but {told}: samples must lie in "
-            "dimension 0 of both. Where they lie in another (time first), wrap the model in a "
-            "Module whose forward transposes, model(x.transpose(0, 1)), and pass samples first; "
-            "where it averages over the batch, return a row for each sample"
+            "dimension 0 of the first input and of the output. Time first: wrap the model in a "
+            "Module whose forward calls model(x.transpose(0, 1)), and pass samples first. A mean "
+            "over the batch: return a row for each sample"
         )
