@@ -215,7 +215,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
                     f"samples have different shapes ({told}, {', '.join(sorted(others))}): pad "
                     "them to one shape, with an attention_mask that is 0 where padding is"
                 )
-            return torch.cat(leaves)
+            return torch.cat(list(leaves))
         return leaves[0]
 
     trees = [flatten((b.args, dict(b.kwargs), b.labels)) for b in batches]

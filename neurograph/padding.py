@@ -27,7 +27,6 @@ __all__ = ["Padding", "find_padding"]
 
 _SAMPLES = 4
 _SHOWN = 3
-_READINGS = ("", INVERTED)
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,13 @@ class _Trial:
         masks: dict[str, str] = {}
         for mask in self.masks:
             left = [n for n, own in self.candidates.items() if mask in own and n not in masks]
-            for reading in _READINGS:
-                fitting = self._fitting(left, reading + mask)
-                masks |= dict.fromkeys(fitting, reading + mask)
-                left = [name for name in left if name not in fitting]
+            plain = self._fitting(left, mask)
+            inverted = [] if plain == left else self._fitting(left, INVERTED + mask)
+            # Layers that work position by position fit both where the output has positions too:
+            # they follow the others.
+            if set(inverted) - set(plain) and not set(plain) - set(inverted):
+                plain = []
+            masks |= dict.fromkeys(inverted, INVERTED + mask) | dict.fromkeys(plain, mask)
         return Padding(masks, tuple(self._notes(masks)), tried=True)
 
     def _fitting(self, layers: Sequence[str], mask: str) -> list[str]:

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from neurograph.errors import DataError
 from neurograph.nested import tree_map
 
-__all__ = ["collated", "is_scalar", "of_numbers", "read_inputs", "read_labels"]
+__all__ = ["collated", "is_scalar", "label_array", "of_numbers", "read_inputs", "read_labels"]
 
 _PAD = (
     "pad them to one length, with an attention_mask among the inputs that is 0 where padding is "
@@ -73,7 +73,7 @@ def read_labels(value: Any, dtype: torch.dtype) -> Any:
         return value
     if isinstance(value, Mapping):
         return {key: read_labels(part, dtype) for key, part in value.items()}
-    if isinstance(value, (tuple, list)) and not all(map(is_scalar, value)):
+    if isinstance(value, (tuple, list)) and not all(x is None or is_scalar(x) for x in value):
         if of_numbers(value):
             return _tensor(_array(list(value)), dtype)
         return type(value)(read_labels(part, dtype) for part in value)

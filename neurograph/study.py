@@ -232,7 +232,7 @@ def prepare(
     )
     still = _still(experiment, profiled)
     notes = [*still, *source.notes, *resolved.notes, *padding.notes]
-    names = _feature_names(options.feature_names or source.feature_names, actual)
+    names = _feature_names(options.feature_names, source.feature_names, actual)
     provenance = {
         "model": {"class": type(model).__name__, "hash": model_hash(model)},
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
@@ -418,10 +418,14 @@ def _corrupt(
     return recapture(model, batch, actual)
 
 
-def _feature_names(names: Sequence[str] | None, recording: Recording) -> tuple[str, ...] | None:
+def _feature_names(
+    given: Sequence[str] | None, columns: Sequence[str] | None, recording: Recording
+) -> tuple[str, ...] | None:
+    """Read names that were given, or else the columns of the data, where they are features."""
+    inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
+    names = given or (columns if inputs else None)
     if names is None:
         return None
-    inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
     if len(inputs) != 1:
         raise OptionError(f"feature_names name one input, but the model has {len(inputs)}")
     if len(names) != inputs[0].neurons:
