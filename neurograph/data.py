@@ -139,6 +139,9 @@ class Source:
         if isinstance(data, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
             return self._slices((data, None))
         if isinstance(data, Mapping):
+            parts = [key for key, part in data.items() if _is_table(part)]
+            if parts:
+                raise DataError(f"data is a dict of datasets: pass one of them, [{parts[0]!r}] say")
             return self._slices(dict(data))
         if hasattr(data, "_fields") and any(f in self._parameters for f in data._fields):
             return self._slices(data._asdict())
@@ -204,6 +207,7 @@ class Source:
 
     def _slices(self, whole: Any) -> Iterator[Any]:
         inputs = whole[0] if isinstance(whole, tuple) else whole
+        inputs = list(inputs) if _is_listed(inputs) else inputs
         if isinstance(inputs, list) and (of_numbers(inputs) or len(inputs) > self._most_inputs):
             inputs = collated(inputs)
         if isinstance(inputs, dict):
@@ -358,7 +362,15 @@ class Source:
 
 def _is_table(data: Any) -> bool:
     """Whether data is rows of dicts by number, as a `datasets.Dataset` is."""
-    return all(hasattr(data, name) for name in ("column_names", "__getitem__", "__len__"))
+    named = all(hasattr(data, name) for name in ("column_names", "__getitem__", "__len__"))
+    return named and not isinstance(data, Mapping)
+
+
+def _is_listed(inputs: Any) -> bool:
+    """Whether inputs are samples by number, in something that is no list."""
+    if isinstance(inputs, (Tensor, tuple, str, Mapping)) or hasattr(inputs, "__array__"):
+        return False
+    return all(hasattr(inputs, name) for name in ("__getitem__", "__len__"))
 
 
 def _columns(data: Any) -> Any:

@@ -118,7 +118,7 @@ class _Trial:
         self.candidates: dict[str, list[str]] = {
             name: [mask for mask in masks_for(inputs, layer) if not _inert(inputs[mask])]
             for name, layer in recording.layers.items()
-            if layer.neurons and layer.layout.dim is not None
+            if layer.neurons and layer.layout.varies
         }
         self.masks = list(dict.fromkeys(m for some in self.candidates.values() for m in some))
         self.generator = torch.Generator().manual_seed(0)
