@@ -26,11 +26,11 @@ from neurograph.batch import (
     shape_of,
     unknown_key,
 )
-from neurograph.errors import DataError, ModelError
+from neurograph.errors import DataError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
 from neurograph.reading import collated, is_scalar, of_numbers, read_inputs, read_labels
-from neurograph.replay.observe import call_model, undisturbed
+from neurograph.taking import FEW, cast, find_casts, output_of
 
 __all__ = [
     "Batch",
@@ -42,7 +42,6 @@ __all__ = [
     "fingerprint",
 ]
 
-_FEW = 2
 _COLLATED = 3  # single samples that are tried as a batch
 
 
@@ -197,12 +196,12 @@ class Source:
         try:
             batch = self._batch(make())
             self._settle(batch)
-            output, self._casts = self._output(self._cast(batch)), None
+            output, self._casts = output_of(self._model, self._cast(batch)), None
         except DataError:
             return False
         leaves, _ = flatten(output)
         index = main_index(leaves)
-        sizes = ((min(_FEW, batch.size),), (batch.size,))
+        sizes = ((min(FEW, batch.size),), (batch.size,))
         return index is not None and leaves[index].shape[:1] in sizes
 
     def _slices(self, whole: Any) -> Iterator[Any]:
@@ -281,7 +280,7 @@ class Source:
     def _check_sole(self, batch: Batch) -> None:
         """DataError if the model does not take the dict as its one argument either."""
         name = next(iter(self._parameters))
-        if self._casts is not None or self._output(batch) is not None:
+        if self._casts is not None or output_of(self._model, batch) is not None:
             self._note(f"the data's dict is passed to the model whole, as its argument {name!r}")
             return
         raise unknown_key(next(iter(batch.args[0])), self._parameters)
@@ -314,47 +313,12 @@ class Source:
     # -- what the model takes --------------------------------------------------------------------
 
     def _settle(self, batch: Batch) -> None:
-        """Find which inputs must be converted: those that the model takes as its own dtype only.
-
-        Whole numbers stay (ids of an embedding) unless the model fails on them and runs on
-        floating-point numbers.
-        """
-        self._casts = {}
-        leaves = flatten((batch.args, dict(batch.kwargs)))[0]
-        tensors = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.dim() > 0}
-        odd = [i for i, x in tensors.items() if x.dtype != self._dtype and not x.is_complex()]
-        if not odd or self._output(batch) is not None:
-            return
-        for some in [odd, *([i] for i in odd)] if len(odd) > 1 else [odd]:
-            self._casts = dict.fromkeys(some, self._dtype)
-            if self._output(self._cast(batch)) is not None:
-                kind = str(self._dtype).removeprefix("torch.")
-                told = ", ".join(str(tensors[i].dtype).removeprefix("torch.") for i in some)
-                self._note(
-                    f"inputs of {told} are converted to {kind}: the model does not run on them "
-                    "as they are"
-                )
-                return
-        self._casts = {}
+        self._casts, sentence = find_casts(self._model, batch, self._dtype)
+        if sentence is not None:
+            self._note(sentence)
 
     def _cast(self, batch: Batch) -> Batch:
-        if not self._casts:
-            return batch
-        leaves, rebuild = flatten((batch.args, dict(batch.kwargs)))
-        args, kwargs = rebuild(
-            [x.to(self._casts[i]) if i in self._casts else x for i, x in enumerate(leaves)]
-        )
-        return replace(batch, args=args, kwargs=kwargs)
-
-    def _output(self, batch: Batch) -> Any:
-        """What the model returns for a few samples, or for all, as some take one number only."""
-        with undisturbed(self._model):
-            for some in (batch.map(lambda leaf: leaf[:_FEW]), batch):
-                try:
-                    return call_model(self._model, some.map(torch.clone))
-                except ModelError:
-                    continue
-        return None
+        return cast(batch, self._casts) if self._casts else batch
 
     def _note(self, sentence: str) -> None:
         self._notes[sentence] = None

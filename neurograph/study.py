@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
-from neurograph.batch import shape_of
+from neurograph.checks import as_masked, check_samples, stillness
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -33,10 +33,10 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
-from neurograph.padding import Padding, find_padding
-from neurograph.positions import INVERTED, Positions, check_positions, moving, token_names
-from neurograph.replay.observe import call_model, input_tensors, placed, undisturbed
-from neurograph.replay.recording import FEW, Recording, capture, recapture
+from neurograph.padding import find_padding
+from neurograph.positions import Positions, check_positions, moving, token_names
+from neurograph.replay.observe import input_tensors, placed
+from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring
 from neurograph.resampling import Resampled, draw_donors
@@ -47,7 +47,6 @@ from neurograph.scoring.scorer import ScorerName
 from neurograph.selection import Keep, as_keep
 from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
 from neurograph.target import (
-    LogitDifference,
     Target,
     TargetFunction,
     check_rows,
@@ -177,7 +176,7 @@ def prepare(
     check_weights(model)
     with placed(model, options.device):
         source = Source(data, model)
-        _check_target(target, source, model, options)
+        check_samples(target, source, model, options.class_names)
         made = profiled is None
         needed = statistics or _needs_statistics(contrast, options.background)
         if profiled is None and needed:
@@ -188,7 +187,7 @@ def prepare(
         batch, positions, data_hash, samples = _reference(source, model, options)
         actual = capture(model, batch, sites)
         _check_profile(profiled, actual, needed)
-        target = _as_masked(target, profiled.graph.get("padding"))
+        target = as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
         check_rows(resolved, actual.output, actual.batch)
         padding = find_padding(model, [actual.batch], actual, resolved)
@@ -230,7 +229,7 @@ def prepare(
         parse_memory(options.memory),
         real=options.background == "data",
     )
-    still = _still(experiment, profiled)
+    still = stillness(experiment, profiled)
     notes = [*still, *source.notes, *resolved.notes, *padding.notes]
     names = _feature_names(options.feature_names, source.feature_names, actual)
     provenance = {
@@ -243,81 +242,6 @@ def prepare(
     }
     asked = resolved.function or resolved.asked
     return Study(model, data, asked, options, experiment, profiled, resolved, names, provenance)
-
-
-def _still(experiment: Experiment, profiled: nx.DiGraph) -> Iterator[str]:
-    """Say where nothing can be seen to move, or be told from chance."""
-    recording = experiment.recording
-    if recording.size == 1:
-        yield "there is one reference sample: effects have no standard error"
-    has = {name for name in profiled if recording.layers[name].neurons}
-    for name in profiled:
-        if name in has and has.isdisjoint(profiled.predecessors(name)):
-            levels = experiment.levels(name)
-            if torch.equal(levels[0], levels[-1]):
-                yield (
-                    f"no neuron of layer {name!r} moves: its values are the same at both ends of "
-                    "the contrast (in all samples, where these are quantiles), so its effects are 0"
-                )
-
-
-def _check_target(
-    target: int | str | TargetFunction | None, source: Source, model: nn.Module, options: Options
-) -> None:
-    """Run two small batches: whatever number of samples goes in must come out of the target.
-
-    Before anything else, as all that is measured otherwise mixes samples with something else.
-    """
-    first = next(iter(source))
-    few = [_take(first, count) for count in (FEW, FEW + 1)]
-    failed: ModelError | None = None
-    with undisturbed(model):
-        for batch in [*few, first]:
-            try:
-                output = call_model(model, batch.map(torch.clone))
-            except ModelError as error:  # a model made for one batch size
-                failed = failed or error
-                if batch is first:
-                    raise failed from failed.__cause__
-                continue
-            if batch is first and failed is not None:
-                _check_fixed(model, first, failed)
-            resolved = resolve_target(target, output, options.class_names, size=batch.size)
-            try:
-                check_rows(resolved, output, batch)
-            except DataError:  # tell it with the shapes that the data have
-                with contextlib.suppress(ModelError):
-                    check_rows(resolved, call_model(model, first.map(torch.clone)), first)
-                raise
-            if batch is few[-1]:
-                return
-
-
-def _as_masked(target: Any, padding: Padding | None) -> Any:
-    """Let a difference of logits read the attention mask as the layers do."""
-    if not isinstance(target, LogitDifference) or padding is None:
-        return target
-    read = {mask for mask in padding.masks.values() if mask.endswith("attention_mask")}
-    return replace(target, inverted=bool(read) and all(m.startswith(INVERTED) for m in read))
-
-
-def _check_fixed(model: nn.Module, batch: Batch, error: ModelError) -> None:
-    """DataError if a model takes all samples but not some, beside what is the same for all."""
-    for name, tensor in input_tensors(model, batch).items():
-        if not batch.has_rows(tensor):
-            raise DataError(
-                f"{name.split('.', 1)[-1]!r} ({shape_of(tensor)}) has no row for each of the "
-                f"{batch.size} samples, and the model does not run on some of them beside it: each "
-                "sample must stand alone. Of nodes and edges make it a whole graph (features "
-                "[graphs, nodes, features], the edge list for all); of ids and offsets a bag (ids "
-                "[samples, words])"
-            ) from error
-
-
-def _take(batch: Batch, count: int) -> Batch:
-    """Some samples of a batch, again from its first where it has fewer."""
-    rows = torch.arange(count) % batch.size
-    return batch.map(lambda leaf: leaf[rows.to(leaf.device)])
 
 
 def _needs_statistics(contrast: Contrast, background: Background) -> bool:

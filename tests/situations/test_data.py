@@ -723,7 +723,7 @@ def test_a_mask_is_for_the_sequence_that_it_belongs_to() -> None:
         for moved, end in zip((low, high), ends, strict=True):
             moved[..., j][~PAD] = float(end[j])
         up, down = (model(x, image, ~PAD)[:, 1] for x in (high, low))
-        assert found["input.text", j] == pytest.approx(float((up - down).mean()), rel=1e-9)
+        assert found["input.text", j] == pytest.approx((up - down).mean().item(), rel=1e-9)
     said = notes(model, data)
     assert "in the layers input.image, patches: no position is padding there" in said
 
