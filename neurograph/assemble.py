@@ -15,7 +15,7 @@ from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.frontier import Edges, Found
 from neurograph.layers import INPUT_TYPE, Neuron, channels_first
-from neurograph.notes import search_notes, still_notes
+from neurograph.notes import search_notes
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, sign_of
 from neurograph.study import Study
@@ -96,27 +96,7 @@ def _notes(study: Study, found: Found) -> list[str]:
     def name(layer: str, unit: int) -> str:
         return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
 
-    still = [
-        name(layer, unit)
-        for layer in found.scores
-        if study.profiled.nodes[layer]["type"] == INPUT_TYPE
-        for unit in _still(study, layer)
-    ]
-    routed = study.provenance["model"].get("routed", ())
-    told = (
-        "glue, without neurons of their own, as they run on rows that values choose: "
-        f"{', '.join(routed)}"
-    )
-    notes = [*search_notes(found, study.target.name, name), *still_notes(still)]
-    return [*notes, told] if routed else notes
-
-
-def _still(study: Study, layer: str) -> list[int]:
-    """Neurons whose first and last value are the same, so that they have no effect to measure."""
-    levels, members = study.experiment.levels(layer), study.experiment.units(layer).members
-    moves = (levels[0] != levels[-1]).any(dim=0)
-    unmoved: list[int] = (~moves[members].any(dim=1)).nonzero()[:, 0].tolist()
-    return unmoved
+    return [*study.provenance["notes"], *search_notes(found, study.target.name, name)]
 
 
 def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import networkx as nx
 import torch
 from torch import nn
 
+from neurograph.agreement import check_agreement
 from neurograph.assemble import assembled
 from neurograph.circuit import Circuit
 from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles, Resample
@@ -199,7 +200,8 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
     """Give a circuit the model and data it was found with; see `Circuit.attach`."""
     known = circuit.provenance
     told = dict(known["options"])
-    if known["target"]["index"] is None and "target" not in given:
+    kind = known["target"].get("kind", "callable" if known["target"]["index"] is None else "index")
+    if kind == "callable" and "target" not in given:
         raise OptionError("the circuit's target is a callable, which no file holds: pass target=")
     if told["contrast"]["type"] == "Counterfactual" and "contrast" not in given:
         raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
@@ -219,7 +221,9 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"this is not the {part} of the circuit ({key} {study.provenance[part][key][:12]}… "
                 f"instead of {known[part][key][:12]}…)"
             )
-    return replace(circuit, _study=study)
+    attached = replace(circuit, _study=study)
+    check_agreement(circuit, attached, study)
+    return attached
 
 
 def _read_contrast(told: dict[str, Any]) -> Contrast:

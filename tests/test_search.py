@@ -396,8 +396,8 @@ def test_train_mode_is_searched_in_eval_and_restored() -> None:
     ("options", "message"),
     [
         ({"target": 3}, r"target 3 is out of range.*0…1"),
-        ({"target": -1}, "target -1 is out of range"),
-        ({"target": "yes"}, "target is 'yes'"),
+        ({"target": -1}, "target -1 is negative"),
+        ({"target": "yes"}, "target='yes' is a name: pass class_names="),
         ({"contrast": "median"}, "contrast='median'"),
         ({"contrast": (0.9, 0.1)}, "ascending"),
         ({"background": "noise"}, "background='noise'"),

@@ -17,6 +17,7 @@ from neurograph.errors import ModelError
 from neurograph.layers import channels_first
 from neurograph.memory import parse_memory
 from neurograph.nested import dense_parts
+from neurograph.padding import find_padding
 from neurograph.replay.observe import placed
 from neurograph.replay.recording import FEW, Recording, capture_few
 from neurograph.replay.replay import Replay
@@ -117,10 +118,11 @@ def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGrap
     with Replay(model, recording) as replay:
         graph = read_wiring(replay).layers
         recording = replay.recording
-    graph.graph["sites"] = recording.sites
+    padding = find_padding(model, Source(data, model), recording)
+    graph.graph.update(sites=recording.sites, padding=padding)
     if recording.fixed:
         graph.graph["batch"] = recording.size
-    return graph, recording
+    return graph, padding.on(recording)
 
 
 def check_weights(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurograph.data import Batch
+from neurograph.batch import Batch
 from neurograph.errors import ModelError
 from neurograph.layers import Layout
 from neurograph.memory import PeakMeter

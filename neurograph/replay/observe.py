@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograph.data import Batch, describe_shapes
+from neurograph.batch import Batch, describe_shapes
 from neurograph.errors import ModelError, NeurographError
 from neurograph.layers import main_index
-from neurograph.nested import flatten, iter_tensors
+from neurograph.nested import flatten, leaf_names
 from neurograph.replay.state import Generators, KeptModel, keeping, without_trace
 from neurograph.sites import INPUT_SIDE, Sites
 
@@ -165,9 +165,10 @@ def input_tensors(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     named = [(names[i] if i < len(names) else str(i), arg) for i, arg in enumerate(batch.args)]
     found: list[tuple[str, Tensor]] = []
     for name, value in [*named, *batch.kwargs.items()]:
-        tensors = [t for t in iter_tensors(value) if t.dim() > 0]
-        suffixes = [""] if len(tensors) == 1 else [f".{i}" for i in range(len(tensors))]
-        found += [(name + suffix, t) for suffix, t in zip(suffixes, tensors, strict=True)]
+        leaves = zip(leaf_names(value), flatten(value)[0], strict=True)
+        tensors = [(key, t) for key, t in leaves if isinstance(t, Tensor) and t.dim() > 0]
+        alone = len(tensors) == 1
+        found += [(name if alone else f"{name}.{key}", t) for key, t in tensors]
     first = input_name(model)
     if len(found) == 1:
         return {first: found[0][1]}

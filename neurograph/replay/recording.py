@@ -211,7 +211,9 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         run = watch(model, batch, sites)
         layouts = find_layouts(model, batch, sites, run)
     given = input_tensors(model, batch)
-    calls = {name: _input_call(tensor.clone(), run.size) for name, tensor in given.items()}
+    calls = {
+        name: _input_call(tensor.clone(), batch.has_rows(tensor)) for name, tensor in given.items()
+    }
     sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
     convolved = {
@@ -258,7 +260,9 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
     with undisturbed(model):
         run = watch(model, batch, like.sites)
     given = input_tensors(model, batch)
-    calls = {name: _input_call(tensor.clone(), run.size) for name, tensor in given.items()}
+    calls = {
+        name: _input_call(tensor.clone(), batch.has_rows(tensor)) for name, tensor in given.items()
+    }
     for call, known in like.calls.items():
         if call in calls:
             continue
@@ -295,8 +299,8 @@ def _describe(
         yield Layer(name, seen.path, call, kind, shape, dim, neurons, parameters, leaf, layout)
 
 
-def _input_call(tensor: Tensor, size: int) -> Call:
-    layout = Layout(0 if tensor.shape[0] == size else None)
+def _input_call(tensor: Tensor, has_rows: bool) -> Call:
+    layout = Layout(0 if has_rows else None)
     return Call([tensor], lambda leaves: leaves[0], (layout,))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurograph.data import Batch
+from neurograph.batch import Batch
 from neurograph.errors import ModelError
 from neurograph.layers import Layer, Layout
 from neurograph.nested import flatten
