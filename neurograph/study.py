@@ -220,7 +220,7 @@ def prepare(
         real=options.background == "data",
     )
     names = _feature_names(options.feature_names or source.feature_names, actual)
-    kind = {"class": type(model).__name__, "hash": model_hash(model)}
+    kind: dict[str, Any] = {"class": type(model).__name__, "hash": model_hash(model)}
     if actual.sites.routed:
         kind["routed"] = sorted(actual.sites.routed)
     provenance = {

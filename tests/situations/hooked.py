@@ -73,9 +73,7 @@ def by_hooks(
     """Total effect of every channel of a layer, from its 0.05 to its 0.95 quantile."""
     rows = values(model, args, layer)
     ends = torch.stack([rows.quantile(q, dim=0) for q in (0.05, 0.95)])
-    return {
-        i: total(model, args, layer, i, ends[..., i], target) for i in range(rows.shape[-1])
-    }
+    return {i: total(model, args, layer, i, ends[..., i], target) for i in range(rows.shape[-1])}
 
 
 def scored(model: nn.Module, args: tuple[Tensor, ...], **options: Any) -> dict[str, dict]:
