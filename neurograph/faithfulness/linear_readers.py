@@ -117,7 +117,7 @@ def _sums(module: Any) -> Computes | None:
     """What a module should compute that sums over its input channels with its weights."""
     if isinstance(module, nn.Linear):
         return as_product(module)
-    if isinstance(module, tuple(_CONVOLUTIONS)):
+    if any(isinstance(module, kind) for kind in _CONVOLUTIONS):
         return lambda inputs: _multiplied(module, inputs, module.weight, module.bias)
     return None
 
