@@ -7,7 +7,7 @@ and φ the glue, an output that sees x of some channels and a of the others is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurograph.layers import Layer
-from neurograph.replay.elementwise import Chain, as_product, find_chains
+from neurograph.replay.elementwise import Chain, Computes, as_product, find_chains
 from neurograph.scoring.experiment import Experiment
 
 __all__ = ["LinearReader", "find_linear_readers"]
@@ -113,11 +113,11 @@ def find_linear_readers(
     return found
 
 
-def _sums(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def _sums(module: Any) -> Computes | None:
     """What a module should compute that sums over its input channels with its weights."""
     if isinstance(module, nn.Linear):
         return as_product(module)
-    if isinstance(module, tuple(_CONVOLUTIONS)):
+    if any(isinstance(module, kind) for kind in _CONVOLUTIONS):
         return lambda inputs: _multiplied(module, inputs, module.weight, module.bias)
     return None
 

@@ -27,7 +27,15 @@ from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
 from neurograph.sites import INPUT_SIDE
 
-__all__ = ["Chain", "Product", "Reads", "as_product", "find_chains", "find_output_chain"]
+__all__ = [
+    "Chain",
+    "Computes",
+    "Product",
+    "Reads",
+    "as_product",
+    "find_chains",
+    "find_output_chain",
+]
 
 _ATEN = torch.ops.aten
 _RENAMES = {_ATEN.detach.default, _ATEN.alias.default}
@@ -181,6 +189,7 @@ class Product(NamedTuple):
 
 
 Computes = Product | Callable[[Tensor], Tensor]
+"""What a layer should compute from the only tensor that arrives."""
 
 
 def as_product(module: nn.Module) -> Product | None:
