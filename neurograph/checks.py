@@ -72,10 +72,11 @@ def check_samples(
     first = next(iter(source))
     few = [_take(first, count) for count in (FEW, FEW + 1)]
     failed: ModelError | None = None
-    with undisturbed(model):
+    with undisturbed(model) as kept:
         for batch in [*few, first]:
             try:
-                output = call_model(model, batch.map(torch.clone))
+                with kept.learning():  # the first runs of all show what a run changes
+                    output = call_model(model, batch.map(torch.clone))
             except ModelError as error:  # a model made for one batch size
                 failed = failed or error
                 if batch is first:
