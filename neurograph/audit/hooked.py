@@ -1,0 +1,340 @@
+"""Effects by forward hooks alone, one model call for each intervention.
+
+Nothing here replays, plans, shares a batch or multiplies weights: a module is called as the model
+calls it, and hooks put other values in the place of what it returns. From the rest of the package
+comes only what is measured: which calls are layers and where rows lie in what they return, which
+elements are a neuron and what they move between, the target, and the background.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+
+from neurograph.layers import Layer, Neuron, main_index
+from neurograph.nested import flatten, iter_tensors
+from neurograph.replay.observe import call_model, call_name, undisturbed
+from neurograph.scoring.experiment import Experiment
+from neurograph.sites import INPUT_SIDE
+
+__all__ = ["Hooked", "Seen"]
+
+Seen = Mapping[str, Sequence[int] | None]
+"""For each reader that sees a move, which of its outputs do (None: all); "" is the target."""
+
+_TARGET = ""
+
+
+class Hooked:
+    """One model under hooks, with the background of an experiment.
+
+    With real samples as background, only what an effect is about is hooked: in a total effect the
+    moved layer alone. Elsewhere the layers that do not descend from it are held.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Not open: the model must be as the user gave it.
+
+    Attributes
+    ----------
+    background : dict of str to Tensor
+        What each layer returns where nothing moves, as the model lays it out.
+    unseen : list of str
+        Layers whose modules the model runs without calling them, where no hook sees it.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.model: nn.Module = experiment.replay.model
+        recording = experiment.recording
+        self.size, self.batch = recording.size, recording.batch
+        self.layers: dict[str, Layer] = {n: recording.layers[n] for n in experiment.graph}
+        self._inputs = [name for name, layer in recording.layers.items() if layer.is_input]
+        _, found = self.run({}, self.layers)
+        self.unseen = [name for name in self.layers if name not in found]
+        self.background = found
+        if not experiment.real:
+            calls = {n: (layer.call, layer.leaf) for n, layer in self.layers.items()}
+            held = {n: recording.calls[call].leaves[leaf] for n, (call, leaf) in calls.items()}
+            self.background = {n: held[n] for n in found}
+
+    # -- one call of the model -------------------------------------------------------------------
+
+    def run(
+        self,
+        forced: Mapping[str, Tensor],
+        read: Collection[str] = (),
+        arrived: dict[str, list[Tensor]] | None = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Call the model once, on all reference samples.
+
+        Parameters
+        ----------
+        forced : mapping of str to Tensor
+            What these layers pass on, whatever they compute.
+        read : collection of str
+            Layers whose own result is wanted, whatever they pass on.
+        arrived : dict, optional
+            Filled with the tensors that each call of a layer, and the target, was given.
+
+        Returns
+        -------
+        output : nested tensors
+        computed : dict of str to Tensor
+            For the layers in `read`; those that were not called are missing.
+        """
+        with undisturbed(self.model):
+            return self._call(forced, read, arrived)
+
+    def _call(
+        self,
+        forced: Mapping[str, Tensor],
+        read: Collection[str],
+        arrived: dict[str, list[Tensor]] | None = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        calls = _Calls(forced, read, arrived)
+        hooked = self.layers if arrived is not None else {*forced, *read}
+        wanted = [layer for n, layer in self.layers.items() if n in hooked and not layer.is_input]
+        for layer in wanted:
+            calls.wanted[layer.call].append(layer)
+        modules = dict(self.model.named_modules())
+        with _hooks({layer.module: modules[layer.module] for layer in wanted}, calls):
+            args, kwargs = self._given(calls)
+            output = call_model(self.model, type(self.batch)(args, kwargs))
+        if arrived is not None:
+            arrived[_TARGET] = [t.clone() for t in iter_tensors(output)]
+        return output, calls.computed
+
+    def _given(self, calls: _Calls) -> tuple[Any, Any]:
+        """The model's arguments, of which inputs may be forced; copies, as glue may write."""
+        names = iter(self._inputs)
+        leaves, rebuild = flatten((self.batch.args, dict(self.batch.kwargs)))
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                name = next(names) if leaf.dim() > 0 else None
+                leaves[i] = leaf.clone() if name is None else calls.passed(name, leaf.clone())
+        args, kwargs = rebuild(leaves)
+        return args, kwargs
+
+    def unrepeated(self) -> str | None:
+        """Name the first layer that returns something else when the model is called again.
+
+        Random state runs on from one call to the next. Empty where it is the model's output alone;
+        None where both calls agree.
+        """
+        with undisturbed(self.model):
+            (one, some), (other, others) = (self._call({}, self.layers) for _ in range(2))
+        for name, value in some.items():
+            if not _same([value], [others[name]] if name in others else []):
+                return name
+        return None if _same(list(iter_tensors(one)), list(iter_tensors(other))) else _TARGET
+
+    # -- effects ---------------------------------------------------------------------------------
+
+    def targets(self, kind: str, neurons: Sequence[Neuron], through: Seen | None) -> Tensor:
+        """Target of each sample at both ends of the contrast, ``[2, samples]``, float64.
+
+        `kind` is ``"total"``, ``"path"`` (along `neurons`), or ``"node"`` or ``"edge"``, of the
+        first neuron `through` outputs of its readers.
+        """
+        measure: Callable[[str, Tensor], Any]
+        if kind == "total":
+            measure = self._total
+        elif kind == "path":
+            measure = functools.partial(self._path, neurons[1:])
+        else:
+            measure = functools.partial(self._through, through or {})
+        layer = neurons[0].layer
+        unit = self.experiment.units(layer).unit(neurons[0])
+        ends = [measure(layer, self._moved(layer, unit, level)) for level in (0, -1)]
+        return torch.stack([self.experiment.target(e, lambda: self.batch) for e in ends]).double()
+
+    def _total(self, layer: str, moved: Tensor) -> Any:
+        return self.run(self._world({layer: moved}))[0]
+
+    def _path(self, rest: Sequence[Neuron], layer: str, moved: Tensor) -> Any:
+        for neuron in rest:
+            unit = self.experiment.units(neuron.layer).unit(neuron)
+            _, computed = self.run(self._frozen({layer: moved}), [neuron.layer])
+            still = self.background[neuron.layer]
+            moved = self._mixed(neuron.layer, [unit], computed.get(neuron.layer, still), still)
+            layer = neuron.layer
+        return self.run(self._frozen({layer: moved}))[0]
+
+    def _through(self, through: Seen, layer: str, moved: Tensor) -> Any:
+        """Readers see the move all at once; one by one where one of them sees another's change."""
+        readers = [name for name in self.layers if name in through]
+        _, computed = self.run(self._frozen({layer: moved}), readers)
+        changed = {
+            name: self._mixed(name, through[name], computed[name], self.background[name])
+            for name in readers
+            if name in computed
+        }
+        output, own = self.run(self._world(changed), self.layers if _TARGET in through else readers)
+        if not all(torch.equal(own[n], self._alone[n]) for n in readers if n in own):
+            output, own, changed = self._in_turn(through, readers, layer, moved)
+        if _TARGET in through:
+            output, _ = self.run({**self._passed(own, changed), layer: moved})
+        return output
+
+    def _in_turn(
+        self, through: Seen, readers: Sequence[str], layer: str, moved: Tensor
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """Let readers see the move in the order called: each sees what those before it changed."""
+        changed: dict[str, Tensor] = {}
+        output, own = self.run(self._world({}), self.layers)
+        for name in readers:
+            world = self._passed(own, changed)
+            _, computed = self.run({**world, layer: moved}, [name])
+            if name in computed:
+                changed[name] = self._mixed(name, through[name], computed[name], world[name])
+                output, own = self.run(self._world(changed), self.layers)
+        return output, own, changed
+
+    def _passed(
+        self, own: Mapping[str, Tensor], changed: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What every layer passes on in a world, given what each computes there."""
+        live = own if self.experiment.real else self._below(changed)
+        return {**self.background, **{n: own[n] for n in live if n in own}, **changed}
+
+    @functools.cached_property
+    def _alone(self) -> dict[str, Tensor]:
+        """What each layer computes where everything is at background."""
+        return self.run(self._world({}), self.layers)[1]
+
+    # -- what else is ----------------------------------------------------------------------------
+
+    def _frozen(self, but: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every layer at background, except some."""
+        return {**self.background, **but}
+
+    def _world(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is forced so that a change has its consequences, and all else is background."""
+        if self.experiment.real:
+            return dict(changed)
+        below = self._below(changed)
+        held = {name: value for name, value in self.background.items() if name not in below}
+        return {**held, **changed}
+
+    def _below(self, changed: Mapping[str, Tensor]) -> set[str]:
+        graph = self.experiment.graph
+        return set().union(*(nx.descendants(graph, name) for name in changed)) - set(changed)
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def _rows(self, name: str, tensor: Tensor) -> Tensor:
+        """Rows of a layer's tensor, ``[samples, …]``, also where it is the same for all."""
+        layer = self.layers[name]
+        rows = layer.layout.rows(tensor).reshape(-1, *layer.shape)
+        return rows.expand(self.size, *layer.shape) if len(rows) == 1 else rows
+
+    def _moved(self, name: str, unit: int, level: int) -> Tensor:
+        """A layer at background with one neuron at a level of the contrast, as the model has it."""
+        rows = self._rows(name, self.background[name]).flatten(1).clone()
+        members = self.experiment.units(name).members[unit]
+        values = self.experiment.levels(name)[level].to(rows)[:, members].expand(self.size, -1)
+        moving = self.experiment.moving(name)
+        if moving is not None:
+            values = torch.where(moving[:, members], values, rows[:, members])
+        rows[:, members] = values
+        return self.layers[name].layout.tensor(rows.view(-1, *self.layers[name].shape))
+
+    def _mixed(
+        self, name: str, outputs: Sequence[int] | None, moved: Tensor, still: Tensor
+    ) -> Tensor:
+        """What a reader passes on if some of its outputs see the move."""
+        mask = self.experiment.mask(name, outputs)
+        rows = torch.where(mask, self._rows(name, moved), self._rows(name, still))
+        varies = self.layers[name].layout.varies
+        return self.layers[name].layout.tensor(rows if varies else rows[:1])
+
+
+class _Calls:
+    """What hooks do in one call of the model."""
+
+    def __init__(
+        self,
+        forced: Mapping[str, Tensor],
+        read: Collection[str],
+        arrived: dict[str, list[Tensor]] | None,
+    ) -> None:
+        self.forced, self.read, self.arrived = forced, read, arrived
+        self.wanted: dict[str, list[Layer]] = defaultdict(list)
+        self.computed: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()
+        self._running: dict[str, list[str]] = defaultdict(list)
+
+    def passed(self, name: str, value: Tensor) -> Tensor:
+        """Keep what a layer computed, and say what it passes on."""
+        if name in self.read:
+            self.computed[name] = value.clone()
+        return self.forced[name].clone() if name in self.forced else value
+
+    def enter(self, path: str, args: Any, kwargs: Any) -> Any:
+        call = call_name(path, self._counts)
+        self._running[path].append(call)
+        arguments = args, kwargs
+        if call + INPUT_SIDE in self.wanted:
+            leaves, rebuild = flatten(arguments)
+            main = main_index(leaves)
+            if main is not None:
+                arriving = leaves[main]
+                if self.arrived is not None:
+                    self.arrived[call + INPUT_SIDE] = [arriving.clone()]
+                (layer,) = self.wanted[call + INPUT_SIDE]
+                passed = self.passed(layer.name, arriving)
+                arguments = rebuild([passed if leaf is arriving else leaf for leaf in leaves])
+        if self.arrived is not None:
+            self.arrived[call] = [t.clone() for t in iter_tensors(arguments)]
+        return arguments
+
+    def leave(self, path: str, output: Any) -> Any:
+        call = self._running[path].pop()
+        if call not in self.wanted:
+            return output
+        leaves, rebuild = flatten(output)
+        for layer in self.wanted[call]:
+            if layer.leaf < len(leaves) and isinstance(leaves[layer.leaf], Tensor):
+                leaves[layer.leaf] = self.passed(layer.name, leaves[layer.leaf])
+        return rebuild(leaves)
+
+
+@contextlib.contextmanager
+def _hooks(modules: Mapping[str, nn.Module], calls: _Calls) -> Iterator[None]:
+    """Hook modules for the length of a block: first behind them, last in front of them.
+
+    So hooks of the user's own stand where they stand in the model: around its layers.
+    """
+
+    def before(path: str, _module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return calls.enter(path, args, kwargs)
+
+    def after(path: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+        return calls.leave(path, output)
+
+    with contextlib.ExitStack() as stack:
+        for path, module in modules.items():
+            enter, leave = functools.partial(before, path), functools.partial(after, path)
+            hook = module.register_forward_pre_hook(enter, with_kwargs=True)
+            stack.callback(hook.remove)
+            hook = module.register_forward_hook(leave, with_kwargs=True, prepend=True)
+            stack.callback(hook.remove)
+        yield
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(
+        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+        if a.is_floating_point()
+        else torch.equal(a, b)
+        for a, b in zip(some, others, strict=True)
+    )
