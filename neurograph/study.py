@@ -32,8 +32,10 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
+from neurograph.nested import flatten
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
+from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring
@@ -182,6 +184,8 @@ def prepare(
             donors = draw_donors(actual.size, options.seed)
             twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
         background = with_background(actual, options.background, profiled)
+        if background is not actual:
+            background = _left_out_settled(model, background)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)
 
@@ -218,6 +222,24 @@ def prepare(
         "versions": dict(_versions()),
     }
     return Study(model, data, target, options, experiment, profiled, resolved, names, provenance)
+
+
+def _left_out_settled(model: nn.Module, background: Recording) -> Recording:
+    """Record what layers left out compute where all others are at background: they are glue."""
+    left_out = {name for name in background.layers if not background.is_searched(name)}
+    if not left_out:
+        return background
+    calls = dict(background.calls)
+
+    def hear(event: str, call: str, value: Any) -> None:
+        if event == "returned" and any(n.name in left_out for n in background.by_call[call]):
+            leaves = [x.clone() if isinstance(x, Tensor) else x for x in flatten(value)[0]]
+            calls[call] = replace(calls[call], leaves=leaves)
+
+    plan = Plan(frozen=frozenset(background.layers) - left_out, open=frozenset(left_out))
+    with Replay(model, background) as replay:
+        replay.run(plan, listen=hear)
+    return replace(background, calls=calls)
 
 
 def _needs_statistics(contrast: Contrast, background: Background) -> bool:

@@ -24,12 +24,12 @@ from neurograph.replay.observe import call_model, call_name, undisturbed
 from neurograph.scoring.experiment import Experiment
 from neurograph.sites import INPUT_SIDE
 
-__all__ = ["Hooked", "Seen"]
+__all__ = ["TARGET", "Hooked", "Seen"]
 
 Seen = Mapping[str, Sequence[int] | None]
 """For each reader that sees a move, which of its outputs do (None: all); "" is the target."""
 
-_TARGET = ""
+TARGET = ""
 
 
 class Hooked:
@@ -110,7 +110,7 @@ class Hooked:
             args, kwargs = self._given(calls)
             output = call_model(self.model, type(self.batch)(args, kwargs))
         if arrived is not None:
-            arrived[_TARGET] = [t.clone() for t in iter_tensors(output)]
+            arrived[TARGET] = [t.clone() for t in iter_tensors(output)]
         return output, calls.computed
 
     def _given(self, calls: _Calls) -> tuple[Any, Any]:
@@ -135,9 +135,40 @@ class Hooked:
         for name, value in some.items():
             if not _same([value], [others[name]] if name in others else []):
                 return name
-        return None if _same(list(iter_tensors(one)), list(iter_tensors(other))) else _TARGET
+        return None if _same(list(iter_tensors(one)), list(iter_tensors(other))) else TARGET
+
+    def readers(self, writer: str) -> set[str]:
+        """Layers (and the target) that are given something else when a writer alone moves."""
+        if self.unseen or not self.layers[writer].neurons:
+            return set()
+        found: set[str] = set()
+        both: list[dict[str, list[Tensor]]] = []
+        for level in (0, -1):
+            both.append({})
+            moved = self._moved(writer, self._every(writer), level)
+            self.run(self._frozen({writer: moved}), arrived=both[-1])
+        for call, tensors in both[0].items():
+            if not _same(tensors, both[1].get(call, [])):
+                found |= {name for name, layer in self.layers.items() if layer.call == call}
+                found |= {TARGET} if call == TARGET else set()
+        return found
+
+    def end(self, writer: str, reader: str) -> tuple[Tensor, Tensor]:
+        """A writer with all neurons at the contrast's end, and what a reader makes of that."""
+        moved = self._moved(writer, self._every(writer), -1)
+        _, computed = self.run(self._frozen({writer: moved}), [reader])
+        return moved, computed[reader]
+
+    def _every(self, name: str) -> list[int]:
+        return list(range(len(self.experiment.units(name))))
 
     # -- effects ---------------------------------------------------------------------------------
+
+    def can_tell(self, kind: str, neuron: Neuron) -> bool:
+        """Whether hooks can measure an effect: what they do not see cannot be moved or held."""
+        if self.unseen and (kind != "total" or not self.experiment.real):
+            return False
+        return neuron.layer not in self.unseen
 
     def targets(self, kind: str, neurons: Sequence[Neuron], through: Seen | None) -> Tensor:
         """Target of each sample at both ends of the contrast, ``[2, samples]``, float64.
@@ -178,10 +209,10 @@ class Hooked:
             for name in readers
             if name in computed
         }
-        output, own = self.run(self._world(changed), self.layers if _TARGET in through else readers)
+        output, own = self.run(self._world(changed), self.layers if TARGET in through else readers)
         if not all(torch.equal(own[n], self._alone[n]) for n in readers if n in own):
             output, own, changed = self._in_turn(through, readers, layer, moved)
-        if _TARGET in through:
+        if TARGET in through:
             output, _ = self.run({**self._passed(own, changed), layer: moved})
         return output
 
@@ -237,10 +268,10 @@ class Hooked:
         rows = layer.layout.rows(tensor).reshape(-1, *layer.shape)
         return rows.expand(self.size, *layer.shape) if len(rows) == 1 else rows
 
-    def _moved(self, name: str, unit: int, level: int) -> Tensor:
-        """A layer at background with one neuron at a level of the contrast, as the model has it."""
+    def _moved(self, name: str, units: int | list[int], level: int) -> Tensor:
+        """A layer at background with neurons at a level of the contrast, as the model has it."""
         rows = self._rows(name, self.background[name]).flatten(1).clone()
-        members = self.experiment.units(name).members[unit]
+        members = self.experiment.units(name).members[units].flatten()
         values = self.experiment.levels(name)[level].to(rows)[:, members].expand(self.size, -1)
         moving = self.experiment.moving(name)
         if moving is not None:
