@@ -200,6 +200,7 @@ def explore(
     _write(circuit, out, html, quiet)
     for line in (*circuit.screened(), *circuit.notes):
         say(line)
+    say(str(circuit.audited))
     tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
 
 

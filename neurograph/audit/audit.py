@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from neurograph.audit.hooked import Hooked, Seen
-from neurograph.audit.reasons import likely_reason
+from neurograph.audit.reasons import NARROW, SHARED, likely_reason
 from neurograph.errors import ModelError
 from neurograph.layers import Neuron
 from neurograph.scoring.experiment import Experiment
 
-__all__ = ["Audit", "Claim", "Disagreement", "audit_effects", "choose"]
+__all__ = ["Audit", "Claim", "Disagreement", "audit_effects", "choose", "take_slower"]
 
 KINDS = ("node", "edge", "total", "path")
 _ULPS = 64
-_LEAST, _MOST = 12, 40  # effects looked at whatever that takes, and at most
+_LEAST = 8  # effects looked at whatever that takes
 _TOLD = 5  # disagreements that are kept and explained
 
 
@@ -125,7 +125,7 @@ class Audit:
     def check(self) -> Audit:
         """Return the audit; ModelError naming layer and likely reason where it failed."""
         if not self.agrees:
-            raise ModelError(f"{self}: do not trust this result")
+            raise ModelError(f"{self}; this result is not to be trusted")
         return self
 
     def as_json(self) -> dict[str, Any]:
@@ -163,16 +163,16 @@ class Audit:
 
 
 def choose(
-    layers: Sequence[str],
+    layers: Sequence[str] | np.ndarray,
     effects: Sequence[float] | np.ndarray,
     *,
     seed: int,
-    most: int = _MOST,
+    most: int,
 ) -> list[int]:
     """Choose effects to audit: positions, the most telling first.
 
-    Of each layer the strongest, then of each layer one that is 0 or else the weakest, then others
-    at random. What is NaN is not chosen.
+    The strongest of all; then one of each layer, in turns its strongest and one that is 0 or else
+    the weakest; then the other of these two; then others at random. What is NaN is not chosen.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def choose(
     Examples
     --------
     >>> choose(["a", "a", "a", "b"], [0.5, -2.0, 0.0, 1.0], seed=0, most=3)
-    [3, 1, 2]
+    [1, 3, 2]
     """
     size = np.abs(np.asarray(effects, dtype=float))
     known = np.flatnonzero(~np.isnan(size))
@@ -197,10 +197,14 @@ def choose(
     for name in dict.fromkeys(names[known]):
         inside[name] = known[names[known] == name]
     order = [list(inside)[i] for i in generator.permutation(len(inside))]
-    strongest = [int(inside[name][size[inside[name]].argmax()]) for name in order]
-    weakest = [int(inside[name][size[inside[name]].argmin()]) for name in order]
-    others = generator.permutation(known)[:most].tolist()
-    return list(dict.fromkeys([*strongest, *weakest, *others]))[:most]
+    first, second = [known[size[known].argmax()]] if len(known) else [], []
+    for turn, name in enumerate(order):
+        places = inside[name]
+        both = places[size[places].argmax()], places[size[places].argmin()]
+        first.append(both[turn % 2])
+        second.append(both[1 - turn % 2])
+    others = generator.permutation(known)[:most]
+    return [int(i) for i in dict.fromkeys([*first, *second, *others])][:most]
 
 
 def audit_effects(
@@ -265,6 +269,24 @@ def audit_effects(
         tuple(told),
         estimates,
         tuple(hooked.unseen),
+    )
+
+
+def take_slower(experiment: Experiment, audit: Audit) -> str:
+    """Leave out the shortcuts that made effects wrong; say which, or nothing if none did."""
+    reasons = [wrong.reason for wrong in audit.disagreements]
+    narrow = next((reason for reason in reasons if NARROW in reason), "")
+    shared = any(SHARED in reason for reason in reasons)
+    if narrow and experiment.narrow:
+        experiment.narrow, experiment.chains = False, {}
+    elif shared and not experiment.replay.one_by_one:
+        experiment.replay.one_by_one = True
+    else:
+        return ""
+    first = audit.disagreements[0]
+    return (
+        f"a shortcut gave wrong effects at layer {first.layer!r} ({first.reason}), so everything "
+        "was measured without it"
     )
 
 

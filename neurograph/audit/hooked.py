@@ -201,41 +201,42 @@ class Hooked:
         return self.run(self._frozen({layer: moved}))[0]
 
     def _through(self, through: Seen, layer: str, moved: Tensor) -> Any:
-        """Readers see the move all at once; one by one where one of them sees another's change."""
+        """All readers see the move at once, each of them also what the others changed.
+
+        That is settled in rounds, the first readers first: as many as one descends from another.
+        """
         readers = [name for name in self.layers if name in through]
-        _, computed = self.run(self._frozen({layer: moved}), readers)
-        changed = {
-            name: self._mixed(name, through[name], computed[name], self.background[name])
-            for name in readers
-            if name in computed
-        }
-        output, own = self.run(self._world(changed), self.layers if TARGET in through else readers)
-        if not all(torch.equal(own[n], self._alone[n]) for n in readers if n in own):
-            output, own, changed = self._in_turn(through, readers, layer, moved)
+        output: Any = None
+        changed: dict[str, Tensor] = {}
+        own: Mapping[str, Tensor] = self._alone
+        for _ in readers:
+            world, still = self._passed(own, changed), self._passed(own, changed, but=readers)
+            _, computed = self.run({**world, layer: moved}, readers)
+            changed = {
+                name: self._mixed(name, through[name], value, still[name])
+                for name, value in computed.items()
+            }
+            before = own
+            output, own = self.run(self._world(changed), self.layers)
+            if all(torch.equal(own[n], before[n]) for n in readers if n in own and n in before):
+                break
         if TARGET in through:
             output, _ = self.run({**self._passed(own, changed), layer: moved})
         return output
 
-    def _in_turn(
-        self, through: Seen, readers: Sequence[str], layer: str, moved: Tensor
-    ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        """Let readers see the move in the order called: each sees what those before it changed."""
-        changed: dict[str, Tensor] = {}
-        output, own = self.run(self._world({}), self.layers)
-        for name in readers:
-            world = self._passed(own, changed)
-            _, computed = self.run({**world, layer: moved}, [name])
-            if name in computed:
-                changed[name] = self._mixed(name, through[name], computed[name], world[name])
-                output, own = self.run(self._world(changed), self.layers)
-        return output, own, changed
-
     def _passed(
-        self, own: Mapping[str, Tensor], changed: Mapping[str, Tensor]
+        self,
+        own: Mapping[str, Tensor],
+        changed: Mapping[str, Tensor],
+        but: Collection[str] = (),
     ) -> dict[str, Tensor]:
-        """What every layer passes on in a world, given what each computes there."""
+        """What every layer passes on in a world, given what each computes there.
+
+        `but` are layers of which that is wanted as if they were not changed.
+        """
         live = own if self.experiment.real else self._below(changed)
-        return {**self.background, **{n: own[n] for n in live if n in own}, **changed}
+        forced = {name: value for name, value in changed.items() if name not in but}
+        return {**self.background, **{n: own[n] for n in live if n in own}, **forced}
 
     @functools.cached_property
     def _alone(self) -> dict[str, Tensor]:
@@ -258,7 +259,7 @@ class Hooked:
 
     def _below(self, changed: Mapping[str, Tensor]) -> set[str]:
         graph = self.experiment.graph
-        return set().union(*(nx.descendants(graph, name) for name in changed)) - set(changed)
+        return set().union(*(nx.descendants(graph, name) for name in changed))
 
     # -- rows ------------------------------------------------------------------------------------
 
