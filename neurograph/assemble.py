@@ -53,13 +53,12 @@ def audited(
     seconds : float, optional
         What that may take; the first few are computed in any case.
     effects : int, optional
-        About how many; by default few if the circuit is small.
+        About how many; by default one to four of each kind, by the size of the circuit.
     """
     study.check_unchanged()
-    if effects is None:
-        known = sum(table["effect"].size for table in circuit.scores.values())
-        effects = _KINDS * min(4, max(2, (known + circuit.graph.number_of_edges()) // 1000))
-    of_each = max(1, effects // _KINDS)
+    known = sum(table["effect"].size for table in circuit.scores.values())
+    size = known + circuit.graph.number_of_edges()
+    of_each = min(4, 1 + size // 5000) if effects is None else max(1, effects // _KINDS)
     with placed(study.model, study.options.device):
         seed = study.options.seed
         claims, estimates = claims_of_circuit(circuit, study.experiment, of_each=of_each, seed=seed)

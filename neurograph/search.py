@@ -193,11 +193,9 @@ def search(
     try:
         study = prepare(model, data, target, options, profile)
         circuit = _searched(study, found, start)
-        while not circuit.audited.agrees and (
-            told := take_slower(study.experiment, circuit.audited)
-        ):
-            found, begun = Found(), time.monotonic()
-            circuit = _noted(_searched(study, found, begun), told)
+        while told := take_slower(study.experiment, circuit.audited):
+            found = Found()
+            circuit = _noted(_searched(study, found, time.monotonic()), told)
         circuit.audited.check()
         return circuit
     except KeyboardInterrupt as stop:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import neurograph as ng
 from neurograph.audit.audit import Audit, Claim, audit_effects, choose
 from neurograph.audit.hooked import TARGET
-from neurograph.errors import ModelError
+from neurograph.errors import ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.scoring.exact import node_effects, path_effects, total_effects
 from neurograph.scoring.experiment import Experiment
@@ -271,3 +272,104 @@ def test_the_strongest_the_weakest_and_others_are_chosen() -> None:
     assert chosen[1:3] in ([3, 2], [4, 2])  # one of each layer, of which one is the weakest
     assert choose(layers, effects, seed=0, most=2) == chosen[:2]
     assert choose([], [], seed=0, most=5) == []
+
+
+# -- results that carry their audit ----------------------------------------------------------------
+
+
+def searched(data: Tensor, model: nn.Module | None = None, **options: Any) -> ng.Circuit:
+    model = Perceptron().double() if model is None else model
+    return ng.search(model, data, 1, progress=False, keep="top:2", **options)
+
+
+def test_a_search_ends_with_its_audit(data: Tensor, tmp_path: Any) -> None:
+    circuit = searched(data)
+    audit = circuit.audited
+    assert audit.agrees
+    assert set(audit.layers) == {"input", "first", "second", "last", "beside"}
+    assert set(audit.counts) == {"node", "edge", "total", "path"}
+    assert f"  {audit}" in str(circuit).splitlines()
+    circuit.save(tmp_path / "x.circuit")
+    assert ng.load(tmp_path / "x.circuit").audited == audit
+    circuit.to_html(tmp_path / "x.html")
+    assert str(audit) in (tmp_path / "x.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["resnet", "gpt2_each", "lstm_states", "bert_last", "t5_half"])
+def test_circuits_and_scores_of_networks_pass(name: str) -> None:
+    network = zoo.NETWORKS[name](0)
+    data, options = as_data(network.inputs(23, 1)), {**network.options, "reference": 4}
+    circuit = ng.search(network.model, data, network.target, progress=False, **options)
+    told = circuit.audit(16)
+    assert told.agrees, str(told)
+    assert set(told.layers) == set(circuit.scores)
+    for of in ("neurons", "edges"):
+        scores = ng.score(network.model, data, network.target, of=of, progress=False, **options)
+        audit = scores.audit(12)
+        assert audit.agrees, str(audit)
+        assert sum(audit.counts.values()) >= 12
+
+
+def test_estimates_are_not_audited_but_told(data: Tensor) -> None:
+    scores = ng.score(Perceptron().double(), data, 1, scorer="gradient", progress=False)
+    audit = scores.audit()
+    assert not audit.counts
+    assert audit.estimates == len(scores.table)
+    assert str(audit) == "audit: no effect was computed again; 23 estimates were not audited"
+
+
+def test_a_search_on_a_layer_graph_that_lacks_an_edge_is_refused(data: Tensor) -> None:
+    model = Perceptron().double()
+    graph = ng.profile(model, data, progress=False)
+    graph.remove_edge("first", "beside")
+    with pytest.raises(ModelError, match="'beside' reads 'first', which the layer graph does not"):
+        searched(data, model, profile=graph)
+    scores = ng.score(model, data, 1, profile=graph, progress=False)
+    assert not scores.audit().agrees
+
+
+def test_a_search_takes_the_slower_route_where_a_shortcut_is_wrong(
+    data: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = searched(data)
+    own = Experiment.linear
+
+    def wrong(self: Experiment, layer: str) -> nn.Linear:
+        linear = own(self, layer)
+        other = nn.Linear(linear.in_features, linear.out_features).to(linear.weight)
+        other.load_state_dict({"weight": 2 * linear.weight, "bias": linear.bias})
+        return other
+
+    monkeypatch.setattr(Experiment, "linear", wrong)
+    circuit = searched(data)
+    assert circuit.audited.agrees
+    assert "a shortcut gave wrong effects at layer" in circuit.notes[0]
+    assert set(circuit.graph) == set(right.graph)
+    for neuron, values in right.graph.nodes(data=True):
+        for key in ("effect", "total_effect"):
+            assert circuit.graph.nodes[neuron][key] == pytest.approx(values[key], rel=1e-9)
+    assert circuit.audit().agrees  # measuring again goes the same way
+
+
+def test_a_part_of_a_circuit_is_audited_without_what_its_neurons_do_together(data: Tensor) -> None:
+    circuit = searched(data)
+    part = circuit.subgraph(list(circuit.graph)[:4])
+    audit = part.audit()
+    assert audit.agrees
+    assert "node" not in audit.counts
+    assert audit.counts["total"] >= 5
+
+
+@pytest.mark.parametrize("effects", [0, -1, 1.5, "3", True])
+def test_what_is_no_number_of_effects_is_refused(data: Tensor, effects: Any) -> None:
+    scores = ng.score(Perceptron().double(), data, 1, progress=False)
+    for result in (searched(data), scores):
+        with pytest.raises(OptionError, match="effects="):
+            result.audit(effects)
+
+
+def test_a_circuit_without_its_model_keeps_its_audit_but_makes_no_other(data: Tensor) -> None:
+    circuit = searched(data).detach()
+    assert circuit.audited.agrees
+    with pytest.raises(OptionError, match="attach"):
+        circuit.audit()

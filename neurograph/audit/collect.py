@@ -26,8 +26,9 @@ def claims_of_circuit(
 ) -> tuple[list[Claim], int]:
     """Effects of a circuit to audit, and how many of its effects are estimates.
 
-    The kinds come in turns, `of_each` as many; total effects are so many, or one of each layer.
-    These and effects through the circuit are drawn from all neurons, kept or not.
+    The kinds come in turns, `of_each` of edges and paths, one more of effects through the circuit,
+    and of total effects so many besides one of each layer. The latter two are drawn from all
+    neurons, kept or not.
     """
     kept: dict[str, list[int]] = {}
     for neuron in circuit.graph:
@@ -43,8 +44,8 @@ def claims_of_circuit(
     nodes = [layer for layer in circuit.scores if through[layer]] if is_whole else []
     layers = list(circuit.scores)
     tables = [
-        _of_neurons(circuit, layers, experiment, max(of_each, len(layers)), seed),
-        _of_neurons(circuit, nodes, experiment, of_each, seed + 1, through),
+        _of_neurons(circuit, layers, experiment, len(layers) + of_each, seed),
+        _of_neurons(circuit, nodes, experiment, of_each + 1, seed + 1, through),
         _of_edges(circuit, experiment, of_each, seed + 2),
         _of_paths(circuit, of_each, seed + 3),
     ]

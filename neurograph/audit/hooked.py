@@ -55,6 +55,7 @@ class Hooked:
         self.experiment = experiment
         self.model: nn.Module = experiment.replay.model
         recording = experiment.recording
+        self._modules = dict(self.model.named_modules())
         self.size, self.batch = recording.size, recording.batch
         self.layers: dict[str, Layer] = {n: recording.layers[n] for n in experiment.graph}
         self._inputs = [name for name, layer in recording.layers.items() if layer.is_input]
@@ -105,8 +106,7 @@ class Hooked:
         wanted = [layer for n, layer in self.layers.items() if n in hooked and not layer.is_input]
         for layer in wanted:
             calls.wanted[layer.call].append(layer)
-        modules = dict(self.model.named_modules())
-        with _hooks({layer.module: modules[layer.module] for layer in wanted}, calls):
+        with _hooks({layer.module: self._modules[layer.module] for layer in wanted}, calls):
             args, kwargs = self._given(calls)
             output = call_model(self.model, type(self.batch)(args, kwargs))
         if arrived is not None:
@@ -241,7 +241,9 @@ class Hooked:
     @functools.cached_property
     def _alone(self) -> dict[str, Tensor]:
         """What each layer computes where everything is at background."""
-        return self.run(self._world({}), self.layers)[1]
+        return (
+            self.background if self.experiment.real else self.run(self._frozen({}), self.layers)[1]
+        )
 
     # -- what else is ----------------------------------------------------------------------------
 
