@@ -431,9 +431,9 @@ class Circuit:
             [
                 head,
                 *(f"  {line}" for line in self.screened()),
-                *([f"  {self.audited}"] if "audit" in self.provenance else []),
                 *(f"  note: {line}" for line in self.notes),
                 *(f"  {path}" for s in SIGNS for path in self._top(s, 3)),
+                *([f"  {self.audited}"] if "audit" in self.provenance else []),
             ]
         )
 

@@ -234,8 +234,6 @@ def audit_effects(
     the samples' own differences (1.5e-8 in float64, 3e-4 in float32: matrix products of other
     shapes add in another order, and later layers enlarge that), and ``64 eps / √samples`` of the
     largest target (rounding of single samples averages out). What differs by more is wrong.
-
-    A model whose output depends on how often it was called disagrees, whatever the effects say.
     """
     until = math.inf if seconds is None else time.monotonic() + seconds
     hooked = Hooked(experiment)

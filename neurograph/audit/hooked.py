@@ -153,11 +153,11 @@ class Hooked:
                 found |= {TARGET} if call == TARGET else set()
         return found
 
-    def end(self, writer: str, reader: str) -> tuple[Tensor, Tensor]:
-        """A writer with all neurons at the contrast's end, and what a reader makes of that."""
+    def end(self, writer: str, reader: str) -> tuple[Tensor, Tensor | None]:
+        """A writer with all neurons at the contrast's end, and what a reader, if called, returns."""
         moved = self._moved(writer, self._every(writer), -1)
         _, computed = self.run(self._frozen({writer: moved}), [reader])
-        return moved, computed[reader]
+        return moved, computed.get(reader)
 
     def _every(self, name: str) -> list[int]:
         return list(range(len(self.experiment.units(name))))

@@ -73,6 +73,8 @@ def _whose(experiment: Experiment, hooked: Hooked) -> str:
     """Name the first layer that returns something else than its product of weights."""
     for (writer, reader), chain in experiment.chains.items():
         moved, computed = hooked.end(writer, reader)
+        if computed is None:
+            continue
         module = experiment.linear(reader)
         product = linear(chain(moved), module.weight, module.bias).to(computed)
         close = math.sqrt(torch.finfo(computed.dtype).eps)
