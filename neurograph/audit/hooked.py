@@ -154,7 +154,7 @@ class Hooked:
         return found
 
     def end(self, writer: str, reader: str) -> tuple[Tensor, Tensor | None]:
-        """A writer with all neurons at the contrast's end, and what a reader, if called, returns."""
+        """A writer with all neurons at the contrast's end, and what a reader then returns."""
         moved = self._moved(writer, self._every(writer), -1)
         _, computed = self.run(self._frozen({writer: moved}), [reader])
         return moved, computed.get(reader)
