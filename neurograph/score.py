@@ -104,9 +104,7 @@ class Scores:
             raise OptionError(f"effects={effects!r}: pass how many to compute again, at least 1")
         study = self._study
         if study is None:
-            raise OptionError(
-                "these scores hold no model to audit with: make them by score()"
-            )
+            raise OptionError("these scores hold no model to audit with: make them by score()")
         study.check_unchanged()
         with placed(study.model, study.options.device):
             claims, estimates = claims_of_table(

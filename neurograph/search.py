@@ -195,7 +195,7 @@ def search(
         circuit = _searched(study, found, start)
         while told := take_slower(study.experiment, circuit.audited):
             found = Found()
-            circuit = _noted(_searched(study, found, time.monotonic()), told)
+            circuit = _slower(study, _searched(study, found, time.monotonic()), told)
         circuit.audited.check()
         return circuit
     except KeyboardInterrupt as stop:
@@ -213,9 +213,11 @@ def _searched(study: Study, found: Found, start: float) -> Circuit:
     return replace(whole, provenance={**whole.provenance, "audit": audit.as_json()})
 
 
-def _noted(circuit: Circuit, note: str) -> Circuit:
-    notes = [note, *circuit.notes]
-    return replace(circuit, provenance={**circuit.provenance, "notes": notes})
+def _slower(study: Study, circuit: Circuit, note: str) -> Circuit:
+    """Note that a circuit was measured without a shortcut, as what attaches it must be."""
+    told = {"notes": [note, *circuit.notes], "narrow": study.experiment.narrow}
+    told["one_by_one"] = study.experiment.replay.one_by_one
+    return replace(circuit, provenance={**circuit.provenance, **told})
 
 
 def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circuit:
@@ -242,6 +244,8 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"this is not the {part} of the circuit ({key} {study.provenance[part][key][:12]}… "
                 f"instead of {known[part][key][:12]}…)"
             )
+    study.experiment.narrow = known.get("narrow", True)
+    study.experiment.replay.one_by_one = known.get("one_by_one", False)
     return replace(circuit, _study=study)
 
 

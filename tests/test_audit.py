@@ -349,6 +349,9 @@ def test_a_search_takes_the_slower_route_where_a_shortcut_is_wrong(
         for key in ("effect", "total_effect"):
             assert circuit.graph.nodes[neuron][key] == pytest.approx(values[key], rel=1e-9)
     assert circuit.audit().agrees  # measuring again goes the same way
+    attached = circuit.detach().attach(circuit.study.model, data)
+    path = circuit.strongest[0]
+    assert attached.measure([path])[0].effect == pytest.approx(path.effect, rel=1e-9)
 
 
 def test_a_part_of_a_circuit_is_audited_without_what_its_neurons_do_together(data: Tensor) -> None:

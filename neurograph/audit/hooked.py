@@ -8,21 +8,19 @@ elements are a neuron and what they move between, the target, and the background
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.layers import Layer, Neuron, main_index
+from neurograph.audit.calls import Calls, hooks
+from neurograph.layers import Layer, Neuron
 from neurograph.nested import flatten, iter_tensors
-from neurograph.replay.observe import call_model, call_name, undisturbed
+from neurograph.replay.observe import call_model, undisturbed
 from neurograph.scoring.experiment import Experiment
-from neurograph.sites import INPUT_SIDE
 
 __all__ = ["TARGET", "Hooked", "Seen"]
 
@@ -101,19 +99,19 @@ class Hooked:
         read: Collection[str],
         arrived: dict[str, list[Tensor]] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        calls = _Calls(forced, read, arrived)
+        calls = Calls(forced, read, arrived)
         hooked = self.layers if arrived is not None else {*forced, *read}
         wanted = [layer for n, layer in self.layers.items() if n in hooked and not layer.is_input]
         for layer in wanted:
             calls.wanted[layer.call].append(layer)
-        with _hooks({layer.module: self._modules[layer.module] for layer in wanted}, calls):
+        with hooks({layer.module: self._modules[layer.module] for layer in wanted}, calls):
             args, kwargs = self._given(calls)
             output = call_model(self.model, type(self.batch)(args, kwargs))
         if arrived is not None:
             arrived[TARGET] = [t.clone() for t in iter_tensors(output)]
         return output, calls.computed
 
-    def _given(self, calls: _Calls) -> tuple[Any, Any]:
+    def _given(self, calls: Calls) -> tuple[Any, Any]:
         """The model's arguments, of which inputs may be forced; copies, as glue may write."""
         names = iter(self._inputs)
         leaves, rebuild = flatten((self.batch.args, dict(self.batch.kwargs)))
@@ -290,79 +288,6 @@ class Hooked:
         rows = torch.where(mask, self._rows(name, moved), self._rows(name, still))
         varies = self.layers[name].layout.varies
         return self.layers[name].layout.tensor(rows if varies else rows[:1])
-
-
-class _Calls:
-    """What hooks do in one call of the model."""
-
-    def __init__(
-        self,
-        forced: Mapping[str, Tensor],
-        read: Collection[str],
-        arrived: dict[str, list[Tensor]] | None,
-    ) -> None:
-        self.forced, self.read, self.arrived = forced, read, arrived
-        self.wanted: dict[str, list[Layer]] = defaultdict(list)
-        self.computed: dict[str, Tensor] = {}
-        self._counts: Counter[str] = Counter()
-        self._running: dict[str, list[str]] = defaultdict(list)
-
-    def passed(self, name: str, value: Tensor) -> Tensor:
-        """Keep what a layer computed, and say what it passes on."""
-        if name in self.read:
-            self.computed[name] = value.clone()
-        return self.forced[name].clone() if name in self.forced else value
-
-    def enter(self, path: str, args: Any, kwargs: Any) -> Any:
-        call = call_name(path, self._counts)
-        self._running[path].append(call)
-        arguments = args, kwargs
-        if call + INPUT_SIDE in self.wanted:
-            leaves, rebuild = flatten(arguments)
-            main = main_index(leaves)
-            if main is not None:
-                arriving = leaves[main]
-                if self.arrived is not None:
-                    self.arrived[call + INPUT_SIDE] = [arriving.clone()]
-                (layer,) = self.wanted[call + INPUT_SIDE]
-                passed = self.passed(layer.name, arriving)
-                arguments = rebuild([passed if leaf is arriving else leaf for leaf in leaves])
-        if self.arrived is not None:
-            self.arrived[call] = [t.clone() for t in iter_tensors(arguments)]
-        return arguments
-
-    def leave(self, path: str, output: Any) -> Any:
-        call = self._running[path].pop()
-        if call not in self.wanted:
-            return output
-        leaves, rebuild = flatten(output)
-        for layer in self.wanted[call]:
-            if layer.leaf < len(leaves) and isinstance(leaves[layer.leaf], Tensor):
-                leaves[layer.leaf] = self.passed(layer.name, leaves[layer.leaf])
-        return rebuild(leaves)
-
-
-@contextlib.contextmanager
-def _hooks(modules: Mapping[str, nn.Module], calls: _Calls) -> Iterator[None]:
-    """Hook modules for the length of a block: first behind them, last in front of them.
-
-    So hooks of the user's own stand where they stand in the model: around its layers.
-    """
-
-    def before(path: str, _module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return calls.enter(path, args, kwargs)
-
-    def after(path: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
-        return calls.leave(path, output)
-
-    with contextlib.ExitStack() as stack:
-        for path, module in modules.items():
-            enter, leave = functools.partial(before, path), functools.partial(after, path)
-            hook = module.register_forward_pre_hook(enter, with_kwargs=True)
-            stack.callback(hook.remove)
-            hook = module.register_forward_hook(leave, with_kwargs=True, prepend=True)
-            stack.callback(hook.remove)
-        yield
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
