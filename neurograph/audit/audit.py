@@ -50,9 +50,6 @@ class Claim:
     stderr: float = math.nan
     through: Seen | None = None
 
-    def __str__(self) -> str:
-        return f"{self.kind} {' → '.join(map(str, self.neurons))}"
-
 
 @dataclass(frozen=True)
 class Disagreement:

@@ -50,6 +50,7 @@ class Calls:
         return self.forced[name].clone() if name in self.forced else value
 
     def enter(self, path: str, args: Any, kwargs: Any) -> Any:
+        """See what a module is given, and say what it is called with."""
         call = call_name(path, self._counts)
         self._running[path].append(call)
         arguments = args, kwargs
@@ -68,6 +69,7 @@ class Calls:
         return arguments
 
     def leave(self, path: str, output: Any) -> Any:
+        """See what a module returned, and say what it passes on."""
         call = self._running[path].pop()
         if call not in self.wanted:
             return output
