@@ -226,15 +226,16 @@ def audit_effects(
 
     Notes
     -----
-    Rounding is what the coarsest floating-point type among the layers' results may do, of which
-    ``eps`` is the distance from 1 to the next number: a share ``√eps`` of the root mean square of
+    Rounding is what the coarsest floating-point type among the layers' and the model's results may
+    do (products in TF32 count as such), of which ``eps`` is the distance from 1 to the next number:
+    a share ``√eps`` of the root mean square of
     the samples' own differences (1.5e-8 in float64, 3e-4 in float32: matrix products of other
     shapes add in another order, and later layers enlarge that), and ``64 eps / √samples`` of the
     largest target (rounding of single samples averages out). What differs by more is wrong.
     """
     until = math.inf if seconds is None else time.monotonic() + seconds
     hooked = Hooked(experiment)
-    eps = max((torch.finfo(t.dtype).eps for t in _floats(hooked)), default=0.0)
+    eps = hooked.eps
     counts: Counter[str] = Counter()
     largest, where, layers, wrong = 0.0, "", dict[str, None](), list[tuple[Claim, Tensor]]()
     for number, claim in enumerate(claims):
@@ -283,10 +284,6 @@ def take_slower(experiment: Experiment, audit: Audit) -> str:
         f"a shortcut gave wrong effects at layer {first.layer!r} ({first.reason}), so everything "
         "was measured without it"
     )
-
-
-def _floats(hooked: Hooked) -> list[Tensor]:
-    return [t for t in hooked.background.values() if t.is_floating_point()]
 
 
 def agree(effect: float, stderr: float, targets: Tensor, eps: float) -> bool:

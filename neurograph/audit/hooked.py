@@ -47,6 +47,8 @@ class Hooked:
         What each layer returns where nothing moves, as the model lays it out.
     unseen : list of str
         Layers whose modules the model runs without calling them, where no hook sees it.
+    eps : float
+        Distance from 1 to the next number in the coarsest type of what layers and model return.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -57,7 +59,8 @@ class Hooked:
         self.size, self.batch = recording.size, recording.batch
         self.layers: dict[str, Layer] = {n: recording.layers[n] for n in experiment.graph}
         self._inputs = [name for name, layer in recording.layers.items() if layer.is_input]
-        _, found = self.run({}, self.layers)
+        output, found = self.run({}, self.layers)
+        self.eps = max(map(_eps, [*found.values(), *iter_tensors(output)]), default=0.0)
         self.unseen = [name for name in self.layers if name not in found]
         self.background = found
         if not experiment.real:
@@ -288,6 +291,15 @@ class Hooked:
         rows = torch.where(mask, self._rows(name, moved), self._rows(name, still))
         varies = self.layers[name].layout.varies
         return self.layers[name].layout.tensor(rows if varies else rows[:1])
+
+
+def _eps(tensor: Tensor) -> float:
+    if not tensor.is_floating_point():
+        return 0.0
+    coarse = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    if tensor.is_cuda and tensor.dtype == torch.float32 and coarse:
+        return 2.0**-10
+    return torch.finfo(tensor.dtype).eps
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
