@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections import Counter
@@ -167,8 +168,8 @@ def choose(
 ) -> list[int]:
     """Choose effects to audit: positions, the most telling first.
 
-    The strongest of all; then one of each layer, in turns its strongest and one that is 0 or else
-    the weakest; then the other of these two; then others at random. What is NaN is not chosen.
+    The strongest of all; then one of each layer, in turns its strongest, one that is 0 or else the
+    weakest, and one at random; then the others of these; then any. What is NaN is not chosen.
 
     Parameters
     ----------
@@ -193,14 +194,14 @@ def choose(
     for name in dict.fromkeys(names[known]):
         inside[name] = known[names[known] == name]
     order = [list(inside)[i] for i in generator.permutation(len(inside))]
-    first, second = [known[size[known].argmax()]] if len(known) else [], []
+    rounds: list[list[int]] = [[known[size[known].argmax()]] if len(known) else [], [], []]
     for turn, name in enumerate(order):
         places = inside[name]
-        both = places[size[places].argmax()], places[size[places].argmin()]
-        first.append(both[turn % 2])
-        second.append(both[1 - turn % 2])
+        strongest, weakest = places[size[places].argmax()], places[size[places].argmin()]
+        for number, place in enumerate((strongest, weakest, generator.choice(places))):
+            rounds[(number + turn) % 3].append(place)
     others = generator.permutation(known)[:most]
-    return [int(i) for i in dict.fromkeys([*first, *second, *others])][:most]
+    return [int(i) for i in dict.fromkeys([*itertools.chain(*rounds), *others])][:most]
 
 
 def audit_effects(
