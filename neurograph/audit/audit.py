@@ -238,19 +238,20 @@ def audit_effects(
     eps = hooked.eps
     counts: Counter[str] = Counter()
     largest, where, layers, wrong = 0.0, "", dict[str, None](), list[tuple[Claim, Tensor]]()
-    for number, claim in enumerate(claims):
-        if number >= _LEAST and time.monotonic() > until:
-            break
-        if not hooked.can_tell(claim.kind, claim.neurons[0]):
-            continue
-        targets = hooked.targets(claim.kind, claim.neurons, claim.through)
-        counts[claim.kind] += 1
-        layers |= dict.fromkeys(neuron.layer for neuron in claim.neurons)
-        difference = abs(claim.effect - float((targets[1] - targets[0]).mean()))
-        if not difference <= largest:
-            largest, where = difference, claim.neurons[0].layer
-        if not agree(claim.effect, claim.stderr, targets, eps):
-            wrong.append((claim, targets))
+    with hooked.held():
+        for number, claim in enumerate(claims):
+            if number >= _LEAST and time.monotonic() > until:
+                break
+            if not hooked.can_tell(claim.kind, claim.neurons[0]):
+                continue
+            targets = hooked.targets(claim.kind, claim.neurons, claim.through)
+            counts[claim.kind] += 1
+            layers |= dict.fromkeys(neuron.layer for neuron in claim.neurons)
+            difference = abs(claim.effect - float((targets[1] - targets[0]).mean()))
+            if not difference <= largest:
+                largest, where = difference, claim.neurons[0].layer
+            if not agree(claim.effect, claim.stderr, targets, eps):
+                wrong.append((claim, targets))
     told = []
     for claim, targets in wrong[:_TOLD]:
         agrees = functools.partial(agree, targets=targets, eps=eps)

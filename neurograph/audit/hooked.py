@@ -8,8 +8,9 @@ elements are a neuron and what they move between, the target, and the background
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -55,6 +56,8 @@ class Hooked:
         self.experiment = experiment
         self.model: nn.Module = experiment.replay.model
         recording = experiment.recording
+        self._held = False
+        self._devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.is_cuda})
         self._modules = dict(self.model.named_modules())
         self.size, self.batch = recording.size, recording.batch
         self.layers: dict[str, Layer] = {n: recording.layers[n] for n in experiment.graph}
@@ -93,8 +96,19 @@ class Hooked:
         computed : dict of str to Tensor
             For the layers in `read`; those that were not called are missing.
         """
-        with undisturbed(self.model):
+        quiet = contextlib.nullcontext() if self._held else undisturbed(self.model)
+        with quiet, torch.random.fork_rng(devices=self._devices):
             return self._call(forced, read, arrived)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the model in eval mode, and what is restored after, for several runs at once."""
+        with undisturbed(self.model):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     def _call(
         self,
