@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,6 +128,13 @@ class Perceptron(nn.Module):
         return self.last(later) + self.beside(hidden)
 
 
+def doubled(linear: Any) -> nn.Linear:
+    """A layer that multiplies by twice the weights."""
+    other = nn.Linear(*reversed(linear.weight.shape)).to(linear.weight)
+    other.load_state_dict({"weight": 2 * linear.weight, "bias": linear.bias})
+    return other
+
+
 @pytest.fixture
 def data() -> Tensor:
     return torch.randn(40, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -160,13 +168,9 @@ def test_wrong_weights_of_the_narrow_route_are_found(
     study = study_of(Perceptron().double(), data, 1)
     own = Experiment.linear
 
-    def wrong(self: Experiment, layer: str) -> nn.Linear:
+    def wrong(self: Experiment, layer: str) -> Any:
         linear = own(self, layer)
-        if layer != "second":
-            return linear
-        other = nn.Linear(linear.in_features, linear.out_features).to(linear.weight)
-        other.load_state_dict({"weight": 2 * linear.weight, "bias": linear.bias})
-        return other
+        return doubled(linear) if layer == "second" else linear
 
     monkeypatch.setattr(Experiment, "linear", wrong)
     audit = audited(study)
@@ -219,6 +223,7 @@ def test_interventions_that_influence_each_other_are_found(
         "neurograph.replay.replay.Replay._check", lambda _self, _job, plans: plans[0]
     )
     study = study_of(model, data, 1)
+    study.experiment.replay.one_by_one = False
     audit = audited(study)
     assert {wrong.reason for wrong in audit.disagreements} == {
         "interventions that share a batch influence each other"
@@ -319,13 +324,19 @@ def test_estimates_are_not_audited_but_told(data: Tensor) -> None:
     assert str(audit) == "audit: no effect was computed again; 23 estimates were not audited"
 
 
-def test_a_search_on_a_layer_graph_that_lacks_an_edge_is_refused(data: Tensor) -> None:
-    model = Perceptron().double()
-    graph = ng.profile(model, data, progress=False)
-    graph.remove_edge("first", "beside")
+def test_a_search_on_a_layer_graph_that_lacks_an_edge_is_refused(
+    data: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*args: Any, **options: Any) -> Study:
+        study = prepare(*args, **options)
+        study.profiled.remove_edge("first", "beside")
+        return study
+
+    for step in ("neurograph.search", "neurograph.score"):
+        monkeypatch.setattr(sys.modules[step], "prepare", lacking)
     with pytest.raises(ModelError, match="'beside' reads 'first', which the layer graph does not"):
-        searched(data, model, profile=graph)
-    scores = ng.score(model, data, 1, profile=graph, progress=False)
+        searched(data)
+    scores = ng.score(Perceptron().double(), data, 1, progress=False)
     assert not scores.audit().agrees
 
 
@@ -334,14 +345,7 @@ def test_a_search_takes_the_slower_route_where_a_shortcut_is_wrong(
 ) -> None:
     right = searched(data)
     own = Experiment.linear
-
-    def wrong(self: Experiment, layer: str) -> nn.Linear:
-        linear = own(self, layer)
-        other = nn.Linear(linear.in_features, linear.out_features).to(linear.weight)
-        other.load_state_dict({"weight": 2 * linear.weight, "bias": linear.bias})
-        return other
-
-    monkeypatch.setattr(Experiment, "linear", wrong)
+    monkeypatch.setattr(Experiment, "linear", lambda self, layer: doubled(own(self, layer)))
     circuit = searched(data)
     assert circuit.audited.agrees
     assert "a shortcut gave wrong effects at layer" in circuit.notes[0]
