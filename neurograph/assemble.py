@@ -11,17 +11,21 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from neurograph.audit.audit import Audit, audit_effects
+from neurograph.audit.collect import claims_of_circuit
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.frontier import Edges, Found
 from neurograph.layers import INPUT_TYPE, Neuron, channels_first
 from neurograph.notes import search_notes
+from neurograph.replay.observe import placed
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, sign_of
 from neurograph.study import Study
 
-__all__ = ["assembled", "measure_paths"]
+__all__ = ["assembled", "audited", "measure_paths"]
 
+_KINDS = 4  # of effects
 _STATISTICS = ("mean", "std", "min", "max")
 _PLAIN = ("type", "shape", "neurons", "parameters", "output")
 
@@ -34,6 +38,31 @@ def measure_paths(study: Study, paths: Sequence[tuple[Neuron, ...]]) -> list[tup
     with study.open() as experiment:
         effects = path_effects(experiment, paths)
     return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
+
+
+def audited(
+    study: Study, circuit: Circuit, *, seconds: float | None = None, effects: int | None = None
+) -> Audit:
+    """Compute some effects of a circuit again by forward hooks alone.
+
+    Parameters
+    ----------
+    study : Study
+        Of the circuit's model.
+    circuit : Circuit
+    seconds : float, optional
+        What that may take; the first few are computed in any case.
+    effects : int, optional
+        About how many; by default one to four of each kind, by the size of the circuit.
+    """
+    study.check_unchanged()
+    known = sum(table["effect"].size for table in circuit.scores.values())
+    size = known + circuit.graph.number_of_edges()
+    of_each = min(4, 1 + size // 5000) if effects is None else max(1, effects // _KINDS)
+    with placed(study.model, study.options.device):
+        seed = study.options.seed
+        claims, estimates = claims_of_circuit(circuit, study.experiment, of_each=of_each, seed=seed)
+        return audit_effects(study.experiment, claims, seconds=seconds, estimates=estimates)
 
 
 def _check_path(study: Study, path: tuple[Neuron, ...]) -> None:

@@ -13,6 +13,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
+from neurograph.audit.audit import Audit
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE, Neuron
 from neurograph.paths import Path, PathQuery, check_sign, format_effect, name_of
@@ -301,7 +302,8 @@ class Circuit:
         for neuron in chosen:
             self._check_neuron(neuron)
         inside = tuple(p for p in self.strongest if chosen.issuperset(p.neurons))
-        return replace(self, graph=self.graph.subgraph(chosen).copy(), strongest=inside)
+        graph, provenance = self.graph.subgraph(chosen).copy(), {**self.provenance, "part": True}
+        return replace(self, graph=graph, strongest=inside, provenance=provenance)
 
     def explain(self, neuron: Neuron | tuple[Any, ...], k: int = 3) -> str:
         """Describe one neuron in words: its statistics, effects, edges and strongest paths."""
@@ -336,6 +338,42 @@ class Circuit:
         from neurograph.search import attach
 
         return attach(self, model, data, **options)
+
+    def audit(self, effects: int = 40) -> Audit:
+        """Compute effects again by forward hooks alone, on the attached model.
+
+        Nothing of how the search measured is used: a module is called as the model calls it, and
+        hooks replace what it returns. The strongest of each kind (of neurons through the circuit
+        and in total, of edges and paths), the weakest and others at random are compared, on all
+        reference samples, of neurons that were not kept, too.
+
+        Parameters
+        ----------
+        effects : int
+            About how many; at least one of each layer.
+
+        Returns
+        -------
+        Audit
+            How many were compared, the largest difference, on which layers; and what differs by
+            more than rounding, with the likely reason: ``audit.agrees``, ``audit.check()``.
+
+        Raises
+        ------
+        OptionError
+            The circuit has no model (call `attach` first), or `effects` is less than 1.
+        """
+        from neurograph.assemble import audited
+
+        if type(effects) is not int or effects < 1:
+            raise OptionError(f"effects={effects!r}: pass how many to compute again, at least 1")
+        return audited(self.study, self, effects=effects)
+
+    @property
+    def audited(self) -> Audit:
+        """The audit that the search ended with; an empty one where there was none."""
+        told = self.provenance.get("audit")
+        return Audit() if told is None else Audit.from_json(told)
 
     def detach(self) -> Circuit:
         """Return the circuit without its model, as `load` would: nothing new is measured."""
@@ -395,6 +433,7 @@ class Circuit:
                 *(f"  {line}" for line in self.screened()),
                 *(f"  note: {line}" for line in self.notes),
                 *(f"  {path}" for s in SIGNS for path in self._top(s, 3)),
+                *([f"  {self.audited}"] if "audit" in self.provenance else []),
             ]
         )
 

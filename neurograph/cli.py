@@ -200,6 +200,8 @@ def explore(
     _write(circuit, out, html, quiet)
     for line in (*circuit.screened(), *circuit.notes):
         say(line)
+    if not quiet:
+        say(str(circuit.audited))
     tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
 
 

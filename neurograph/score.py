@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import networkx as nx
@@ -14,10 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from neurograph.audit.audit import Audit, audit_effects
+from neurograph.audit.collect import claims_of_table
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.positions import Positions
 from neurograph.progress import Progress
+from neurograph.replay.observe import placed
 from neurograph.scoring.auto import Auto
 from neurograph.scoring.budget import parse_budget
 from neurograph.scoring.choose import choose_scorer
@@ -60,6 +63,7 @@ class Scores:
     target: str
     screening: Screening | None
     provenance: Mapping[str, Any]
+    _study: Study | None = field(default=None, repr=False)
 
     def ranking(self, by: Literal["effect", "rms"] = "effect") -> pd.Series:
         """Effects, indexed by the columns that say whose they are; strongest first.
@@ -80,6 +84,33 @@ class Scores:
         places = [c for c in self.table if c not in _NUMBERS]
         values = self.table.set_index(places)[by].dropna()
         return values.sort_values(ascending=False, kind="stable") if by == "rms" else values
+
+    def audit(self, effects: int = 40) -> Audit:
+        """Compute some effects again by forward hooks alone; see `Circuit.audit`.
+
+        Parameters
+        ----------
+        effects : int
+            How many: the strongest, the weakest and others at random, at least one of each layer.
+
+        Raises
+        ------
+        OptionError
+            `effects` is less than 1.
+        ModelError
+            The model's weights have changed since.
+        """
+        if type(effects) is not int or effects < 1:
+            raise OptionError(f"effects={effects!r}: pass how many to compute again, at least 1")
+        study = self._study
+        if study is None:
+            raise OptionError("these scores hold no model to audit with: make them by score()")
+        study.check_unchanged()
+        with placed(study.model, study.options.device):
+            claims, estimates = claims_of_table(
+                self.table, study.experiment, most=effects, seed=study.options.seed
+            )
+            return audit_effects(study.experiment, claims, estimates=estimates)
 
     def __repr__(self) -> str:
         kind = "edges" if "source_layer" in self.table else "neurons"
@@ -199,7 +230,8 @@ def score(
                 scored=int(table["effect"].notna().sum()),
                 measured=int(table["measured"].sum()),
             )
-        return Scores(table, study.target.name, told, {**study.provenance, "of": of})
+        provenance = {**study.provenance, "of": of}
+        return Scores(table, study.target.name, told, provenance, study)
 
     try:
         with (

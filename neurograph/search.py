@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from neurograph.agreement import check_agreement
-from neurograph.assemble import assembled
+from neurograph.assemble import assembled, audited
+from neurograph.audit.audit import take_slower
 from neurograph.circuit import Circuit
 from neurograph.contrast import Background, Contrast, FromMean, FromZero, Quantiles, Resample
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
@@ -36,6 +37,7 @@ from neurograph.units import Groups
 __all__ = ["attach", "search"]
 
 _PHASES = {"nodes": 0.7, "totals": 0.7, "edges": 0.9}  # of the budget; paths have the rest
+_AUDIT, _AUDIT_SECONDS = 0.1, 2.0  # what the audit may take: a share of the search, or so long
 _FIRST_PATHS = 8  # measured whatever they take: they tell what one does
 
 
@@ -151,6 +153,10 @@ def search(
 
     Notes
     -----
+    At the end some of the effects are computed again by forward hooks alone on the plain model,
+    at least one of each layer. If they differ by more than rounding, slower routes are tried, and
+    where none gives what hooks give, a ModelError names the layer and the likely reason.
+
     Effects through chosen outputs are path patching (Wang et al. 2023, arXiv:2211.00593;
     Goldowsky-Dill et al. 2023, arXiv:2304.05969) with an output mask.
 
@@ -187,13 +193,32 @@ def search(
     found, study, start = Found(), None, time.monotonic()
     try:
         study = prepare(model, data, target, options, profile)
-        _fill(study, found, start)
-        bare = assembled(study, found, complete=True)
-        return replace(bare, strongest=_strongest(study, bare, start))
+        circuit = _searched(study, found, start)
+        while told := take_slower(study.experiment, circuit.audited):
+            found = Found()
+            circuit = _slower(study, _searched(study, found, time.monotonic()), told)
+        circuit.audited.check()
+        return circuit
     except KeyboardInterrupt as stop:
         if study is None or not found.kept:
             raise SearchInterrupted(None) from stop
         raise SearchInterrupted(assembled(study, found, complete=False)) from stop
+
+
+def _searched(study: Study, found: Found, start: float) -> Circuit:
+    """Search, measure the strongest paths, and have some of all that computed again by hooks."""
+    _fill(study, found, start)
+    bare = assembled(study, found, complete=True)
+    whole = replace(bare, strongest=_strongest(study, bare, start))
+    audit = audited(study, whole, seconds=max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start)))
+    return replace(whole, provenance={**whole.provenance, "audit": audit.as_json()})
+
+
+def _slower(study: Study, circuit: Circuit, note: str) -> Circuit:
+    """Note that a circuit was measured without a shortcut, as what attaches it must be."""
+    told = {"notes": [note, *circuit.notes], "narrow": study.experiment.narrow}
+    told["one_by_one"] = study.experiment.replay.one_by_one
+    return replace(circuit, provenance={**circuit.provenance, **told})
 
 
 def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circuit:
@@ -221,6 +246,8 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"this is not the {part} of the circuit ({key} {study.provenance[part][key][:12]}… "
                 f"instead of {known[part][key][:12]}…)"
             )
+    study.experiment.narrow = known.get("narrow", True)
+    study.experiment.replay.one_by_one = known.get("one_by_one", False)
     attached = replace(circuit, _study=study)
     check_agreement(circuit, attached, study)
     return attached

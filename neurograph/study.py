@@ -33,10 +33,11 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
-from neurograph.nested import dense_parts
+from neurograph.nested import dense_parts, flatten
 from neurograph.padding import find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
+from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
@@ -198,15 +199,12 @@ def prepare(
             padding = profiled.graph.get("padding", padding)
         actual = padding.on(actual)
         inputs = input_tensors(model, actual.batch)
-        twins: Twins | None = None
-        if isinstance(contrast, Counterfactual):
-            twins = _corrupt(contrast, model, positions, actual)
-        elif isinstance(contrast, Resample):
-            donors = draw_donors(actual.size, options.seed)
-            twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
+        twins = _twins(contrast, model, positions, actual, options.seed)
         with Replay(model, actual) as replay:
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
         background = with_background(actual, options.background, profiled)
+        if background is not actual:
+            background = _left_out_settled(model, background)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)
 
@@ -261,6 +259,24 @@ def _check_size(profiled: nx.DiGraph, batch: Batch) -> None:
             f"the model takes batches of {size} samples and no others, but the background has "
             f"{batch.size}: pass reference={size}, and data in batches of {size}"
         )
+
+
+def _left_out_settled(model: nn.Module, background: Recording) -> Recording:
+    """Record what layers left out compute where all others are at background: they are glue."""
+    left_out = {name for name in background.layers if not background.is_searched(name)}
+    if not left_out:
+        return background
+    calls = dict(background.calls)
+
+    def hear(event: str, call: str, value: Any) -> None:
+        if event == "returned" and any(n.name in left_out for n in background.by_call[call]):
+            leaves = [x.clone() if isinstance(x, Tensor) else x for x in flatten(value)[0]]
+            calls[call] = replace(calls[call], leaves=leaves)
+
+    plan = Plan(frozen=frozenset(background.layers) - left_out, open=frozenset(left_out))
+    with Replay(model, background) as replay:
+        replay.run(plan, listen=hear)
+    return replace(background, calls=calls)
 
 
 def _needs_statistics(contrast: Contrast, background: Background) -> bool:
@@ -337,6 +353,22 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) ->
             raise OptionError(
                 f"the profile has {known} neurons for layer {name!r}, the model {layer.neurons}"
             )
+
+
+def _twins(
+    contrast: Contrast,
+    model: nn.Module,
+    positions: tuple[int, ...],
+    actual: Recording,
+    seed: int,
+) -> Twins | None:
+    """Find what neurons move from, where that is other samples."""
+    if isinstance(contrast, Counterfactual):
+        return _corrupt(contrast, model, positions, actual)
+    if not isinstance(contrast, Resample):
+        return None
+    inputs, donors = input_tensors(model, actual.batch), draw_donors(actual.size, seed)
+    return Resampled(actual, inputs, donors, seed if contrast.positions else None)
 
 
 def _corrupt(

@@ -419,7 +419,8 @@ def test_a_neuron_is_explained(circuit: Circuit) -> None:
 
 
 def test_its_repr_says_what_it_is(circuit: Circuit, loaded: Circuit) -> None:
-    head, *paths = repr(circuit).splitlines()
+    head, *paths, audit = repr(circuit).splitlines()
+    assert audit == f"  {circuit.audited}"
     graph = circuit.graph
     assert head.startswith(f"Circuit of 'ill': {len(graph)} neurons (")
     assert f"in 4 layers, {graph.number_of_edges()} edges" in head

@@ -222,7 +222,7 @@ def test_explore_writes_circuit_and_page_and_prints_paths(here: Path) -> None:
     result = done("explore", "net.py:Net", "--data", "x.csv", *options)
     circuit = neurograph.load("x.circuit")
     assert "<html" in Path("x.html").read_text()
-    assert result.stderr == "wrote x.circuit\nwrote x.html\n"
+    assert result.stderr == f"wrote x.circuit\nwrote x.html\n{circuit.audited}\n"
     wanted = [p for sign in ("positive", "negative") for p in circuit.paths(10, sign=sign)]  # type: ignore[arg-type]
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["path", "effect"]

@@ -78,7 +78,9 @@ def _payload(circuit: Circuit) -> Any:
     data: dict[str, Any] = {"title": f"Circuit of {circuit.target}", "target": circuit.target}
     data |= {"columns": bands, "paths": paths}
     data |= {"nodes": net.nodes, "edges": net.edges, "notes": notes}
-    data["provenance"] = {key: v for key, v in circuit.provenance.items() if key != "notes"}
+    data["audit"] = str(circuit.audited) if "audit" in circuit.provenance else ""
+    elsewhere = ("notes", "audit")
+    data["provenance"] = {k: v for k, v in circuit.provenance.items() if k not in elsewhere}
     return data
 
 

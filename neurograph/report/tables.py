@@ -144,6 +144,8 @@ def facts_table(circuit: Circuit) -> Table:
         facts[key] = " ".join(name if value is True else str(value) for name, value in fields)
     facts |= dict(line.split(": ", 1) for line in circuit.screened())
     facts |= {f"note {number}": note for number, note in enumerate(circuit.notes, start=1)}
+    if "audit" in known:
+        facts["audit"] = str(circuit.audited).removeprefix("audit: ")
     facts["versions"] = ", ".join(f"{name} {value}" for name, value in known["versions"].items())
     facts["complete"] = "yes" if known["complete"] else "no, interrupted"
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -106,6 +106,11 @@ class Experiment:
         Bytes that the rows of one replay may take.
     real : bool
         Whether the background is what a run of the model gives, and so consistent.
+
+    Attributes
+    ----------
+    narrow : bool
+        Whether products of weights may stand for calls of Linear layers behind chains.
     """
 
     def __init__(
@@ -126,6 +131,7 @@ class Experiment:
         self.target = target
         self.memory = memory
         self.real = real
+        self.narrow = True
         self.chains: Mapping[tuple[str, str], Chain] = {}
         self.units = functools.cache(units)
         self.moving = functools.cache(moving)
@@ -149,7 +155,8 @@ class Experiment:
     def __enter__(self) -> Experiment:
         self.replay.__enter__()
         try:
-            self.chains = self.chains or find_chains(self.replay)
+            if self.narrow:
+                self.chains = self.chains or find_chains(self.replay)
         except BaseException:
             self.replay.__exit__()
             raise

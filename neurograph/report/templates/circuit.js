@@ -10,6 +10,7 @@
     $("summary").textContent = `No neuron was found to push ${target} up or down.`;
     $("notes").replaceChildren(...data.notes.map((note) => el("li", {}, note)));
     $("notes").hidden = !data.notes.length;
+    showAudit();
     window.neurograph = {
       ready: true, select: () => false, selection: () => null, setThreshold: () => {},
       visible: () => ({ nodes: 0, edges: 0 }), position: () => null,
@@ -19,6 +20,12 @@
 
   const peak = (items) => items.reduce((top, item) => Math.max(top, size(item.effect)), 0);
   const effectText = (item) => withError(item.effect, item.stderr).join("");
+
+  /** What computing some effects again by hooks alone gave. */
+  function showAudit() {
+    $("audit").textContent = data.audit;
+    $("audit").hidden = !data.audit;
+  }
 
   function effectChip(item, key = "effect", error = "stderr") {
     const [value, spread] = withError(item[key], item[error]);
@@ -379,6 +386,7 @@
   function showNotes() {
     $("notes").replaceChildren(...data.notes.map((note) => el("li", {}, note)));
     $("notes").hidden = !data.notes.length;
+    showAudit();
   }
 
   function showSummary() {
