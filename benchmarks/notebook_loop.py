@@ -113,17 +113,19 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     seconds = timed(ours, repeats=25)
     loop, worst = 0.0, 0.0
     generator = torch.Generator().manual_seed(0)
-    for sign in SIGNS:
-        for writer, reader in itertools.pairwise(LAYERS):
-            width = len(found.scores[writer][sign])
-            chosen = torch.randperm(width, generator=generator)[:sample].tolist()
-            seen = found.indices(sign, reader)
-            effects, took = loop_effects(study, reader, writer, chosen, seen)
-            mine = torch.from_numpy(found.scores[writer][sign])[chosen]
-            scale = mine.abs().max()
-            worst = max(worst, float((effects - mine).abs().max() / scale))
-            loop += took * width / len(chosen)
-    calls = 2 * 7 * sum(len(found.scores[name]["positive"]) for name in LAYERS[:-1])
+    calls = 0
+    for writer, reader in itertools.pairwise(LAYERS):
+        table = found.scores[writer]
+        for sign in SIGNS:  # through what raises, through what lowers: the loop's two searches
+            if f"through_{sign}_effect" not in table:
+                continue
+            scores = torch.from_numpy(table[f"through_{sign}_effect"])
+            chosen = torch.randperm(len(scores), generator=generator)[:sample].tolist()
+            effects, took = loop_effects(study, reader, writer, chosen, found.part(reader, sign))
+            mine = scores[chosen]
+            worst = max(worst, float((effects - mine).abs().max() / mine.abs().max()))
+            loop += took * len(scores) / len(chosen)
+            calls += 7 * len(scores)
     return (
         f"| {reference} | {calls:,} | {loop:.1f} s | {1e3 * seconds:.1f} ms | "
         f"{loop / seconds:,.0f} | {worst:.0e} |"

@@ -154,7 +154,7 @@ def _hidden(note: Notes, found: ng.Comparisons) -> None:
     circuit = found.circuits()[names[0]]
     for layer in ("linear1", "linear2"):
         kept = table[table["layer"] == layer]
-        width = len(circuit.scores[layer]["positive"])
+        width = len(circuit.effects_of(layer))
         # The chance that a neuron is kept by so many: circuits keep neurons independently.
         chance = np.array([1.0])
         for name in names:

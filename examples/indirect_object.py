@@ -72,15 +72,13 @@ def main() -> None:
         circuit = ng.search(
             model,
             # A right and a wrong token for each prompt; logits of the last position are enough.
-            {"input_ids": clean, "labels": names, "logits_to_keep": 1},
+            ({"input_ids": clean, "logits_to_keep": 1}, names),
             ng.logit_difference(position="last"),
             layers=[HEADS, NEURONS],
             groups={HEADS: "heads"},
             positions="each",
             tokenizer=tokenizer,
-            contrast=ng.Counterfactual(
-                {"input_ids": corrupt, "labels": names, "logits_to_keep": 1}
-            ),
+            contrast=ng.Counterfactual(({"input_ids": corrupt, "logits_to_keep": 1}, names)),
             reference=len(SCENES),
             keep="above:0.1",
             budget=8,

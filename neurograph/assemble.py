@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,9 +15,9 @@ from neurograph.audit.audit import Audit, audit_effects
 from neurograph.audit.collect import claims_of_circuit
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
-from neurograph.frontier import Found
+from neurograph.frontier import Edges, Found
 from neurograph.layers import INPUT_TYPE, Neuron, channels_first
-from neurograph.notes import search_notes, still_notes
+from neurograph.notes import search_notes
 from neurograph.replay.observe import placed
 from neurograph.scoring.exact import path_effects
 from neurograph.selection import SIGNS, sign_of
@@ -90,8 +90,8 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
             neuron = units.neuron(unit)
             effects = _effects(study, found, neuron, unit)
             graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
-    for (writer, reader), edge in found.edges.items():
-        graph.add_edge(writer, reader, **edge._asdict(), sign=sign_of(edge.effect))
+    for edges in found.edges:
+        graph.add_edges_from(_edges(study, edges))
     layers = nx.DiGraph()
     for name, data in study.profiled.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
@@ -112,25 +112,20 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
     return Circuit(graph, layers, study.target.name, (), scores, provenance, study)
 
 
+def _edges(study: Study, edges: Edges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
+    start, end = study.experiment.units(edges.writer), study.experiment.units(edges.reader)
+    keys = ("effect", "stderr", "measured", "transfer")
+    rows = zip(edges.pairs.tolist(), *(getattr(edges, key).tolist() for key in keys), strict=True)
+    for (i, j), *values in rows:
+        told = dict(zip(keys, values, strict=True))
+        yield start.neuron(i), end.neuron(j), told | {"sign": sign_of(told["effect"])}
+
+
 def _notes(study: Study, found: Found) -> list[str]:
     def name(layer: str, unit: int) -> str:
         return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
 
-    still = [
-        name(layer, unit)
-        for layer in found.scores
-        if study.profiled.nodes[layer]["type"] == INPUT_TYPE
-        for unit in _still(study, layer)
-    ]
-    return [*search_notes(found, study.target.name, name), *still_notes(still)]
-
-
-def _still(study: Study, layer: str) -> list[int]:
-    """Neurons whose first and last value are the same, so that they have no effect to measure."""
-    levels, members = study.experiment.levels(layer), study.experiment.units(layer).members
-    moves = (levels[0] != levels[-1]).any(dim=0)
-    unmoved: list[int] = (~moves[members].any(dim=1)).nonzero()[:, 0].tolist()
-    return unmoved
+    return [*study.provenance["notes"], *search_notes(found, study.target.name, name)]
 
 
 def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:

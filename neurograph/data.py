@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from neurograph.batch import (
+    LABEL_KEYS,
+    Batch,
+    as_batch,
+    concatenate,
+    describe_shapes,
+    fingerprint,
+    is_sole_argument,
+    shape_of,
+    unknown_key,
+)
 from neurograph.errors import DataError
-from neurograph.nested import iter_tensors, tree_map
+from neurograph.layers import main_index
+from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
+from neurograph.reading import collated, is_scalar, of_numbers, read_inputs, read_labels
+from neurograph.taking import FEW, cast, find_casts, output_of
 
 __all__ = [
     "Batch",
@@ -28,39 +42,7 @@ __all__ = [
     "fingerprint",
 ]
 
-_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch: what `model(*args, **kwargs)` gets, and the labels beside it (or None)."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    labels: Any = None
-
-    @functools.cached_property
-    def size(self) -> int:
-        """How many samples: the first dimension of the first input tensor."""
-        first = next(self.tensors(), None)
-        if first is None or first.dim() == 0:
-            raise DataError("a batch holds no tensor with a batch dimension: pass model inputs")
-        return int(first.shape[0])
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield the tensors among the model's inputs."""
-        return iter_tensors((self.args, dict(self.kwargs)))
-
-    def map(self, change: Any) -> Batch:
-        """Return the batch with `change` applied to every tensor that has one row a sample."""
-        size = self.size
-
-        def on_rows(leaf: Any) -> Any:
-            by_row = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
-            return change(leaf) if by_row else leaf
-
-        args, kwargs, labels = tree_map(on_rows, (self.args, dict(self.kwargs), self.labels))
-        return Batch(args, kwargs, labels)
+_COLLATED = 3  # single samples that are tried as a batch
 
 
 class Source:
@@ -68,40 +50,60 @@ class Source:
 
     Parameters
     ----------
-    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
-        A batch (an item of the last two) is a tensor, a pair ``(inputs, labels)``, or a dict of
-        keyword arguments. Several positional inputs are a tuple inside the pair:
-        ``((x1, x2), y)``.
+    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list
+        A batch (an item of a DataLoader or a list) is a tensor, a pair ``(inputs, labels)``, or a
+        dict of keyword arguments. Several positional inputs are a tuple inside the pair:
+        ``((x1, x2), y)``. The items of a list may be single samples too, as those of a Dataset
+        are; where it cannot be seen which they are, the model is asked what it takes.
     model : Module
         Whose ``forward`` signature says which keys of a dict are inputs, and on whose device
         the batches go.
     batch_size : int
         Samples a batch where the data does not come in batches already.
 
+    Attributes
+    ----------
+    feature_names : tuple of str or None
+        Columns of a DataFrame.
+    classes : tuple of str or None
+        What labels that are words stand for: batches hold their numbers, in sorted order. Known
+        once a batch was read.
+    notes : tuple of str
+        What was decided about the data while it was read, in plain sentences.
+
     Raises
     ------
     DataError
-        Data of no known kind, an iterator that can be read only once, no samples, or values
-        that are NaN or infinite.
+        Data of no known kind, an iterator that can be read only once, no samples, values that
+        are NaN or infinite, columns that are not numbers, or samples of different shapes.
     """
 
     def __init__(self, data: Any, model: nn.Module, *, batch_size: int = 256) -> None:
-        self._data = data
         self._batch_size = batch_size
+        self._model = model
         parameter = next(model.parameters(), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
         self._dtype = _float_dtype(model)
         self._parameters = inspect.signature(model.forward).parameters
-        self.feature_names = (
-            tuple(map(str, _inputs_of(data).columns))
-            if isinstance(_inputs_of(data), pd.DataFrame)
-            else None
-        )
+        self._notes: dict[str, None] = {}
+        self._casts: dict[int, torch.dtype] | None = None
+        self._fixed: frozenset[int] | None = None
+        self.classes: tuple[str, ...] | None = None
         if isinstance(data, Iterator):
             raise DataError(
                 "data is an iterator, which can be read only once: pass a list of its batches, "
                 "a Dataset or a DataLoader"
             )
+        if isinstance(data, list) and of_numbers(data):
+            data = collated(data)
+        self._data = data
+        columns = _columns(data)
+        self.feature_names = None if columns is None else tuple(map(str, columns))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided about the data while it was read."""
+        return tuple(self._notes)
 
     @property
     def shuffled(self) -> bool:
@@ -116,129 +118,254 @@ class Source:
             if batch.size == 0:
                 continue
             _check_finite(batch, position)
+            if self._casts is None:
+                self._settle(batch)
             empty = False
-            yield batch
+            yield self._cast(batch)
         if empty:
             raise DataError("data holds no samples")
+
+    # -- kinds of data ---------------------------------------------------------------------------
 
     def _raw(self) -> Iterable[Any]:
         data = self._data
         if isinstance(data, DataLoader):
             return data
-        if isinstance(data, Dataset):
-            return DataLoader(data, batch_size=self._batch_size)
-        if isinstance(data, tuple) and len(data) == 2:
-            return self._slices(data)
-        if isinstance(data, (Tensor, np.ndarray, pd.DataFrame)):
+        if isinstance(data, Dataset) or _is_table(data):
+            return DataLoader(data, batch_size=self._batch_size, collate_fn=collated)
+        if isinstance(data, PackedSequence):
+            return [data]
+        if isinstance(data, (Tensor, np.ndarray, pd.DataFrame, pd.Series)):
             return self._slices((data, None))
         if isinstance(data, Mapping):
+            parts = [key for key, part in data.items() if _is_table(part)]
+            if parts:
+                raise DataError(f"data is a dict of datasets: pass one of them, [{parts[0]!r}] say")
             return self._slices(dict(data))
+        if hasattr(data, "_fields") and any(f in self._parameters for f in data._fields):
+            return self._slices(data._asdict())
+        if isinstance(data, tuple) and len(data) == 2:
+            return self._slices(data)
         if isinstance(data, tuple):
             raise DataError(
                 f"data is a tuple of {len(data)}: pass (X, y), and several inputs as ((x1, x2), y)"
             )
-        if isinstance(data, Iterable) and not isinstance(data, str):
+        if isinstance(data, list):
+            return self._chunks(data) if data and self._holds_samples else data
+        if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
             return data
+        if hasattr(data, "to_numpy") or hasattr(data, "__array__"):
+            return self._slices((data, None))
         raise DataError(
             f"data is {type(data).__name__}: pass a tensor, an (X, y) pair, a dict, a Dataset "
             "or a DataLoader"
         )
 
+    def _chunks(self, samples: list[Any]) -> Iterator[Any]:
+        for start in range(0, len(samples), self._batch_size):
+            yield collated(samples[start : start + self._batch_size])
+
+    @functools.cached_property
+    def _holds_samples(self) -> bool:
+        """Whether the items of a list are single samples rather than batches.
+
+        One label, or no dimension, tells a sample. Else the model is asked: batches of rows, or
+        rows, are what it returns a row for each of.
+        """
+        first, told = self._data[0], _told(self._data[0])
+        if told is not None:
+            return told
+        tensors = list(iter_tensors(read_inputs(first, self._dtype)))
+        flat = bool(tensors) and tensors[0].dim() < 2
+        alike = len({_shapes(item) for item in self._data[:-1]}) <= 1
+        ways = {False: lambda: first, True: lambda: collated(self._data[:_COLLATED])}
+        fits = {kind: self._takes(make) for kind, make in ways.items() if alike or not kind}
+        if flat and not fits[False] and not alike:
+            collated(self._data)  # says how they differ
+        chosen = flat if all(fits.get(kind) for kind in ways) else bool(fits.get(True))
+        if fits[False] and fits.get(True) and tensors:
+            what = "single samples" if chosen else f"batches of {tensors[0].shape[0]} samples"
+            self._note(
+                f"the items of the list are taken for {what} (the model takes them as batches and "
+                "as single samples): pass one tensor, or batches, to choose"
+            )
+        return chosen
+
+    def _takes(self, make: Any) -> bool:
+        """Whether the model returns a row for each row of a batch."""
+        try:
+            batch = self._batch(make())
+            self._settle(batch)
+            output, self._casts = output_of(self._model, self._cast(batch)), None
+        except DataError:
+            return False
+        leaves, _ = flatten(output)
+        index = main_index(leaves)
+        sizes = ((min(FEW, batch.size),), (batch.size,))
+        return index is not None and leaves[index].shape[:1] in sizes
+
     def _slices(self, whole: Any) -> Iterator[Any]:
-        whole = tree_map(self._tensor, whole)
         inputs = whole[0] if isinstance(whole, tuple) else whole
+        inputs = list(inputs) if _is_listed(inputs) else inputs
+        if isinstance(inputs, list) and (of_numbers(inputs) or len(inputs) > self._most_inputs):
+            inputs = collated(inputs)
+        if isinstance(inputs, dict):
+            apart = {key: inputs[key] for key in LABEL_KEYS if key in inputs}
+            inputs = {**inputs, **read_labels(apart, self._dtype)}
+        inputs = read_inputs(inputs, self._dtype)
+        labels = self._labels(whole[1]) if isinstance(whole, tuple) else None
         sizes = [t.shape[0] for t in iter_tensors(inputs) if t.dim() > 0]
         if not sizes:
             raise DataError("data holds no tensor with a batch dimension")
         size = sizes[0]
-        labels = whole[1] if isinstance(whole, tuple) else None
         if isinstance(labels, Tensor) and labels.shape[:1] != (size,):
             raise DataError(f"X has {size} samples but y has shape {tuple(labels.shape)}")
         for start in range(0, size, self._batch_size):
             rows = slice(start, start + self._batch_size)
 
             def cut(leaf: Any, rows: slice = rows) -> Any:
-                by_row = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
-                return leaf[rows] if by_row else leaf
+                by_row = isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0
+                return leaf[rows] if by_row and leaf.shape[0] == size else leaf
 
-            yield tree_map(cut, whole)
+            yield tree_map(cut, (inputs, labels) if isinstance(whole, tuple) else inputs)
 
-    def _tensor(self, leaf: Any) -> Any:
-        if isinstance(leaf, (pd.DataFrame, pd.Series)):
-            leaf = leaf.to_numpy()
-        if isinstance(leaf, np.ndarray):
-            if leaf.dtype == object:
-                raise DataError("data has columns that are not numbers: encode them first")
-            leaf = torch.as_tensor(leaf)
-            # NumPy's default is float64; a model in float32 could not take it.
-            return leaf.to(self._dtype) if leaf.is_floating_point() else leaf
-        return leaf
+    @property
+    def _most_inputs(self) -> float:
+        """How many positional inputs forward takes."""
+        kinds = [p.kind for p in self._parameters.values()]
+        return float("inf") if inspect.Parameter.VAR_POSITIONAL in kinds else len(kinds)
+
+    # -- one batch -------------------------------------------------------------------------------
 
     def _batch(self, raw: Any) -> Batch:
-        raw = tree_map(self._tensor, raw)
-        raw = tree_map(lambda x: x.to(self._device) if isinstance(x, Tensor) else x, raw)
-        return as_batch(raw, self._parameters)
+        split = as_batch(raw, self._parameters)
+        sole = len(split.args) == 1 and is_sole_argument(split.args[0], self._parameters)
+        taken = {key for key in LABEL_KEYS if key in split.kwargs}
+        tree = (split.args, dict(split.kwargs))
+        args, kwargs = self._on_device(read_inputs(tree, self._dtype))
+        batch = Batch(args, kwargs, self._on_device(self._labels(split.labels)))
+        batch = replace(batch, fixed=self._without_rows(batch))
+        if sole:
+            self._check_sole(batch)
+        for key in sorted(taken):
+            self._note(f"{key!r} of the data is passed to the model, whose forward takes it")
+        if isinstance(raw, Mapping) and not sole:
+            self._tell_left_out(raw, split)
+        return batch
+
+    def _without_rows(self, batch: Batch) -> frozenset[int]:
+        """Which inputs have no row for each sample, by the first batch, and say so."""
+        leaves, _ = flatten((batch.args, dict(batch.kwargs)))
+        tensors = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.dim() > 0}
+        if self._fixed is None or not self._fixed <= tensors.keys():
+            odd = {i: x for i, x in tensors.items() if x.shape[0] != batch.size}
+            self._fixed = frozenset(odd)
+            for i, tensor in odd.items():
+                name = leaf_names((batch.args, dict(batch.kwargs)))[i].split(".", 1)[-1]
+                self._note(
+                    f"the input {name!r} ({shape_of(tensor)}) has no row for each of the "
+                    f"{batch.size} samples: it is the same for all of them"
+                )
+        return self._fixed
+
+    def _tell_left_out(self, raw: Mapping[str, Any], split: Batch) -> None:
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
+        for key in LABEL_KEYS:
+            if open_ended and key in raw and key not in split.kwargs:
+                self._note(
+                    f"{key!r} of the data is taken for labels and not passed to the model, whose "
+                    "forward does not name it"
+                )
+
+    def _check_sole(self, batch: Batch) -> None:
+        """DataError if the model does not take the dict as its one argument either."""
+        name = next(iter(self._parameters))
+        if self._casts is not None or output_of(self._model, batch) is not None:
+            self._note(f"the data's dict is passed to the model whole, as its argument {name!r}")
+            return
+        raise unknown_key(next(iter(batch.args[0])), self._parameters)
+
+    def _labels(self, labels: Any) -> Any:
+        """Labels as numbers: words as the numbers of their classes, in sorted order."""
+        found = read_labels(labels, self._dtype)
+        if not isinstance(found, np.ndarray):
+            return found
+        if self.classes is None:
+            self.classes = self._words(found)
+        known = {word: number for number, word in enumerate(self.classes)}
+        return torch.tensor([known[word] for word in found.tolist()])
+
+    def _words(self, first: np.ndarray) -> tuple[str, ...]:
+        """All words among the labels, sorted: data in batches are read through for them."""
+        words = set(first.tolist())
+        if not isinstance(self._data, (tuple, Mapping)):
+            for raw in self._raw():
+                labels = read_labels(as_batch(raw, self._parameters).labels, self._dtype)
+                words |= set(labels.tolist())
+        found = tuple(sorted(words))
+        shown = ", ".join(f"{word!r} is {number}" for number, word in enumerate(found[:5]))
+        self._note(f"labels are words and read as classes in sorted order: {shown}")
+        return found
+
+    def _on_device(self, tree: Any) -> Any:
+        return tree_map(lambda x: x.to(self._device) if isinstance(x, Tensor) else x, tree)
+
+    # -- what the model takes --------------------------------------------------------------------
+
+    def _settle(self, batch: Batch) -> None:
+        self._casts, sentence = find_casts(self._model, batch, self._dtype)
+        if sentence is not None:
+            self._note(sentence)
+
+    def _cast(self, batch: Batch) -> Batch:
+        return cast(batch, self._casts) if self._casts else batch
+
+    def _note(self, sentence: str) -> None:
+        self._notes[sentence] = None
 
 
-def as_batch(raw: Any, parameters: Mapping[str, inspect.Parameter]) -> Batch:
-    """Split one batch, as a loader gives it, into the model's inputs and the labels.
-
-    Parameters
-    ----------
-    raw : Tensor, pair or dict
-        Inputs, ``(inputs, labels)`` with several inputs as ``((x1, x2), y)``, or keyword
-        arguments, of which ``labels``, ``label``, ``targets``, ``target`` or ``y`` are labels
-        unless the model cannot do without them.
-    parameters : mapping
-        Those of the model's ``forward``.
-
-    Raises
-    ------
-    DataError
-        A tuple of another length, or a key that ``forward`` does not take.
-
-    Examples
-    --------
-    >>> parameters = inspect.signature(lambda x: x).parameters
-    >>> as_batch({"x": torch.ones(2), "y": torch.zeros(2)}, parameters).labels
-    tensor([0., 0.])
-    """
-    inputs, labels = raw, None
-    if isinstance(raw, (tuple, list)):
-        if len(raw) > 2 or not raw:
-            raise DataError(
-                f"a batch is a tuple of {len(raw)}: make it (inputs, labels), with several "
-                "inputs as ((x1, x2), y) or a dict of keyword arguments"
-            )
-        inputs, labels = raw[0], raw[1] if len(raw) == 2 else None
-    if isinstance(inputs, Mapping):
-        kwargs, found = _keywords(inputs, parameters)
-        return Batch((), kwargs, found if labels is None else labels)
-    args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    return Batch(args, {}, labels)
+def _is_table(data: Any) -> bool:
+    """Whether data is rows of dicts by number, as a `datasets.Dataset` is."""
+    named = all(hasattr(data, name) for name in ("column_names", "__getitem__", "__len__"))
+    return named and not isinstance(data, Mapping)
 
 
-def _keywords(
-    inputs: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
-) -> tuple[dict[str, Any], Any]:
-    """Split a dict batch into keyword arguments and labels."""
-    kwargs, labels = dict(inputs), None
-    required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
-    for key in _LABEL_KEYS:
-        if key in kwargs and key not in required:
-            labels = kwargs.pop(key)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [key for key in kwargs if key not in parameters]
-    if unknown and not open_ended:
-        raise DataError(
-            f"the batch has the key {unknown[0]!r}, which the model's forward does not "
-            f"take (it takes {', '.join(parameters)})"
-        )
-    return kwargs, labels
+def _is_listed(inputs: Any) -> bool:
+    """Whether inputs are samples by number, in something that is no list."""
+    if isinstance(inputs, (Tensor, tuple, str, Mapping)) or hasattr(inputs, "__array__"):
+        return False
+    return all(hasattr(inputs, name) for name in ("__getitem__", "__len__"))
 
 
-def _inputs_of(data: Any) -> Any:
-    return data[0] if isinstance(data, tuple) and data else data
+def _columns(data: Any) -> Any:
+    inputs = data[0] if isinstance(data, tuple) and data else data
+    if isinstance(inputs, (list, tuple, Mapping)) or _is_table(inputs):
+        return None
+    return inputs.columns if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy") else None
+
+
+def _told(item: Any) -> bool | None:
+    """Whether an item of a list is a single sample (one label) or a batch (one a row), if told."""
+    if isinstance(item, Tensor | np.ndarray):
+        return True if item.ndim == 0 else None
+    if isinstance(item, Mapping):
+        labels = next((item[key] for key in LABEL_KEYS if key in item), None)
+        inputs: Any = {key: value for key, value in item.items() if key not in LABEL_KEYS}
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
+        inputs, labels = item
+    else:
+        return None
+    if labels is None:
+        return None
+    if is_scalar(labels):
+        return True
+    tensors = [t for t in iter_tensors(read_inputs(inputs, torch.float32)) if t.dim() > 0]
+    count = len(labels) if hasattr(labels, "__len__") else None
+    return False if tensors and count == tensors[0].shape[0] else None
+
+
+def _shapes(item: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(t.shape) for t in iter_tensors(read_inputs(item, torch.float32)))
 
 
 def _float_dtype(model: nn.Module) -> torch.dtype:
@@ -254,27 +381,6 @@ def _check_finite(batch: Batch, position: int) -> None:
                 f"data holds NaN or infinity in batch {position} at position {where}: "
                 "fill or drop it first"
             )
-
-
-def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Join batches of equal structure along the batch dimension."""
-    if len(batches) == 1:
-        return batches[0]
-
-    def join(*leaves: Any) -> Any:
-        if isinstance(leaves[0], Tensor) and leaves[0].dim() > 0:
-            shapes = {tuple(leaf.shape[1:]) for leaf in leaves}
-            if len(shapes) > 1:
-                raise DataError(
-                    f"samples have different shapes ({', '.join(map(str, sorted(shapes)))}): "
-                    "pad them to one shape"
-                )
-            return torch.cat(leaves)
-        return leaves[0]
-
-    trees = [(b.args, dict(b.kwargs), b.labels) for b in batches]
-    args, kwargs, labels = tree_map(join, *trees)
-    return Batch(args, kwargs, labels)
 
 
 def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[int, ...]]:
@@ -308,19 +414,3 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
 
 def _row(batch: Batch, row: int) -> Batch:
     return batch.map(lambda leaf: leaf[row : row + 1])
-
-
-def fingerprint(tensors: Iterable[Tensor], digest: Any = None) -> Any:
-    """Feed shapes, dtypes and bytes of tensors to a SHA-256 digest and return it."""
-    digest = hashlib.sha256() if digest is None else digest
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        plain = tensor.detach().cpu().contiguous().flatten()
-        digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest
-
-
-def describe_shapes(batch: Batch) -> str:
-    """Shapes of a batch's inputs, for error messages."""
-    shapes = [str(tuple(t.shape)) for t in batch.tensors()]
-    return ", ".join(shapes)

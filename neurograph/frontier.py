@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,19 +18,37 @@ from neurograph.scoring.scorer import Scored, Scorer
 from neurograph.scoring.screening import Screening
 from neurograph.selection import SIGNS, Above, Keep, Sign, TopK, select
 
-__all__ = ["Edge", "Found", "Measured", "find_edges", "find_neurons"]
+__all__ = ["Edges", "Found", "Measured", "find_edges", "find_neurons"]
 
 Measured = tuple[float, float]
 """An effect and its standard error."""
 
 
-class Edge(NamedTuple):
-    """An edge; `measured` says whether by intervention."""
+_MOST_EDGES = 100_000  # in a circuit: as many as a graph can be queried and drawn with
 
-    effect: float
-    stderr: float
-    measured: bool
-    transfer: float
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Edges from one layer's neurons to another's, as arrays ``[edges]``.
+
+    `pairs` ``[edges, 2]`` are numbers of neurons; `measured` says whether by intervention.
+    """
+
+    writer: str
+    reader: str
+    pairs: np.ndarray
+    effect: np.ndarray
+    stderr: np.ndarray
+    measured: np.ndarray
+    transfer: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def at(self, which: np.ndarray) -> Edges:
+        """Return some of the edges."""
+        keys = ("pairs", "effect", "stderr", "measured", "transfer")
+        return replace(self, **{key: getattr(self, key)[which] for key in keys})
 
 
 @dataclass
@@ -44,7 +61,8 @@ class Found:
     ends : layers that nothing but the target reads
     scores : layer to arrays of the effects of all its neurons, as `Circuit.scores` has them
     direct : effects of kept neurons on a target that reads them, through glue alone
-    edges : effects of edges among kept neurons
+    edges : those among kept neurons, pair of layers by pair of layers
+    edges_left : how many weaker edges are not among them, since there were too many
     screening : what was screened and verified in each step, where the scorer does so
     """
 
@@ -52,7 +70,8 @@ class Found:
     ends: set[str] = field(default_factory=set)
     scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     direct: dict[Neuron, Measured] = field(default_factory=dict)
-    edges: dict[tuple[Neuron, Neuron], Edge] = field(default_factory=dict)
+    edges: list[Edges] = field(default_factory=list)
+    edges_left: int = 0
     screening: dict[str, Screening] = field(default_factory=dict)
 
     def part(self, layer: str, sign: Sign | None) -> list[int]:
@@ -62,6 +81,25 @@ class Found:
             return kept
         raises = self.scores[layer]["total_effect"] >= 0
         return [i for i in kept if raises[i] == (sign == "positive")]
+
+    def add_edges(self, edges: Edges) -> None:
+        """Take in edges, and let go of the weakest where there are too many."""
+        self.edges.append(edges)
+        count = sum(map(len, self.edges))
+        if count > 2 * _MOST_EDGES:
+            self.cut_edges()
+
+    def cut_edges(self) -> None:
+        """Keep no more of the strongest edges than a circuit may hold."""
+        strength = np.concatenate([np.abs(e.effect) for e in self.edges] or [np.zeros(0)])
+        if len(strength) <= _MOST_EDGES:
+            return
+        chosen = np.zeros(len(strength), dtype=bool)
+        chosen[np.argsort(-np.nan_to_num(strength), kind="stable")[:_MOST_EDGES]] = True
+        ends = np.cumsum([len(e) for e in self.edges])[:-1]
+        parts = np.split(chosen, ends)
+        self.edges = [e.at(part) for e, part in zip(self.edges, parts, strict=True)]
+        self.edges_left += len(strength) - _MOST_EDGES
 
 
 def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Found) -> Iterator[str]:
@@ -160,29 +198,30 @@ def find_edges(experiment: Experiment, scorer: Scorer, found: Found) -> Iterator
             if (outputs := found.part(reader, None))
         }
         if sources and readers:
-            _score_edges(experiment, scorer, found, writer, sources, readers)
+            _score_edges(scorer, found, writer, sources, readers)
         yield writer
+    found.cut_edges()
 
 
 def _score_edges(
-    experiment: Experiment,
     scorer: Scorer,
     found: Found,
     writer: str,
     sources: Sequence[int],
     readers: Mapping[str, Sequence[int]],
 ) -> None:
-    start = experiment.units(writer)
     for edges in scorer.edges(writer, sources, readers):
-        end, outputs = experiment.units(edges.reader), readers[edges.reader]
-        measured = edges.scored.measured
-        table = zip(
-            edges.pairs.tolist(),
-            _pairs(edges.scored.effects),
-            [True] * len(edges.pairs) if measured is None else measured.tolist(),
-            edges.transfer.tolist(),
-            strict=True,
+        i, j = edges.pairs.cpu().numpy().T
+        numbers = np.array(sources)[i], np.array(readers[edges.reader])[j]
+        effects, measured = edges.scored
+        found.add_edges(
+            Edges(
+                writer,
+                edges.reader,
+                np.stack(numbers, axis=1),
+                effects.effect.cpu().numpy(),
+                effects.stderr.cpu().numpy(),
+                np.ones(len(i), dtype=bool) if measured is None else measured.cpu().numpy(),
+                edges.transfer.cpu().numpy(),
+            )
         )
-        for (i, j), (effect, stderr), was, transfer in table:
-            edge = start.neuron(sources[i]), end.neuron(outputs[j])
-            found.edges[edge] = Edge(effect, stderr, was, transfer)

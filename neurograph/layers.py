@@ -163,6 +163,9 @@ class Layer:
         Which leaf of the call's nested output it is.
     layout : Layout
         How samples lie in that tensor.
+    mask : str or None
+        The input of the model that says which of its positions are padding, with ``~`` before it
+        where it is not 0 for padding; None where all count.
     """
 
     name: str
@@ -175,6 +178,7 @@ class Layer:
     parameters: int
     leaf: int = 0
     layout: Layout = Layout()
+    mask: str | None = None
 
     @property
     def is_input(self) -> bool:

@@ -6,11 +6,12 @@ import re
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from neurograph.errors import OptionError
+from neurograph.nested import iter_tensors, storages
 
 __all__ = ["PeakMeter", "parse_memory"]
 
@@ -67,19 +68,14 @@ class PeakMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operator and count what it returns in memory of its own."""
         kwargs = kwargs or {}
-        before = {
-            x.untyped_storage().data_ptr()
-            for x in tree_leaves((args, kwargs))
-            if isinstance(x, Tensor)
-        }
+        before = {storage.data_ptr() for storage in storages((args, kwargs))}
         result = func(*args, **kwargs)
-        for made in tree_leaves(result):
-            if isinstance(made, Tensor):
-                self._count(made, before)
+        for made in iter_tensors(result):
+            for storage in storages(made):
+                self._count(made, storage, before)
         return result
 
-    def _count(self, made: Tensor, before: set[int]) -> None:
-        storage = made.untyped_storage()
+    def _count(self, made: Tensor, storage: torch.UntypedStorage, before: set[int]) -> None:
         place, size = storage.data_ptr(), storage.nbytes()
         if place not in self._users:
             if place in before:

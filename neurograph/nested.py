@@ -7,12 +7,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # torch has no public pytree module yet; this one is stable and knows Hugging Face's outputs.
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, tree_unflatten
 
-__all__ = ["flatten", "iter_tensors", "leaf_names", "tree_map"]
+__all__ = ["dense_parts", "flatten", "iter_tensors", "leaf_names", "storages", "tree_map"]
 
 Rebuild = Callable[[Sequence[Any]], Any]
 
@@ -114,3 +115,33 @@ def iter_tensors(tree: Any) -> Iterator[Tensor]:
     for leaf in flatten(tree)[0]:
         if isinstance(leaf, Tensor):
             yield leaf
+
+
+_ROWS = ("crow_indices", "col_indices", "values")
+_COLUMNS = ("ccol_indices", "row_indices", "values")
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
+
+
+def dense_parts(tensor: Tensor) -> list[Tensor]:
+    """Dense tensors that a tensor consists of: itself, or indices and values of a sparse one."""
+    names = _PARTS.get(tensor.layout)
+    return [tensor] if names is None else [getattr(tensor, name)() for name in names]
+
+
+def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """Memory that the tensors of a nested structure lie in.
+
+    Of tensors that lie in no memory of their own (wrappers, opaque layouts) there is none.
+    """
+    for tensor in iter_tensors(tree):
+        for part in dense_parts(tensor):
+            try:
+                yield part.untyped_storage()
+            except (NotImplementedError, RuntimeError):
+                continue

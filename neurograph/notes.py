@@ -10,7 +10,7 @@ from neurograph.frontier import Found
 from neurograph.paths import format_effect
 from neurograph.selection import SENSE, SIGNS, Sign
 
-__all__ = ["search_notes", "still_notes"]
+__all__ = ["search_notes"]
 
 _SHOWN = 3  # examples in a sentence
 _VERBS: Mapping[Sign, str] = {"positive": "raises", "negative": "lowers"}
@@ -31,6 +31,12 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
     if not any(found.kept.values()):
         return [_nothing(found, target)]
     said = [*_ended(found, target, layers)]
+    if found.edges_left:
+        count = sum(map(len, found.edges))
+        said.append(
+            f"only the strongest {count:,} of {count + found.edges_left:,} edges are in the "
+            "circuit: a stricter keep= makes it one to read"
+        )
     left_out = [text for layer in layers if (text := _left_out(found, layer, name))]
     if left_out:
         said.append(
@@ -45,18 +51,6 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
             f"{', '.join(disagreeing[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
         )
     return said
-
-
-def still_notes(names: Sequence[str]) -> list[str]:
-    """Say which input features do not move at all: their effects of 0 say nothing of the model."""
-    if not names:
-        return []
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [
-        f"{', '.join(names[:_SHOWN])}{more}: no effect could be measured, since the first and the "
-        "last value of the contrast are the same in these data (contrast=(0, 1) moves a feature "
-        "from its smallest to its largest value)"
-    ]
 
 
 def _nothing(found: Found, target: str) -> str:

@@ -11,13 +11,27 @@ from torch import Tensor
 from neurograph.errors import OptionError
 from neurograph.layers import Layer
 
-__all__ = ["Positions", "attended", "check_positions", "moving", "token_names"]
+__all__ = [
+    "INVERTED",
+    "Positions",
+    "attended",
+    "check_positions",
+    "is_mask",
+    "masks_for",
+    "moving",
+    "says_token",
+    "token_names",
+]
 
 Positions = Literal["all", "last", "each"] | int
 """Where the neurons of a sequence are: a channel at every position at once, at the last one, at
 one by number, or each position with neurons of its own."""
 
+INVERTED = "~"
+"""Before the name of a mask that is not 0 where padding is."""
+
 _MASK, _IDS, _DECODER = "attention_mask", "input_ids", "decoder"
+_CALLED = ("mask", "pad")
 _NAMES_SHOWN = 3
 
 
@@ -28,13 +42,12 @@ def check_positions(positions: Positions) -> None:
 
 
 def attended(inputs: Mapping[str, Tensor], layer: Layer) -> Tensor | None:
-    """Find which positions of a layer hold real tokens, by the attention mask among the inputs.
+    """Find which positions of a layer hold real tokens, by the mask that it has been shown to have.
 
     Parameters
     ----------
     inputs : mapping of str to Tensor
-        The model's inputs by name. Masks end in ``attention_mask``, ``[rows, positions]``, not
-        zero where a token is; ``decoder_attention_mask`` is for layers of the decoder.
+        The model's inputs by name, among them masks ``[rows, positions]``.
     layer : Layer
 
     Returns
@@ -42,11 +55,49 @@ def attended(inputs: Mapping[str, Tensor], layer: Layer) -> Tensor | None:
     Tensor of bool, [rows, positions], or None
         None where every position counts.
     """
-    if not layer.is_sequence:
+    if not layer.is_sequence or layer.mask is None:
         return None
-    fitting = _fitting(inputs, layer)
-    mask = fitting.get(_named(_own_prefix(fitting, layer), _MASK))
-    return None if mask is None or bool((mask != 0).all()) else mask != 0
+    tensor = inputs.get(layer.mask.removeprefix(INVERTED))
+    if tensor is None or tensor.dim() != 2 or tensor.shape[1] != _length(layer):
+        return None
+    tokens = says_token(inputs, layer.mask)
+    return None if bool(tokens.all()) else tokens
+
+
+def says_token(inputs: Mapping[str, Tensor], mask: str) -> Tensor:
+    """Where a mask says that a token is, ``[rows, positions]``: not 0, or 0 if it is inverted."""
+    tensor = inputs[mask.removeprefix(INVERTED)]
+    return tensor == 0 if mask.startswith(INVERTED) else tensor != 0
+
+
+def is_mask(name: str, tensor: Tensor) -> bool:
+    """Whether an input may be a mask of positions: called so, and of 0 and 1 alone.
+
+    An ``attention_mask`` may hold any whole numbers, as segments have.
+    """
+    called = name.split(".")[-1].lower()
+    if not any(word in called for word in _CALLED) or tensor.dim() != 2:
+        return False
+    if called.endswith(_MASK) and not tensor.is_floating_point():
+        return True
+    return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def masks_for(inputs: Mapping[str, Tensor], layer: Layer) -> list[str]:
+    """Inputs that may be the mask of a layer, by name and length; what it is called like first.
+
+    A layer of a decoder, or of a part that masks are called by, has its own attention mask alone.
+    """
+    if not layer.is_sequence:
+        return []
+    length = _length(layer)
+    own = {n: t for n, t in inputs.items() if t.dim() == 2 and t.shape[1] == length}
+    found = [name for name, tensor in own.items() if is_mask(name, tensor)]
+    prefix = _own_prefix(_fitting(inputs, layer), layer)
+    plain = [name for name in found if name.split(".")[-1] == _named(prefix, _MASK)]
+    family = [name for name in found if name.endswith(_MASK) and name not in plain]
+    others = [name for name in found if not name.endswith(_MASK)]
+    return [*plain, *others, *([] if plain or prefix else family)]
 
 
 def _fitting(inputs: Mapping[str, Tensor], layer: Layer) -> dict[str, Tensor]:
@@ -131,7 +182,7 @@ def token_names(inputs: Mapping[str, Tensor], layer: Layer, tokenizer: Any) -> l
     prefix = _own_prefix(fitting, layer)
     ids = fitting.get(_named(prefix, _IDS))
     if ids is None and not prefix:  # inputs may have any name
-        ids = next((x for n, x in fitting.items() if _are_ids(x) and not n.endswith(_MASK)), None)
+        ids = next((x for n, x in fitting.items() if _are_ids(x) and not is_mask(n, x)), None)
     if ids is None:
         return None
     names = []

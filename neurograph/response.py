@@ -94,7 +94,7 @@ class ResponseCurves:
 def response_curves(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None = None,
     *,
     neurons: NamedNeurons | None = None,
     levels: Sequence[float] = QUANTILES,
@@ -124,8 +124,9 @@ def response_curves(
         Any eager model; it is run in eval mode and left as it was.
     data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
         What the quantiles are of, and where the reference samples are drawn from.
-    target : int or callable
-        An output index, or ``(output, batch) -> [batch]``, as for `search`.
+    target : int, str, callable or None
+        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
+        as for `search`.
     neurons : str, Neuron, or several of them, optional
         Which neurons: a layer's name stands for all of its neurons. By default those of the
         modules that `layers` chooses; without it, those of the model's inputs.

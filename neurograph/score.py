@@ -118,13 +118,14 @@ class Scores:
         told = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
         told = told if self.screening is None else f"{told}: {self.screening}"
         missed = int(self.table["effect"].isna().sum())
-        return f"{told}; no time was left for {missed:,}" if missed else told
+        told = f"{told}; no time was left for {missed:,}" if missed else told
+        return "\n".join([told, *(f"  note: {note}" for note in self.provenance.get("notes", ()))])
 
 
 def score(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None = None,
     *,
     of: Literal["neurons", "edges"] = "neurons",
     scorer: ScorerName = "auto",
@@ -139,6 +140,7 @@ def score(
     memory: int | str = "512MB",
     seed: int = 0,
     device: torch.device | str | None = None,
+    class_names: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> Scores:
     """Score every neuron, or every edge, of a model.
@@ -151,8 +153,9 @@ def score(
     model : Module
         Any eager model; it is run in eval mode and left as it was.
     data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
-    target : int or callable
-        An output index, or ``(output, batch) -> [batch]``, as for `search`.
+    target : int, str, callable or None
+        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
+        as for `search`.
     of : {"neurons", "edges"}
         Edges are those of all pairs of layers that the layer graph joins: many, in a wide model.
     scorer, budget
@@ -160,6 +163,8 @@ def score(
         its square of edges between each two layers.
     profile, layers, groups, positions, contrast, background, reference, memory, seed, device
         As for `search`.
+    class_names : sequence of str, optional
+        Names of the targets.
     progress : bool, optional
         Show progress; by default where a person watches.
 
@@ -201,6 +206,7 @@ def score(
         memory=memory,
         seed=seed,
         device=device,
+        class_names=class_names,
         progress=progress,
     )
     start = time.monotonic()

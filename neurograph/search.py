@@ -13,6 +13,7 @@ import networkx as nx
 import torch
 from torch import nn
 
+from neurograph.agreement import check_agreement
 from neurograph.assemble import assembled, audited
 from neurograph.audit.audit import take_slower
 from neurograph.circuit import Circuit
@@ -224,7 +225,8 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
     """Give a circuit the model and data it was found with; see `Circuit.attach`."""
     known = circuit.provenance
     told = dict(known["options"])
-    if known["target"]["index"] is None and "target" not in given:
+    kind = known["target"].get("kind", "callable" if known["target"]["index"] is None else "index")
+    if kind == "callable" and "target" not in given:
         raise OptionError("the circuit's target is a callable, which no file holds: pass target=")
     if told["contrast"]["type"] == "Counterfactual" and "contrast" not in given:
         raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
@@ -245,8 +247,10 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"instead of {known[part][key][:12]}…)"
             )
     study.experiment.narrow = known.get("narrow", True)
-    study.experiment.replay.one_by_one = known.get("one_by_one", False)
-    return replace(circuit, _study=study)
+    study.experiment.replay.one_by_one |= known.get("one_by_one", False)
+    attached = replace(circuit, _study=study)
+    check_agreement(circuit, attached, study)
+    return attached
 
 
 def _read_contrast(told: dict[str, Any]) -> Contrast:

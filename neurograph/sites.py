@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -100,17 +100,30 @@ class Sites:
         Recorded outputs that are not searched: glue, as far as effects are concerned.
     asked : mapping of str to frozenset of str
         The patterns a user chose by, and the sites each matched.
+    routed : frozenset of str
+        Paths of modules that run on some rows only, as values say: glue, and never recorded.
     """
 
     outputs: frozenset[str]
     inputs: frozenset[str] = frozenset()
     left_out: frozenset[str] = frozenset()
     asked: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    routed: frozenset[str] = frozenset()
 
     @property
     def paths(self) -> frozenset[str]:
         """Modules that are recorded on either side."""
         return self.outputs | self.inputs
+
+    def without(self, routed: frozenset[str]) -> Sites:
+        """Sites of the other modules; these run on some rows only."""
+        return replace(
+            self,
+            outputs=self.outputs - routed,
+            inputs=self.inputs - routed,
+            left_out=self.left_out - routed,
+            routed=self.routed | routed,
+        )
 
 
 def find_sites(model: nn.Module, layers: Choice | None = None) -> Sites:

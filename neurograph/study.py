@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
+from neurograph.checks import as_masked, check_samples, stillness
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -32,13 +33,14 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
-from neurograph.nested import flatten
+from neurograph.nested import dense_parts, flatten
+from neurograph.padding import find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import Wiring
+from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
 from neurograph.resampling import Resampled, draw_donors
 from neurograph.scoring.budget import parse_budget
 from neurograph.scoring.choose import check_scorer
@@ -46,7 +48,13 @@ from neurograph.scoring.experiment import Experiment
 from neurograph.scoring.scorer import ScorerName
 from neurograph.selection import Keep, as_keep
 from neurograph.sites import INPUT_SIDE, Choice, Sites, find_sites, refuse_unsupported
-from neurograph.target import Target, TargetFunction, resolve_target
+from neurograph.target import (
+    Target,
+    TargetFunction,
+    check_rows,
+    describe_target,
+    resolve_target,
+)
 from neurograph.units import Groups, Units, describe_groups, find_groups, units_of
 
 __all__ = ["Options", "Study", "model_hash", "prepare"]
@@ -93,12 +101,12 @@ class Options:
 class Study:
     """A model and data made ready: an experiment, the profile, and where it all came from.
 
-    `data` and `asked`, the target, are as the user gave them.
+    `data` is as the user gave them, `asked` the target: an index even where a name was given.
     """
 
     model: nn.Module
     data: Any
-    asked: int | TargetFunction
+    asked: int | TargetFunction | None
     options: Options
     experiment: Experiment
     profiled: nx.DiGraph
@@ -133,6 +141,11 @@ class Study:
         only = [n for n, d in self.profiled.nodes(data=True) if d["output"]] == [neuron.layer]
         return only and len(layer.shape) == 1 and neuron.index == self.target.index
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided for the user while preparing, in plain sentences."""
+        return tuple(self.provenance["notes"])
+
     def check_unchanged(self) -> None:
         """ModelError if the weights are others now: replays would mix them with old outputs."""
         if model_hash(self.model) != self.provenance["model"]["hash"]:
@@ -148,7 +161,7 @@ class Study:
 def prepare(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None,
     options: Options,
     profiled: nx.DiGraph | None,
     *,
@@ -165,6 +178,7 @@ def prepare(
     check_weights(model)
     with placed(model, options.device):
         source = Source(data, model)
+        check_samples(target, source, model, options.class_names)
         made = profiled is None
         needed = statistics or _needs_statistics(contrast, options.background)
         if profiled is None and needed:
@@ -173,9 +187,17 @@ def prepare(
             profiled, _ = wired(model, data, options.layers)
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
+        _check_size(profiled, batch)
         actual = capture(model, batch, sites)
+        profiled = without_layers(Wiring.of(profiled), actual).layers
         _check_profile(profiled, actual, needed)
-        resolved = resolve_target(target, actual.output, options.class_names)
+        target = as_masked(target, profiled.graph.get("padding"))
+        resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
+        check_rows(resolved, actual.output, actual.batch)
+        padding = find_padding(model, [actual.batch], actual, resolved)
+        if not padding.tried:
+            padding = profiled.graph.get("padding", padding)
+        actual = padding.on(actual)
         inputs = input_tensors(model, actual.batch)
         twins: Twins | None = None
         if isinstance(contrast, Counterfactual):
@@ -183,9 +205,9 @@ def prepare(
         elif isinstance(contrast, Resample):
             donors = draw_donors(actual.size, options.seed)
             twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
-        background = with_background(actual, options.background, profiled)
-        if background is not actual:
-            background = _left_out_settled(model, background)
+        with Replay(model, actual) as replay:
+            profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
+        background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)
 
@@ -213,21 +235,42 @@ def prepare(
         parse_memory(options.memory),
         real=options.background == "data",
     )
-    names = _feature_names(options.feature_names or source.feature_names, actual)
+    names = _feature_names(options.feature_names, source.feature_names, actual)
+    still = stillness(experiment, profiled, names)
+    notes = [*still, *source.notes, *resolved.notes, *padding.notes]
     provenance = {
-        "model": {"class": type(model).__name__, "hash": model_hash(model)},
+        "model": _describe_model(model, actual.sites),
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},
-        "target": {"name": resolved.name, "index": None if callable(target) else target},
+        "target": describe_target(resolved),
         "options": _describe(options, contrast, sites) | {"profile": "made" if made else "given"},
         "versions": dict(_versions()),
+        "notes": list(dict.fromkeys(notes)),
     }
-    return Study(model, data, target, options, experiment, profiled, resolved, names, provenance)
+    asked = resolved.function or resolved.asked
+    return Study(model, data, asked, options, experiment, profiled, resolved, names, provenance)
 
 
-def _left_out_settled(model: nn.Module, background: Recording) -> Recording:
-    """Record what layers left out compute where all others are at background: they are glue."""
+def _describe_model(model: nn.Module, sites: Sites) -> dict[str, Any]:
+    routed = {"routed": sorted(sites.routed)} if sites.routed else {}
+    return {"class": type(model).__name__, "hash": model_hash(model), **routed}
+
+
+def _check_size(profiled: nx.DiGraph, batch: Batch) -> None:
+    size = profiled.graph.get("batch", batch.size)
+    if size != batch.size:
+        raise OptionError(
+            f"the model takes batches of {size} samples and no others, but the background has "
+            f"{batch.size}: pass reference={size}, and data in batches of {size}"
+        )
+
+
+def _background(
+    model: nn.Module, actual: Recording, chosen: Background, profiled: nx.DiGraph
+) -> Recording:
+    """Set the background; layers left out compute what that makes them, as they are glue."""
+    background = with_background(actual, chosen, profiled)
     left_out = {name for name in background.layers if not background.is_searched(name)}
-    if not left_out:
+    if background is actual or not left_out:
         return background
     calls = dict(background.calls)
 
@@ -269,7 +312,8 @@ def _sites(model: nn.Module, options: Options, profiled: nx.DiGraph) -> Sites:
         raise OptionError(
             "the profile says nothing of its layers: use profile(), not layer_graph()"
         )
-    if options.layers is not None and find_sites(model, options.layers) != sites:
+    asked = None if options.layers is None else find_sites(model, options.layers)
+    if asked is not None and asked.without(sites.routed) != sites:
         raise OptionError("layers= differs from those of the profile: leave one of the two out")
     return sites
 
@@ -340,10 +384,14 @@ def _corrupt(
     return recapture(model, batch, actual)
 
 
-def _feature_names(names: Sequence[str] | None, recording: Recording) -> tuple[str, ...] | None:
+def _feature_names(
+    given: Sequence[str] | None, columns: Sequence[str] | None, recording: Recording
+) -> tuple[str, ...] | None:
+    """Read names that were given, or else the columns of the data, where they are features."""
+    inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
+    names = given or (columns if inputs else None)
     if names is None:
         return None
-    inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
     if len(inputs) != 1:
         raise OptionError(f"feature_names name one input, but the model has {len(inputs)}")
     if len(names) != inputs[0].neurons:
@@ -358,7 +406,7 @@ def model_hash(model: nn.Module) -> str:
     digest = fingerprint([])
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(name.encode())
-        fingerprint([tensor], digest)
+        fingerprint(dense_parts(tensor), digest)
     return str(digest.hexdigest())
 
 

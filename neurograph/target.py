@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neurograph.data import Batch
-from neurograph.errors import ModelError, OptionError
+from neurograph.batch import Batch, shape_of
+from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import main_index
-from neurograph.nested import flatten
+from neurograph.nested import flatten, leaf_names
 
 __all__ = [
     "LogitDifference",
     "Target",
     "TargetFunction",
+    "check_rows",
+    "describe_target",
     "logit_difference",
     "logits_of",
     "resolve_target",
 ]
 
 TargetFunction = Callable[[Any, Batch], Tensor]
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,15 @@ class LogitDifference:
         Token ids; None where each sample brings its own pair as its labels.
     position : "last" or int
     name : str
+    inverted : bool
+        Whether the attention mask is 0 where tokens are.
     """
 
     correct: int | None
     wrong: int | None
     position: str | int
     name: str
+    inverted: bool = False
 
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         """Return one difference a row."""
@@ -93,7 +101,7 @@ class LogitDifference:
         if mask is None or mask.dim() != 2 or mask.shape[1] != length:
             return length - 1
         places = torch.arange(length, device=mask.device)
-        return torch.where(mask != 0, places, -1).amax(dim=1).to(logits.device)
+        return torch.where((mask != 0) != self.inverted, places, -1).amax(dim=1).to(logits.device)
 
 
 def _no_pairs(labels: Any) -> OptionError:
@@ -179,81 +187,215 @@ class Target:
         -1 where the target is minus that column.
     function : callable or None
         `(output, batch) -> [rows]`, where the target is not a column.
+    asked : int or None
+        The index that a user would pass for it: of a single output 0 or 1, or None for the output
+        as it is.
+    leaf : int or None
+        Which leaf of the output holds the logits, where no name says so.
+    notes : tuple of str
+        What was decided about it, in plain sentences.
     """
 
     name: str
     index: int | None = None
     sign: int = 1
     function: TargetFunction | None = None
+    asked: int | None = None
+    leaf: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __call__(self, output: Any, batch: Callable[[], Batch]) -> Tensor:
         """Return one value a row; `batch()` makes the matching batch where it is needed."""
         if self.function is None:
-            logits = logits_of(output)
+            logits = self.logits(output)
             column = logits if logits.dim() == 1 else logits[:, self.index]
             return column if self.sign > 0 else -column
         given = batch()
         values: Any = self.function(output, given)
         if not isinstance(values, Tensor) or values.shape != (given.size,):
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            told = shape_of(values) if isinstance(values, Tensor) else type(values).__name__
             raise OptionError(
-                f"the target {self.name!r} returned {shape} for {given.size} samples: it must "
-                "return one number a sample, a tensor of shape [batch]"
+                f"the target {self.name!r} returned {told} for {given.size} samples: it must "
+                "return one number a sample, a tensor of shape [batch], and samples must lie in "
+                "dimension 0 of the inputs"
             )
         return values
 
+    def logits(self, output: Any) -> Tensor:
+        """Read the tensor that the target is a column of off what the model returned."""
+        if self.leaf is None:
+            return logits_of(output)
+        found: Tensor = flatten(output)[0][self.leaf]
+        return found
+
 
 def resolve_target(
-    target: int | TargetFunction, output: Any, class_names: Sequence[str] | None
+    target: int | str | TargetFunction | None,
+    output: Any,
+    class_names: Sequence[str] | None,
+    *,
+    size: int | None = None,
 ) -> Target:
     """Check a target against the model's output and name it.
 
-    A model with a single output is read as a binary classifier's logit: target 1 is the
-    output, target 0 is minus the output.
+    Parameters
+    ----------
+    target : int, str, callable or None
+        An output index, one of the class names, a function, or None for the one output of a model
+        as it is. With an index a single output is read as a binary classifier's logit: target 1 is
+        the output, target 0 is minus the output.
+    output : nested tensors
+        What the model returned.
+    class_names : sequence of str, optional
+    size : int, optional
+        For how many samples: tells which tensors of the output hold them.
 
     Raises
     ------
     OptionError
-        An index out of range, a name list of the wrong length, or an unusable output.
+        An index out of range, an unknown name, a name list of the wrong length, or an unusable
+        output.
     """
-    if callable(target):
+    if target is not None and callable(target):
         names = (getattr(target, key, None) for key in ("name", "__name__"))
         name = next((n for n in names if isinstance(n, str)), type(target).__name__)
         return Target(name, function=target)
-    if type(target) is not int:  # a bool would pass for an index
-        raise OptionError(f"target is {target!r}: pass an output index or a callable")
-    logits = logits_of(output)
+    logits, leaf, notes = _find_logits(output, size)
     if logits.dim() > 2:
         raise OptionError(
-            f"the output has shape {tuple(logits.shape)}, so the index {target} names no single "
-            "number a sample: pass target=callable(output, batch) -> [batch]"
+            f"the output is {shape_of(logits)}, so the target {target!r} names no single number a "
+            "sample: pass target=callable(output, batch) -> [batch]"
         )
-    columns = 1 if logits.dim() == 1 else logits.shape[1]
+    columns = 1 if logits.dim() < 2 else logits.shape[1]
+    if target is None:
+        return replace(_whole(columns, class_names), leaf=leaf, notes=notes)
     choices = 2 if columns == 1 else columns
-    if not 0 <= target < choices:
-        raise OptionError(f"target {target} is out of range: the model has targets 0…{choices - 1}")
     if class_names is not None and len(class_names) != choices:
         raise OptionError(f"class_names has {len(class_names)} names for {choices} targets")
+    index = _index(target, choices, class_names)
     if columns > 1:
-        name = f"output[{target}]" if class_names is None else str(class_names[target])
-        return Target(name, index=target)
-    plain = "output" if target else "-output"
-    name = plain if class_names is None else str(class_names[target])
-    return Target(name, index=0, sign=1 if target else -1)
+        name = f"output[{index}]" if class_names is None else str(class_names[index])
+        return Target(name, index, asked=index, leaf=leaf, notes=notes)
+    plain = "output" if index else "-output (target 0 of a binary logit)"
+    name = plain if class_names is None else str(class_names[index])
+    if not index:
+        notes += (
+            "the model has a single output, which is read as a binary logit: target 0 is minus the "
+            "output, target 1 the output (target=None explains it as it is)",
+        )
+    return Target(name, 0, 1 if index else -1, asked=index, leaf=leaf, notes=notes)
 
 
-def logits_of(output: Any) -> Tensor:
+def _whole(columns: int, class_names: Sequence[str] | None) -> Target:
+    """The only output as it is."""
+    if columns == 1:
+        alone = class_names is not None and len(class_names) == 1
+        return Target(str(class_names[0]) if class_names and alone else "output", 0)
+    names = [repr(str(name)) for name in class_names or ()]
+    told = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    raise OptionError(
+        f"the model has {columns} outputs: pass target=, one of 0…{columns - 1}"
+        f"{f' or of {told}' if told else ''}, or a callable(output, batch) -> [batch]"
+    )
+
+
+def _index(target: Any, choices: int, class_names: Sequence[str] | None) -> int:
+    """Read an index as users write it: a whole number of any library, or a class name."""
+    if isinstance(target, str):
+        return _named(target, class_names)
+    is_bool = isinstance(target, bool) or "bool" in str(getattr(target, "dtype", ""))
+    try:
+        index = None if is_bool else operator.index(target)
+    except TypeError:
+        index = None
+    if index is None:
+        raise OptionError(
+            f"target is {target!r}: pass an output index, a class name, or a callable"
+        )
+    if index < 0:
+        raise OptionError(
+            f"target {index} is negative: targets count from 0, and the last is {choices - 1}"
+        )
+    if index >= choices:
+        raise OptionError(f"target {index} is out of range: the model has targets 0…{choices - 1}")
+    return index
+
+
+def _named(target: str, class_names: Sequence[str] | None) -> int:
+    if class_names is None:
+        raise OptionError(
+            f"target={target!r} is a name: pass class_names=, in the order of the outputs"
+        )
+    known = [str(name) for name in class_names]
+    if known.count(target) == 1:
+        return known.index(target)
+    if target in known:
+        raise OptionError(f"target={target!r} names several classes: pass its index")
+    close = difflib.get_close_matches(target, known, 1, 0)
+    hint = f": did you mean {close[0]!r}?" if close else ""
+    raise OptionError(f"target={target!r} is none of class_names{hint}")
+
+
+def _find_logits(output: Any, size: int | None) -> tuple[Tensor, int | None, tuple[str, ...]]:
+    """Find the logits, which leaf they are where no name says so, and what is to be told."""
+    if _called_logits(output) is not None:
+        return logits_of(output), None, ()
+    logits = logits_of(output, size)
+    leaves, _ = flatten(output)
+    leaf = next((i for i, x in enumerate(leaves) if x is logits), None)
+    if leaf is None:
+        return logits, None, ()
+    names, many = leaf_names(output), [i for i, x in enumerate(leaves) if _may_be(x, size)]
+    if len(many) < 2:
+        return logits, leaf, ()
+    told = ", ".join(f"{names[i]!r} ({shape_of(leaves[i])})" for i in many[:_SHOWN])
+    note = (
+        f"the model returns several tensors and calls none of them logits: {told}; explained is "
+        f"{names[leaf]!r} (pass target=callable(output, batch) -> [batch] for another)"
+    )
+    return logits, leaf, (note,)
+
+
+def _may_be(leaf: Any, size: int | None) -> bool:
+    """Whether a leaf of an output may hold what is explained: a floating row for each sample."""
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.dim() == 0:
+        return False
+    return size is None or leaf.shape[0] == size
+
+
+def _called_logits(output: Any, depth: int = 1) -> Tensor | None:
+    """Find a tensor called logits: a field or key of the output, or of one of its parts."""
+    if isinstance(output, Mapping):
+        found, parts = output.get("logits"), list(output.values())
+    else:
+        found = None if isinstance(output, Tensor) else getattr(output, "logits", None)
+        listed = isinstance(output, (tuple, list))
+        parts = list(output) if listed else list(getattr(output, "__dict__", {}).values())
+    if isinstance(found, Tensor):
+        return found
+    deeper = (_called_logits(part, depth - 1) for part in parts if depth)
+    return next((part for part in deeper if part is not None), None)
+
+
+def logits_of(output: Any, size: int | None = None) -> Tensor:
     """Find the logits in what a model returned: so called, or the first floating-point tensor.
+
+    Of the latter, the first with a row for each of `size` samples, where there is one; else the
+    first that is no single number, as a loss is.
 
     Raises
     ------
     ModelError
         There is none.
     """
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
+    named = _called_logits(output)
+    if named is not None:
+        return named
     leaves, _ = flatten(output)
+    for count in dict.fromkeys((size, None)):
+        found = next((x for x in leaves if _may_be(x, count)), None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
     index = main_index(leaves)
     if index is None:
         raise ModelError(
@@ -262,3 +404,35 @@ def logits_of(output: Any) -> Tensor:
         )
     tensor: Tensor = leaves[index]
     return tensor
+
+
+def describe_target(target: Target) -> dict[str, Any]:
+    """Describe a target as JSON can hold it; `kind` says what `index` None means."""
+    kind = "index" if target.asked is not None else "output"
+    kind = "callable" if target.function is not None else kind
+    return {"name": target.name, "index": target.asked, "kind": kind}
+
+
+def check_rows(target: Target, output: Any, batch: Batch) -> None:
+    """Raise DataError unless the target is one number for each sample of a run.
+
+    Samples lie in dimension 0 of the inputs, and must lie there in the output.
+    """
+    if target.function is None:
+        logits = target.logits(output)
+        told = f"the output is {shape_of(logits)}"
+        rows = logits.shape[0] if logits.dim() else 0
+    else:
+        values: Any = target.function(output, batch)
+        if not isinstance(values, Tensor) or values.dim() != 1:
+            target(output, lambda: batch)  # says what it returned
+        told = f"the target {target.name!r} returns {shape_of(values)}"
+        rows = len(values)
+    if rows != batch.size:
+        inputs = " and ".join(shape_of(tensor) for tensor in batch.tensors())
+        raise DataError(
+            f"dimension 0 of the inputs is {batch.size} ({inputs}) but {told}: samples must lie in "
+            "dimension 0 of the first input and of the output. Time first: wrap the model in a "
+            "Module whose forward calls model(x.transpose(0, 1)), and pass samples first. A mean "
+            "over the batch: return a row for each sample"
+        )

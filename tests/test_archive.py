@@ -102,7 +102,7 @@ def test_its_provenance_says_how_it_was_found(file: Path) -> None:
     assert known["model"]["class"] == "Sequential"
     assert len(known["model"]["hash"]) == len(known["data"]["fingerprint"]) == 64
     assert known["data"]["samples"] == 60
-    assert known["target"] == {"name": "output", "index": 1}
+    assert known["target"] == {"name": "output", "index": 1, "kind": "index"}
     assert known["options"]["seed"] == 0
     assert known["options"]["keep"] == {"type": "TopK", "count": 2}
     assert known["options"]["contrast"]["type"] == "Quantiles"

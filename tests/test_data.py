@@ -77,9 +77,13 @@ def test_every_kind_of_data_gives_the_same_circuit() -> None:
 
 def test_a_dict_batch_is_keyword_arguments_and_its_labels_are_set_aside() -> None:
     model = Keywords()
-    (batch,) = Source({"features": X, "scale": 2.0, "labels": Y}, model)
-    assert set(batch.kwargs) == {"features", "scale"}
-    assert batch.labels.tolist() == Y.tolist()
+    for data in (
+        {"features": X, "scale": 2.0, "target": Y},
+        ({"features": X, "scale": 2.0}, Y),
+    ):
+        (batch,) = Source(data, model)
+        assert set(batch.kwargs) == {"features", "scale"}
+        assert batch.labels.tolist() == Y.tolist()
     assert batch.map(lambda t: t[:2]).kwargs["scale"] == 2.0
     circuit = ng.search(model, {"features": X}, 1, keep="share:1", progress=False)
     assert {n.layer for n in circuit.graph} == {"input", "layer"}
@@ -107,7 +111,7 @@ def test_unusable_data_is_told(data: object, message: str) -> None:
 
 
 def test_samples_of_different_shapes_cannot_be_one_reference() -> None:
-    with pytest.raises(DataError, match=r"\(2, 3\), \(4, 3\).*pad"):
+    with pytest.raises(DataError, match=r"2×3, 4×3.*pad"):
         concatenate([Batch((torch.rand(1, n, 3),), {}) for n in (2, 4)])
 
 

@@ -214,7 +214,7 @@ def test_a_search_that_keeps_nothing_says_why() -> None:
 
 
 def linear_chain(*weights: list[list[float]]) -> nn.Module:
-    """Linear layers with these weights and biases that keep every ReLU open for inputs in [0, 1]."""
+    """Linear layers of these weights, every ReLU open for inputs in [0, 1]."""
     parts: list[nn.Module] = []
     for rows in weights:
         weight = torch.tensor(rows, dtype=torch.float64)

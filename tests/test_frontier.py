@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import neurograph as ng
+from neurograph import frontier
 from neurograph.layers import Neuron
 from neurograph.selection import SIGNS, sign_of
 from tests import zoo
@@ -121,3 +122,17 @@ def test_search_equals_the_slow_search(kind: str, seed: int) -> None:
             reference.levels[layer][index],
         )
         assert path.effect == pytest.approx(effect, rel=1e-8, abs=1e-9)
+
+
+def test_too_many_edges_are_cut_to_the_strongest_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample = zoo.mlp((4, 12, 10, 1), "tanh", False, 0, torch.float64)
+    x = sample.data(60, 0)
+    options: dict = {"keep": "share:1", "paths": 0, "progress": False}
+    whole = ng.search(sample.model, x, 1, **options).edges()
+    monkeypatch.setattr(frontier, "_MOST_EDGES", 20)
+    circuit = ng.search(sample.model, x, 1, **options)
+    assert circuit.edges()["effect"].tolist() == whole["effect"].tolist()[:20]
+    assert len(circuit.graph) == len(ng.search(sample.model, x, 1, **options).graph)
+    assert f"only the strongest 20 of {len(whole)} edges are in the circuit" in str(circuit)

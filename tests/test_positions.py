@@ -10,7 +10,14 @@ from torch import Tensor
 
 from neurograph.errors import OptionError
 from neurograph.layers import Layer
-from neurograph.positions import attended, check_positions, moving, token_names
+from neurograph.positions import (
+    attended,
+    check_positions,
+    is_mask,
+    masks_for,
+    moving,
+    token_names,
+)
 
 RIGHT = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
 LEFT = RIGHT.flip(1)
@@ -19,8 +26,13 @@ MASKS = {"right": RIGHT, "left": LEFT, "holes": HOLES}
 LENGTH, CHANNELS = 4, 3
 
 
-def layer_of(module: str, shape: tuple[int, ...] = (LENGTH, CHANNELS), dim: int = 2) -> Layer:
-    return Layer(module, module, module, "Linear", shape, dim, shape[dim - 1], 1)
+def layer_of(
+    module: str,
+    shape: tuple[int, ...] = (LENGTH, CHANNELS),
+    dim: int = 2,
+    mask: str | None = "input.attention_mask",
+) -> Layer:
+    return Layer(module, module, module, "Linear", shape, dim, shape[dim - 1], 1, mask=mask)
 
 
 TOKENS = layer_of("model.fc")
@@ -61,6 +73,27 @@ def test_every_position_counts_where_no_mask_says_otherwise() -> None:
     assert attended({"input.attention_mask": RIGHT}, layer_of("conv", (3, 4, 4), 1)) is None
     squares = RIGHT[:, None].expand(3, LENGTH, LENGTH)
     assert attended({"input.attention_mask": squares}, TOKENS) is None
+    assert attended({"input.attention_mask": RIGHT}, layer_of("model.fc", mask=None)) is None
+
+
+@pytest.mark.parametrize("side", MASKS)
+def test_a_mask_of_padding_is_read_the_other_way(side: str) -> None:
+    mask = MASKS[side].bool()
+    found = attended({"input.padding": ~mask}, layer_of("fc", mask="~input.padding"))
+    assert found is not None
+    assert torch.equal(found, mask)
+    assert attended({"input.other": ~mask}, layer_of("fc", mask="~input.padding")) is None
+
+
+def test_masks_are_called_so_and_hold_nothing_but_0_and_1() -> None:
+    assert is_mask("input.src_key_padding_mask", RIGHT.bool())
+    assert is_mask("input.padding", RIGHT)
+    assert is_mask("input.attention_mask", RIGHT.float())
+    assert not is_mask("input.input_ids", RIGHT)
+    assert is_mask("input.attention_mask", RIGHT * 2)
+    assert not is_mask("input.mask", RIGHT * 2)
+    assert not is_mask("input.attention_mask", RIGHT[:, None])
+    assert not is_mask("input.mask", torch.zeros(3, 4).masked_fill(RIGHT == 0, -torch.inf))
 
 
 def test_encoder_and_decoder_have_masks_of_their_own() -> None:
@@ -72,24 +105,25 @@ def test_encoder_and_decoder_have_masks_of_their_own() -> None:
         "input.decoder_input_ids": ids,
         "input.decoder_attention_mask": LEFT,
     }
-    for layer, mask in ((encoder, RIGHT), (decoder, LEFT), (layer_of("lm_head"), LEFT)):
-        found = attended(inputs, layer)
-        assert found is not None
-        assert torch.equal(found, mask.bool())
+    own, others = "input.attention_mask", "input.decoder_attention_mask"
+    assert masks_for(inputs, encoder) == [own]
+    assert masks_for(inputs, decoder) == masks_for(inputs, layer_of("lm_head")) == [others]
     # All of the decoder's tokens are real where it has no mask, though the encoder's are not.
     del inputs["input.decoder_attention_mask"]
-    assert attended(inputs, decoder) is None
-    assert attended(inputs, encoder) is not None
+    assert masks_for(inputs, decoder) == []
+    assert masks_for(inputs, encoder) == [own]
     # What is as long as the encoder's sequence inside a decoder belongs to the encoder's tokens.
     inputs["input.decoder_input_ids"] = torch.zeros(3, 7, dtype=torch.long)
-    assert attended(inputs, decoder) is not None
+    assert masks_for(inputs, decoder) == [own]
 
 
-def test_a_decoder_alone_has_the_plain_mask() -> None:
+def test_a_decoder_alone_has_the_plain_mask_and_what_else_is_called_a_mask() -> None:
     inputs = {"input.input_ids": torch.zeros(3, LENGTH), "input.attention_mask": LEFT}
-    found = attended(inputs, layer_of("model.decoder.layers.0.fc1"))
-    assert found is not None
-    assert torch.equal(found, LEFT.bool())
+    decoder = layer_of("model.decoder.layers.0.fc1")
+    assert masks_for(inputs, decoder) == ["input.attention_mask"]
+    inputs["input.padding"] = LEFT == 0
+    assert masks_for(inputs, decoder) == ["input.attention_mask", "input.padding"]
+    assert masks_for(inputs, layer_of("fc", (5, 3))) == []
 
 
 # -- what may move -------------------------------------------------------------------------------

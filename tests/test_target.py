@@ -223,7 +223,7 @@ def test_an_index_is_a_column_wherever_the_logits_are(wrap: Any) -> None:
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
 def test_a_single_output_is_a_binary_logit(shape: tuple[int, ...]) -> None:
     logit = torch.tensor([1.0, -2.0, 3.0]).view(shape)
-    for index, name, sign in ((1, "output", 1), (0, "-output", -1)):
+    for index, name, sign in ((1, "output", 1), (0, "-output (target 0 of a binary logit)", -1)):
         target = resolve_target(index, logit, None)
         assert target.name == name
         assert target(logit, batch_of).tolist() == [sign, -2 * sign, 3 * sign]
@@ -234,15 +234,20 @@ def test_a_single_output_is_a_binary_logit(shape: tuple[int, ...]) -> None:
     ("target", "output", "names", "reason"),
     [
         (6, LOGITS[:, 0], None, "target 6 is out of range: the model has targets 0…5"),
-        (-1, LOGITS[:, 0], None, "target -1 is out of range"),
+        (-1, LOGITS[:, 0], None, "target -1 is negative: targets count from 0, and the last is 5"),
         (2, LOGITS[:, 0, 0], None, "targets 0…1"),
         (1, LOGITS[:, 0], ["a", "b"], "class_names has 2 names for 6 targets"),
         (1, LOGITS[:, 0, 0], ["a"], "class_names has 1 names for 2 targets"),
-        (1, LOGITS, None, r"shape \(3, 4, 6\), so the index 1 names no single number"),
-        (True, LOGITS[:, 0], None, "target is True: pass an output index or a callable"),
-        ("ill", LOGITS[:, 0], None, "target is 'ill'"),
+        (1, LOGITS, None, "the output is 3×4×6, so the target 1 names no single number"),
+        (True, LOGITS[:, 0], None, "target is True: pass an output index"),
+        (np.True_, LOGITS[:, 0], None, "target is .*True.*: pass an output index"),
+        (torch.tensor(True), LOGITS[:, 0], None, "pass an output index"),
+        ("ill", LOGITS[:, 0], None, "target='ill' is a name: pass class_names="),
+        ("il", LOGITS[:, 0, 0], ["well", "ill"], "none of class_names: did you mean 'ill'"),
+        ("a", LOGITS[:, 0, 0], ["a", "a"], "'a' names several classes"),
         (1.0, LOGITS[:, 0], None, "target is 1.0"),
-        (None, LOGITS[:, 0], None, "target is None"),
+        (None, LOGITS[:, 0], None, "the model has 6 outputs: pass target=, one of 0…5"),
+        (None, LOGITS[:, 0], list("abcdef"), "one of 0…5 or of 'a', 'b', 'c', 'd', 'e', …"),
     ],
 )
 def test_indices_that_name_no_number_are_told(
@@ -290,8 +295,8 @@ def test_a_callable_is_called_by_its_name(function: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("returned", "reason"),
     [
-        (torch.zeros(ROWS, 1), r"returned \(3, 1\) for 3 samples"),
-        (torch.tensor(1.0), r"returned \(\) for 3 samples"),
+        (torch.zeros(ROWS, 1), "returned 3×1 for 3 samples"),
+        (torch.tensor(1.0), "returned a single number for 3 samples"),
         (1.0, "returned float for 3 samples"),
         (None, "returned NoneType for 3 samples"),
     ],

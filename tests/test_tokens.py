@@ -96,9 +96,7 @@ def test_pairs_come_as_labels() -> None:
     network, given, circuit = found()
     ids = network.inputs(8, 1)["input_ids"]
     labels = torch.tensor([[2, 5]]).expand(8, 2)
-    same = ng.search(
-        network.model, {"input_ids": ids, "labels": labels}, ng.logit_difference(), **given
-    )
+    same = ng.search(network.model, ({"input_ids": ids}, labels), ng.logit_difference(), **given)
     assert set(same.graph) == set(circuit.graph)
     for neuron in same.graph:
         a, b = same.graph.nodes[neuron], circuit.graph.nodes[neuron]

@@ -31,7 +31,7 @@ from neurograph.replay.wiring import read_wiring
 from neurograph.scoring.exact import total_effects
 from neurograph.sites import INPUT_SIDE, Choice, find_sites, refuse_unsupported
 from neurograph.study import Options, prepare
-from neurograph.target import Target, TargetFunction, resolve_target
+from neurograph.target import Target, TargetFunction, check_rows, resolve_target
 from neurograph.units import Groups, find_groups
 
 __all__ = ["at_random", "by_circuit", "by_gradient", "by_separation", "by_total_effect"]
@@ -70,7 +70,7 @@ def by_circuit(circuit: Circuit, *, inputs: bool = False) -> pd.Series:
 def by_total_effect(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None = None,
     *,
     inputs: bool = False,
     **options: Any,
@@ -125,7 +125,7 @@ def by_total_effect(
 def by_gradient(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None = None,
     *,
     layers: Choice | None = None,
     groups: Mapping[str, Groups] | None = None,
@@ -195,7 +195,7 @@ def by_gradient(
 def _gradient_sums(
     model: nn.Module,
     source: Source,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None,
     layers: Mapping[str, Layer],
     progress: bool | None,
 ) -> dict[str, Tensor]:
@@ -219,7 +219,9 @@ def _gradient_sums(
             passing(model, places, keep),
         ):
             output = call_model(model, batch.map(torch.clone))
-            resolved = resolved or resolve_target(target, output, None)
+            if resolved is None:
+                resolved = resolve_target(target, output, None, size=batch.size)
+                check_rows(resolved, output, batch)
             return _gradients(resolved(output, lambda: batch).sum(), list(kept.values()))
 
     sums: dict[str, Tensor] = {}

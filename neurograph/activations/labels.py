@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from neurograph.data import Batch, Source
 from neurograph.errors import DataError, OptionError
+from neurograph.reading import label_array
 
 __all__ = ["Label", "Labelled"]
 
@@ -69,7 +69,9 @@ class Labelled:
                 f"class_names has {len(names)} names for the {len(self._labels)} classes "
                 f"{', '.join(map(str, self._labels[:5]))}"
             )
-        self.classes: tuple[Label, ...] = tuple(self._labels if names is None else names)
+        known = source.classes if self._given is True and names is None else None
+        named = self._labels if known is None else [known[int(label)] for label in self._labels]
+        self.classes: tuple[Label, ...] = tuple(named if names is None else names)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches with the numbers of their samples' classes as labels."""
@@ -110,7 +112,7 @@ class Labelled:
 
 
 def _array(labels: Any) -> np.ndarray:
-    found = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    found = label_array(labels)
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
     if found.ndim != 1:
@@ -118,8 +120,6 @@ def _array(labels: Any) -> np.ndarray:
     missing = np.flatnonzero(pd.isna(found))
     if len(missing):
         raise DataError(f"labels has no class for sample {missing[0]}: fill or drop it first")
-    if found.dtype.kind == "O":
-        found = found.astype(str)
     if found.dtype.kind == "b" or (found.dtype.kind == "f" and (found == np.round(found)).all()):
         found = found.astype(np.int64)
     if found.dtype.kind not in "iufU":

@@ -16,6 +16,8 @@ from neurograph.data import Batch, Source
 from neurograph.errors import ModelError
 from neurograph.layers import channels_first
 from neurograph.memory import parse_memory
+from neurograph.nested import dense_parts
+from neurograph.padding import find_padding
 from neurograph.replay.observe import placed
 from neurograph.replay.recording import FEW, Recording, capture_few
 from neurograph.replay.replay import Replay
@@ -115,14 +117,18 @@ def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGrap
     recording = capture_few(model, data, find_sites(model, layers))
     with Replay(model, recording) as replay:
         graph = read_wiring(replay).layers
-    graph.graph["sites"] = recording.sites
-    return graph, recording
+        recording = replay.recording
+    padding = find_padding(model, Source(data, model), recording)
+    graph.graph.update(sites=recording.sites, padding=padding)
+    if recording.fixed:
+        graph.graph["batch"] = recording.size
+    return graph, padding.on(recording)
 
 
 def check_weights(model: nn.Module) -> None:
     """Raise ModelError naming the first parameter or buffer that is not finite."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if any(x.is_floating_point() and not torch.isfinite(x).all() for x in dense_parts(tensor)):
             raise ModelError(
                 f"weights {name!r} hold NaN or infinity: load a checkpoint that is whole"
             )

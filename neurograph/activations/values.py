@@ -19,6 +19,7 @@ from neurograph.data import Source
 from neurograph.errors import ModelError, OptionError
 from neurograph.layers import Layer
 from neurograph.memory import parse_memory
+from neurograph.padding import find_padding
 from neurograph.replay.observe import placed
 from neurograph.replay.recording import Recording, capture_few
 from neurograph.sites import Choice, find_sites, refuse_unsupported
@@ -127,7 +128,8 @@ class Collector:
             source = Source(data, model, batch_size=_BATCH)
             self._columns = source.feature_names
             self.batches = Labelled(source, labels, class_names)
-            self.recording: Recording = capture_few(model, data, find_sites(model, layers))
+            few = capture_few(model, data, find_sites(model, layers))
+            self.recording: Recording = find_padding(model, source, few).on(few)
         self.counts = dict(zip(self.batches.classes, self.batches.counts, strict=True))
 
     @property

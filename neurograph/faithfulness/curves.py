@@ -53,7 +53,7 @@ _RANDOM = 2  # tells this use of the seed from others
 def faithfulness(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None,
     ranking: Any,
     *,
     sizes: Sequence[float] = SIZES,
@@ -83,8 +83,9 @@ def faithfulness(
         Any eager model; it is run in eval mode and left as it was.
     data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
         What the means are of, and where the reference samples are drawn from.
-    target : int or callable
-        An output index, or ``(output, batch) -> [batch]``, as for `search`. A target that is
+    target : int, str, callable or None
+        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
+        as for `search`. A target that is
         about each sample's own answer, such as the logit of its label, tells most: of a fixed
         output, ablations to the mean and to other samples may leave the mean as it is.
     ranking : Series, Circuit, scores, or mapping of str to any of these

@@ -40,7 +40,7 @@ class KeepEdges:
 
     def __init__(self, experiment: Experiment, components: Components) -> None:
         self.experiment, self.components = experiment, components
-        graph = experiment.graph
+        graph = experiment.wiring.reach
         ends = target_layers(graph)
         matter = set(ends).union(*(nx.ancestors(graph, name) for name in ends))
         self._writers: dict[str, list[str]] = {}

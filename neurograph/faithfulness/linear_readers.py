@@ -7,17 +7,16 @@ and φ the glue, an output that sees x of some channels and a of the others is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from neurograph.layers import Layer
-from neurograph.replay.elementwise import Chain, find_chains, is_plain_linear
+from neurograph.replay.elementwise import Chain, as_product, find_chains
 from neurograph.scoring.experiment import Experiment
 
 __all__ = ["LinearReader", "find_linear_readers"]
@@ -72,18 +71,9 @@ class LinearReader:
             self.chain(ablated.view(shape).clone()),
         )
         weight, bias = self.module.weight, self.module.bias
-        result: Tensor = self._apply(still, weight, bias)
-        return result + self._apply(seen - still, weight * self._fitted(mask), None)
-
-    def _apply(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        module = self.module
-        if isinstance(module, nn.Linear):
-            return F.linear(inputs, weight, bias)
-        convolve = _CONVOLUTIONS[type(module)]
-        found: Tensor = convolve(
-            inputs, weight, bias, module.stride, module.padding, module.dilation, module.groups
-        )
-        return found
+        result = _multiplied(self.module, still, weight, bias)
+        masked = weight * self._fitted(mask)
+        return result + _multiplied(self.module, seen - still, masked, None)
 
     def _fitted(self, mask: Tensor) -> Tensor:
         """Give a mask of channels the shape of the weights."""
@@ -109,7 +99,7 @@ def find_linear_readers(
     """
     model, layers = experiment.replay.model, experiment.recording.layers
     found = {}
-    for (writer, reader), chain in find_chains(experiment.replay, _is_plain).items():
+    for (writer, reader), chain in find_chains(experiment.replay, _sums).items():
         ends = layers[writer], layers[reader]
         module = model.get_submodule(ends[1].module)
         by_map = not isinstance(module, nn.Linear)
@@ -123,17 +113,24 @@ def find_linear_readers(
     return found
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module computes sums over its input channels, padded with zeros, and no more."""
-    if is_plain_linear(module):
-        return True
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return (
-        type(module) in _CONVOLUTIONS
-        and module.padding_mode == "zeros"
-        and not hooked
-        and not parametrize.is_parametrized(module)
+def _sums(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What a module should compute that sums over its input channels with its weights."""
+    if isinstance(module, nn.Linear):
+        return as_product(module)
+    if isinstance(module, tuple(_CONVOLUTIONS)):
+        return lambda inputs: _multiplied(module, inputs, module.weight, module.bias)
+    return None
+
+
+def _multiplied(module: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a Linear or a convolution computes with these weights."""
+    if isinstance(module, nn.Linear):
+        return F.linear(inputs, weight, bias)
+    convolve = next(f for kind, f in _CONVOLUTIONS.items() if isinstance(module, kind))
+    found: Tensor = convolve(
+        inputs, weight, bias, module.stride, module.padding, module.dilation, module.groups
     )
+    return found
 
 
 def _by_channel(owner: Tensor, layer: Layer) -> Tensor:

@@ -207,4 +207,4 @@ def _as_recorded(batch: Batch, recording: Recording) -> Batch:
         return leaf.to(dtype) if floating else leaf
 
     args, kwargs = tree_map(cast, (batch.args, dict(batch.kwargs)))
-    return Batch(args, kwargs, batch.labels)
+    return replace(batch, args=args, kwargs=kwargs)

@@ -26,7 +26,7 @@ from neurograph.pathways.outlook import (
 )
 from neurograph.pathways.room import Candidates, Room
 from neurograph.replay.wiring import target_layers
-from neurograph.scoring.effects import Effects, summarise
+from neurograph.scoring.effects import Effects, gathered, summarise
 from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.routes import fits_narrow
 
@@ -292,14 +292,16 @@ class Beam:
         plan = experiment.wiring.output([layer])
         neurons = prefixes.neurons.repeat_interleave(2)
         moves = Moves(layer, neurons, prefixes.values.flatten(0, 1))
-        targets = moves.values.new_empty(len(moves), experiment.recording.size)
-        for blocks, samples in experiment.chunks(len(moves), [plan]):
-            self.check()
-            some = moves.cut(blocks, samples)
-            rows = {layer: experiment.rows(some, samples)}
-            outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
-            targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-        return summarise(targets, block)
+
+        def measured() -> Iterator[tuple[slice, slice, Tensor]]:
+            for blocks, samples in experiment.chunks(len(moves), [plan]):
+                self.check()
+                some = moves.cut(blocks, samples)
+                rows = {layer: experiment.rows(some, samples)}
+                outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
+                yield blocks, samples, experiment.targets(outcome, len(some), samples)
+
+        return summarise(gathered(measured(), len(moves), experiment.recording.size), block)
 
     def _path(self, layer: str, index: int, done: Mapping[str, Prefixes]) -> tuple[Neuron, ...]:
         """Follow a prefix back to where it begins."""

@@ -22,7 +22,6 @@ from neurograph.scoring.edges import probe_outputs
 from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.points import Background, by_output
 from neurograph.scoring.routes import fits_narrow
-from neurograph.target import logits_of
 
 __all__ = ["Ending", "Outlook", "find_ending", "look_ahead", "pieces", "probe_ends", "times"]
 
@@ -118,7 +117,7 @@ def find_ending(experiment: Experiment) -> Ending | None:
     target, replay = experiment.target, experiment.replay
     if target.index is None or replay.one_by_one:
         return None
-    layer, chain = find_output_chain(replay, logits_of)
+    layer, chain = find_output_chain(replay, target.logits)
     if layer is None or chain is None or layer not in experiment.graph:
         return None
     units = experiment.units(layer)

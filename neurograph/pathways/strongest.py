@@ -93,7 +93,7 @@ class StrongestPaths:
 def strongest_paths(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None = None,
     k: int = 100,
     *,
     sign: Sign | None = None,

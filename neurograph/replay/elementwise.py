@@ -9,30 +9,34 @@ operations that PyTorch itself tags as pointwise, each with a single tensor oper
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from neurograph.errors import ModelError
-from neurograph.nested import iter_tensors
+from neurograph.nested import iter_tensors, storages
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
 from neurograph.sites import INPUT_SIDE
 
-__all__ = ["Chain", "find_chains", "find_output_chain", "is_plain_linear"]
+__all__ = ["Chain", "Product", "Reads", "as_product", "find_chains", "find_output_chain"]
 
 _ATEN = torch.ops.aten
 _RENAMES = {_ATEN.detach.default, _ATEN.alias.default}
 _RESHAPES = {_ATEN.view.default, _ATEN._unsafe_view.default}
 _READS = {_ATEN._local_scalar_dense.default, _ATEN.equal.default}
+_LEAVES = {"tolist", "numpy", "__array__", "__dlpack__"}  # run no operation
 _ROWS = slice(0, 2)
+_AT_ONCE = 8  # samples on which a chain is tried at a time
+_MOVES = 3  # ways to move the layers that chains start from
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.read = False  # whether a number was taken out of a tensor that moves
         self._moving: dict[int, Any] = {}  # memory that moved layers reach; held, so never reused
 
+    def taken(self, arguments: Any) -> None:
+        """Note that values of tensors left for Python."""
+        self.read |= self._moves(arguments)
+
     def hear(self, event: str, name: str, value: Any) -> None:
         layer = self.layers.get(name)
         if event == "returned":
@@ -99,7 +107,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         origin = self._origin(func, args, kwargs)
-        moving = any(map(self._moves, iter_tensors((args, kwargs))))
+        moving = self._moves((args, kwargs))
         result = func(*args, **kwargs)
         if moving and func in _READS:
             self.read = True
@@ -115,12 +123,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _mark(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            self._moving[storage.data_ptr()] = storage
+        for storage in storages(list(tensors)):
+            self._moving[storage._cdata] = storage
 
-    def _moves(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self._moving
+    def _moves(self, tree: Any) -> bool:
+        return any(storage._cdata in self._moving for storage in storages(tree))
 
     def _origin(self, func: Any, args: Any, kwargs: Any) -> tuple[str, Chain, Any] | None:
         """Say where the operand comes from, if the operation is pointwise in it alone."""
@@ -141,26 +148,74 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget_shared(self, args: Any) -> None:
         """Forget every tensor whose memory an in-place operation may have written."""
-        written = {x.untyped_storage().data_ptr() for x in iter_tensors(args)}
+        written = {storage._cdata for storage in storages(args)}
         for tensor in list(self.known):
-            if tensor.untyped_storage().data_ptr() in written:
+            if not written.isdisjoint(storage._cdata for storage in storages(tensor)):
                 del self.known[tensor]
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module computes `x @ weight.T + bias` and nothing else."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is nn.Linear and not hooked and not parametrize.is_parametrized(module)
+class Reads(TorchFunctionMode):
+    """Call `taken(arguments)` where values leave tensors without any operation running."""
+
+    def __init__(self, taken: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._taken = taken
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _LEAVES:
+            self._taken((args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class Product(NamedTuple):
+    """What a module that multiplies by its weight computes: ``x @ weight.T + bias``."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Compute it."""
+        return linear(inputs, self.weight, self.bias)
+
+
+Computes = Product | Callable[[Tensor], Tensor]
+
+
+def as_product(module: nn.Module) -> Product | None:
+    """Product that a module would compute if it used its weight as Linear does, if it has one.
+
+    Whether it does shows by comparison alone: see `find_chains`.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.dim() != 2:
+        return None
+    if bias is not None and not (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]):
+        return None
+    return Product(weight.detach(), None if bias is None else bias.detach())
 
 
 def find_chains(
-    replay: Replay, serves: Callable[[nn.Module], bool] = is_plain_linear
+    replay: Replay,
+    serves: Callable[[nn.Module], Computes | None] = as_product,
 ) -> dict[tuple[str, str], Chain]:
-    """Chains from each layer to each layer of some kind that reads it and nothing else."""
+    """Chains from each layer to each layer that reads it alone and computes as expected.
+
+    Parameters
+    ----------
+    replay : Replay
+        Open.
+    serves : callable
+        Gives what a module should compute from the only tensor that arrives, or None where it is
+        of no use. Chains hold where that is what it does return, in value, shape and dtype, from
+        what was recorded and from moved layers: whatever its type, its hooks or who swaps its
+        weights.
+    """
     modules = dict(replay.model.named_modules())
     layers = replay.recording.layers
     watch = _Watch(replay.recording)
-    with watch, contextlib.suppress(ModelError):
+    with watch, Reads(watch.taken), contextlib.suppress(ModelError):
         watch.data_dependent = True  # unless few samples go the same way through the model
         replay.run(Plan(frozen=frozenset(layers)), listen=watch.hear, samples=_ROWS)
         watch.data_dependent = watch.read
@@ -168,13 +223,82 @@ def find_chains(
         # A number taken out of a tensor is one for the whole batch: interventions cannot share.
         replay.one_by_one = True
         return {}
-    return {
-        (writer, reader): chain
-        for (writer, reader), chain in watch.found.items()
-        if not reader.endswith(INPUT_SIDE)
-        and serves(modules[layers[reader].module])
-        and layers[reader].layout.plain
-    }
+    ways: dict[tuple[str, str], _Way] = {}
+    for (writer, reader), chain in watch.found.items():
+        if reader.endswith(INPUT_SIDE) or reader not in layers or not layers[reader].layout.plain:
+            continue
+        computes = serves(modules[layers[reader].module])
+        if computes is not None and layers[writer].neurons:
+            ways[writer, reader] = _Way(chain, computes)
+    return {edge: way.chain for edge, way in _confirmed(replay, ways).items()}
+
+
+class _Way(NamedTuple):
+    """A chain, and what a layer behind it should compute."""
+
+    chain: Chain
+    computes: Computes
+
+
+def _confirmed(replay: Replay, ways: Mapping[tuple[str, str], _Way]) -> dict[tuple[str, str], _Way]:
+    """Those of the ways that compute what the model's own code does.
+
+    All readers are computed in one run from what is recorded, and from all their writers moved.
+    """
+    left = dict(ways)
+    for samples in _pieces(replay.recording.size):
+        for number in range(_MOVES + 1):
+            if not left:
+                return {}
+            rows = {w: _moved(replay.recording.main(w)[samples], number) for w, _ in left}
+            plan = Plan(
+                given=frozenset(rows),
+                frozen=frozenset(replay.recording.layers) - frozenset(rows),
+                probed=frozenset(reader for _, reader in left),
+            )
+            given = {name: tensor.clone() for name, tensor in rows.items()}
+            try:
+                found = replay.run(plan, given, samples=samples).probed
+            except ModelError:
+                return {}
+            left = {
+                (writer, reader): way
+                for (writer, reader), way in left.items()
+                if _computes(way, rows[writer], found[reader])
+            }
+    return left
+
+
+def _pieces(size: int) -> Iterator[slice]:
+    for start in range(0, size, _AT_ONCE):
+        yield slice(start, min(start + _AT_ONCE, size))
+
+
+def _moved(rows: Tensor, number: int) -> Tensor:
+    """Rows as they are (0), mixed among the samples (1), or far away on either side (2, 3)."""
+    if number == 0:
+        return rows
+    generator = torch.Generator().manual_seed(number // 2)
+    noise = torch.rand(rows.shape, generator=generator, dtype=torch.float64).to(rows.device)
+    if number == 1:
+        return torch.where(noise < 0.5, rows, rows.roll(1, 0))
+    scale = (rows.abs().max() + 1) * (4 if number == 2 else -4)
+    return rows + (2 * noise - 1).to(rows) * scale
+
+
+def _computes(way: _Way, rows: Tensor, found: Tensor) -> bool:
+    """Whether a way gives what was found, but for rounding."""
+    try:
+        wanted: Tensor = way.computes(way.chain(rows.clone()))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return False
+    # Both come from the same operations on the same shapes: they hardly differ even by rounding.
+    close = min(16 * torch.finfo(found.dtype).eps, 1e-3)
+    finite = found[found.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(wanted, found, rtol=close, atol=close * scale, equal_nan=True)
 
 
 def find_output_chain(
@@ -185,11 +309,22 @@ def find_output_chain(
     `read` takes the part, a tensor, out of what the model returns. None where there is no such
     layer: several layers have a share, or something else than a chain stands between.
     """
-    watch = _Watch(replay.recording)
-    with watch, contextlib.suppress(ModelError):
-        plan = Plan(frozen=frozenset(replay.recording.layers))
-        output = read(replay.run(plan, listen=watch.hear, samples=_ROWS).output)
+    watch, layers = _Watch(replay.recording), frozenset(replay.recording.layers)
+    found: tuple[str, Chain] | None = None
+    with watch, Reads(watch.taken), contextlib.suppress(ModelError):
+        output = read(replay.run(Plan(frozen=layers), listen=watch.hear, samples=_ROWS).output)
         if not watch.read and output in watch.known:
-            found: tuple[str, Chain] = watch.known[output]
-            return found
+            found = watch.known[output]
+    if found is None:
+        return None, None
+    writer, chain = found
+    way = _Way(chain, lambda values: values)
+    plan = Plan(given=frozenset({writer}), frozen=layers - {writer})
+    with contextlib.suppress(ModelError):
+        for number in range(_MOVES + 1):
+            rows = _moved(replay.recording.main(writer), number)
+            output = read(replay.run(plan, {writer: rows.clone()}).output)
+            if not _computes(way, rows, output):
+                return None, None
+        return writer, chain
     return None, None

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurograph.data import Batch
+from neurograph.batch import Batch
 from neurograph.errors import ModelError
 from neurograph.layers import Layout
 from neurograph.memory import PeakMeter
-from neurograph.nested import Rebuild, flatten, iter_tensors, leaf_names, tree_map
+from neurograph.nested import Rebuild, flatten, iter_tensors, leaf_names, storages, tree_map
 from neurograph.replay.observe import (
     Forward,
     Observed,
@@ -71,6 +71,10 @@ class Run:
     containers: frozenset[str]
 
 
+_REFUSED = Run(1, {}, None, frozenset())
+"""Instead of a run on another number of samples, where the model takes no other."""
+
+
 def watch(
     model: nn.Module, batch: Batch, sites: Sites, inside: Callable[[Observed], Any] | None = None
 ) -> Run:
@@ -108,12 +112,22 @@ class Layouts:
     call_bytes : dict of str to int
         Of that, what is alive at once while a call and the glue before it run. The glue behind
         the last call has the empty name.
+    routed : frozenset of str
+        Paths of modules whose rows do not follow the samples: they run on those rows that values
+        choose.
+    mixes : bool
+        Whether what the model returns for a sample depends on how many others there are.
+    fixed : bool
+        Whether the model takes this number of samples and no other.
     """
 
     calls: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]
     output: tuple[Layout, ...]
     row_bytes: int
     call_bytes: dict[str, int]
+    routed: frozenset[str]
+    mixes: bool
+    fixed: bool
 
 
 def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layouts:
@@ -126,11 +140,19 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
     """
     twin, row_bytes = _twin(model, batch, sites, run)
     calls = {call: seen.layouts(twin.calls.get(call)) for call, seen in run.calls.items()}
+    if not twin.calls:
+        calls = _by_one_sample(model, batch, sites, run, calls)
     _spread(model, batch, run, calls)
     few = None if twin.output is None else flatten(twin.output)[0]
     output = tuple(_layouts(flatten(run.output)[0], few, run.size, twin.size))
     call_bytes = _call_bytes(model, batch.map(lambda leaf: leaf[: twin.size]), sites)
-    return Layouts(calls, output, row_bytes, call_bytes)
+    routed = _routed(model, batch, sites, run, twin, calls)
+    mixes = few is not None and not all(
+        _same(layout, a, b, min(run.size, twin.size))
+        for layout, a, b in zip(output, flatten(run.output)[0], few, strict=False)
+        if layout.dim is not None and isinstance(a, Tensor) and a.is_floating_point()
+    )
+    return Layouts(calls, output, row_bytes, call_bytes, routed, mixes, twin is _REFUSED)
 
 
 def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, int]:
@@ -140,6 +162,7 @@ def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, 
     """
     doubled = batch.map(lambda leaf: torch.cat([leaf, leaf]))
     few = batch.map(lambda leaf: leaf[:_FEW]) if batch.size > _FEW else doubled
+    refused = True
     for other in (few, doubled):
         meter, uses = PeakMeter(), _Uses(model, sites)
         try:
@@ -147,10 +170,11 @@ def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, 
                 twin = watch(model, other, sites, uses.start)
         except ModelError:
             continue  # a model made for one batch size
+        refused = False
         if twin.calls.keys() == run.calls.keys() and _comparable(run, twin):
             uses.check(run)
             return twin, meter.peak // twin.size + 1
-    nothing = Run(run.size, {}, None, frozenset())
+    nothing = _REFUSED if refused else Run(run.size, {}, None, frozenset())
     total = sum(t.nbytes for seen in run.calls.values() for t in iter_tensors(seen.leaves))
     return nothing, 2 * total // run.size + 1
 
@@ -185,10 +209,10 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, sites: Sites) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._owner = {
-            parameter.untyped_storage().data_ptr(): path
+            storage.data_ptr(): path
             for path, module in find_owners(model).items()
             if path in sites.outputs
-            for parameter in module.parameters(recurse=False)
+            for storage in storages(list(module.parameters(recurse=False)))
         }
         self._seen: Observed | None = None
         self._uses: set[tuple[str, str | None]] = set()
@@ -202,8 +226,8 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         running = self._seen.running if self._seen else []
-        for tensor in iter_tensors((args, kwargs or {})):
-            owner = self._owner.get(tensor.untyped_storage().data_ptr())
+        for storage in storages((args, kwargs or {})):
+            owner = self._owner.get(storage.data_ptr())
             if owner is not None and owner not in running:
                 self._uses.add((owner, running[-1] if running else None))
         return func(*args, **(kwargs or {}))
@@ -264,6 +288,113 @@ def _find_layout(
 def _same(layout: Layout, a: Tensor, b: Tensor, samples: int) -> bool:
     x, y = layout.rows(a)[:samples], layout.rows(b)[:samples]
     return torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _by_one_sample(
+    model: nn.Module,
+    batch: Batch,
+    sites: Sites,
+    run: Run,
+    layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
+) -> dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]:
+    """Layouts by what changes where the first sample is what the second one is."""
+
+    def replaced(leaf: Tensor) -> Tensor:
+        return torch.cat([leaf[1:2], leaf[1:]])
+
+    other = _again(model, batch.map(replaced), sites)
+    found = dict(layouts)
+    for call, (out, arriving) in layouts.items():
+        twin = None if other is None else other.calls.get(call)
+        if twin is None or len(twin.leaves) != len(out):
+            continue
+        better = []
+        for a, b, layout in zip(run.calls[call].leaves, twin.leaves, out, strict=True):
+            dim = _changed_dim(a, b, run.size) if isinstance(a, Tensor) else None
+            better.append(layout if dim is None else Layout(dim))
+        found[call] = tuple(better), arriving
+    return found
+
+
+def _changed_dim(a: Tensor, b: Any, size: int) -> int | None:
+    """The dimension of that size along which nothing but the first entry changed."""
+    if not isinstance(b, Tensor) or a.shape != b.shape or torch.equal(a, b):
+        return None
+    changed = (a != b).nonzero().amax(0).tolist()
+    dims = [d for d, last in enumerate(changed) if a.shape[d] == size and not last]
+    return dims[0] if len(dims) == 1 else None
+
+
+def _routed(
+    model: nn.Module,
+    batch: Batch,
+    sites: Sites,
+    run: Run,
+    twin: Run,
+    layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
+) -> frozenset[str]:
+    """Modules that run on rows which values choose, so that rows do not follow the samples.
+
+    Their rows are more or fewer in no proportion to the samples; or they do not turn round when
+    the samples do, and those of samples that stay as they are change when others are replaced.
+    """
+    suspects, routed = set(), set()
+    turned = _again(model, batch.map(lambda leaf: leaf.flip(0)), sites)
+    for call, (out, _) in layouts.items():
+        seen = run.calls[call]
+        few = twin.calls[call].leaves if call in twin.calls else []
+        for a, b, layout in zip(seen.leaves, few, out, strict=False):
+            tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+            if tensors and layout.dim is None and a.shape != b.shape:
+                routed.add(seen.path)
+        if turned is not None and not _follows(seen, turned.calls.get(call), out, slice(None)):
+            suspects.add(call)
+    if suspects:
+        half = _again(model, batch.map(_half_replaced), sites)
+        for call in suspects:
+            if half is None or not _follows(
+                run.calls[call], half.calls.get(call), layouts[call][0], slice(1, None, 2)
+            ):
+                routed.add(run.calls[call].path)
+    return frozenset(routed - run.containers)
+
+
+def _again(model: nn.Module, batch: Batch, sites: Sites) -> Run | None:
+    with contextlib.suppress(ModelError):
+        return watch(model, batch, sites)
+    return None
+
+
+def _half_replaced(leaf: Tensor) -> Tensor:
+    """Rows of which every other one is what the next one is."""
+    rows = leaf.clone()
+    last = len(leaf) - len(leaf) % 2
+    rows[0:last:2] = leaf[1:last:2]
+    return rows
+
+
+def _follows(seen: Seen, other: Seen | None, layouts: tuple[Layout, ...], unchanged: slice) -> bool:
+    """Whether a call returned the same for the samples that are: turned round if all are."""
+    if other is None or len(other.leaves) != len(seen.leaves):
+        return False
+    for a, b, layout in zip(seen.leaves, other.leaves, layouts, strict=True):
+        if not isinstance(a, Tensor) or not a.is_floating_point():
+            continue
+        if not isinstance(b, Tensor) or a.shape != b.shape:
+            return False
+        x, y = layout.rows(a), layout.rows(b)
+        if layout.dim is not None:
+            x, y = (x.flip(0), y) if unchanged == slice(None) else (x[unchanged], y[unchanged])
+        if not _alike(x, y):
+            return False
+    return True
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    close = max(1e-3, torch.finfo(x.dtype).eps * 10)
+    finite = x[x.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(x.double(), y.double(), rtol=close, atol=close * scale, equal_nan=True)
 
 
 def _spread(

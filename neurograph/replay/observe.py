@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograph.data import Batch, describe_shapes
+from neurograph.batch import Batch, describe_shapes
 from neurograph.errors import ModelError, NeurographError
 from neurograph.layers import main_index
-from neurograph.nested import flatten, iter_tensors
+from neurograph.nested import flatten, leaf_names
+from neurograph.replay.state import Generators, KeptModel, keeping, without_trace
 from neurograph.sites import INPUT_SIDE, Sites
 
 __all__ = [
@@ -49,41 +50,44 @@ class StopReplay(Exception):
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients; restore modes, buffers and random state after.
+def undisturbed(model: nn.Module) -> Iterator[KeptModel]:
+    """Run in eval mode without gradients; leave the model, and what is global, as they were.
 
     PyTorch's fused transformer kernels are off meanwhile: they take the layers' weights without
     calling the layers. So are the caches of text generation, which a model would return.
+
+    Yields
+    ------
+    KeptModel
+        What is kept of the model.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
-    fused = torch.backends.mha.get_fastpath_enabled()
-    caching = [
-        config
-        for config in {id(c): c for c in map(_config_of, model.modules()) if c is not None}.values()
-        if getattr(config, "use_cache", False)
-    ]
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
+    with _same_settings(), torch.no_grad(), keeping(model) as kept:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with kept.guarded():  # some models merge weights when they go to eval mode
             model.eval()
-            for config in caching:
+        for module in model.modules():
+            config = module.__dict__.get("config")
+            if config is not None and getattr(config, "use_cache", False):
                 config.use_cache = False
-            yield
-        finally:
-            for config in caching:
-                config.use_cache = True
-            torch.backends.mha.set_fastpath_enabled(fused)
-            for module, training in modes:
-                module.training = training
-            for buffer, before in buffers:
-                if buffer.shape != before.shape or not torch.equal(buffer, before):
-                    buffer.data.copy_(before)
+        yield kept
 
 
-def _config_of(module: nn.Module) -> Any:
-    return module.__dict__.get("config")
+@contextlib.contextmanager
+def _same_settings() -> Iterator[None]:
+    """Restore PyTorch's settings and the state of the global random generators."""
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    fused, dtype = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
+    generators = Generators()
+    try:
+        yield
+    finally:
+        generators.restore()
+        torch.set_default_dtype(dtype)
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for name, value in flags.items():
+            if getattr(cudnn, name) != value:
+                setattr(cudnn, name, value)
 
 
 @contextlib.contextmanager
@@ -136,9 +140,13 @@ def replaced_forwards(
 
 
 def call_model(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch; what it raises is told with the shapes it was given."""
+    """Run the model on a batch; what it raises is told with the shapes it was given.
+
+    Inside `undisturbed`, what the run changes in the model is put back.
+    """
     try:
-        return model(*batch.args, **batch.kwargs)
+        with without_trace(model):
+            return model(*batch.args, **batch.kwargs)
     except (StopReplay, NeurographError):
         raise
     except Exception as error:
@@ -157,9 +165,10 @@ def input_tensors(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     named = [(names[i] if i < len(names) else str(i), arg) for i, arg in enumerate(batch.args)]
     found: list[tuple[str, Tensor]] = []
     for name, value in [*named, *batch.kwargs.items()]:
-        tensors = [t for t in iter_tensors(value) if t.dim() > 0]
-        suffixes = [""] if len(tensors) == 1 else [f".{i}" for i in range(len(tensors))]
-        found += [(name + suffix, t) for suffix, t in zip(suffixes, tensors, strict=True)]
+        leaves = zip(leaf_names(value), flatten(value)[0], strict=True)
+        tensors = [(key, t) for key, t in leaves if isinstance(t, Tensor) and t.dim() > 0]
+        alone = len(tensors) == 1
+        found += [(name if alone else f"{name}.{key}", t) for key, t in tensors]
     first = input_name(model)
     if len(found) == 1:
         return {first: found[0][1]}

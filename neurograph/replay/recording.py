@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,17 +11,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neurograph.data import Batch, Source
-from neurograph.errors import ModelError, OptionError
+from neurograph.data import Batch, Source, concatenate, draw
+from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
 from neurograph.nested import Rebuild
 from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.observe import input_tensors, undisturbed
+from neurograph.replay.repeat import check_repeats
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 
 __all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture"]
 
 FEW = 2  # samples: with one, nothing tells a batch dimension from others
+_SPREAD = 8  # samples by which layers are told and who reads whom
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class Recording:
     call_bytes : dict of str to int
         Of that, what is alive at once while a call and the glue before it run (and, under the
         empty name, the glue behind the last).
+    mixes : bool
+        Whether what the model returns for a sample depends on how many others there are.
+    fixed : bool
+        Whether the model takes this number of samples and no other.
     """
 
     layers: Mapping[str, Layer]
@@ -81,6 +88,8 @@ class Recording:
     sites: Sites
     row_bytes: int
     call_bytes: Mapping[str, int]
+    mixes: bool = False
+    fixed: bool = False
 
     def main(self, name: str) -> Tensor:
         """Return the rows of a layer, ``[size, …]``; one row if all must have the same."""
@@ -111,6 +120,15 @@ class Recording:
         chosen = layer.is_input or layer.call.endswith(INPUT_SIDE)
         return chosen or layer.module not in self.sites.left_out
 
+    def without(self, routed: frozenset[str]) -> Recording:
+        """Return the recording with some modules as glue, which is never recorded."""
+        layers = {n: layer for n, layer in self.layers.items() if layer.module not in routed}
+        gone = {layer.call for layer in self.layers.values()} - {x.call for x in layers.values()}
+        calls = {name: call for name, call in self.calls.items() if name not in gone}
+        sites = self.sites.without(routed)
+        _check_found(sites, layers)
+        return replace(self, layers=layers, calls=calls, sites=sites)
+
     def with_rows(self, rows: Mapping[str, Tensor]) -> Recording:
         """Return the recording with other rows for some layers."""
         calls = dict(self.calls)
@@ -124,30 +142,79 @@ class Recording:
 
 
 def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Recording:
-    """Run the model on the first samples of data of any kind and record them; see `capture`."""
-    batch = next(iter(Source(data, model)))
-    return capture(model, batch.map(lambda leaf: leaf[:FEW]), sites)
+    """Record a few samples, drawn from all of the data, of any kind; see `capture`.
+
+    Where the model does not take so few, it gets the first batch as it comes.
+    """
+    first, few = _few(Source(data, model))
+    try:
+        return capture(model, few, sites)
+    except ModelError as error:
+        with contextlib.suppress(ModelError):
+            return capture(model, first, sites)
+        if not str(error).startswith("the model raised"):
+            raise
+        raise ModelError(
+            f"{error}. If it takes batches of one size alone, pass data in such batches "
+            "(DataLoader(…, drop_last=True)) and that size as reference="
+        ) from error.__cause__
+
+
+def _few(source: Source) -> tuple[Batch, Batch]:
+    """The first batch, and a few samples of all batches in which samples have the same shape.
+
+    Among them the very first ones.
+    """
+    first: Batch | None = None
+
+    def alike() -> Iterator[Batch]:
+        nonlocal first
+        for batch in source:
+            bare = Batch(batch.args, batch.kwargs)
+            first = bare if first is None else first
+            if _shapes(bare) == _shapes(first):
+                yield bare
+
+    try:
+        few, positions = draw(alike(), _SPREAD, 0)
+        assert first is not None
+        ahead = [i for i in range(min(FEW, first.size)) if i not in positions]
+        if ahead:
+            few = concatenate([first.map(lambda leaf: leaf[ahead]), few])
+    except DataError:
+        if first is None:
+            raise
+        few = first.map(lambda leaf: leaf[:_SPREAD])
+    return first, few
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape[1:]) for tensor in batch.tensors()]
 
 
 def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recording:
     """Run the model on a batch and record what every layer returned.
 
-    It is run once more on a few of the samples: what changes in shape tells where in each tensor
-    the samples lie.
+    It is run twice before, as only what repeats can be replayed, and once more on a few of the
+    samples: what changes in shape tells where in each tensor the samples lie.
 
     Raises
     ------
     ModelError
-        The model is of a kind that cannot be replayed, raised, has no layers, or uses the
-        parameters of a module without calling it.
+        The model is of a kind that cannot be replayed, raised, does not repeat, has no layers, or
+        uses the parameters of a module without calling it.
     """
     refuse_unsupported(model)
     sites = find_sites(model) if sites is None else sites
-    with undisturbed(model):
+    with undisturbed(model) as kept:
+        check_repeats(model, batch, sites, kept)
         run = watch(model, batch, sites)
         layouts = find_layouts(model, batch, sites, run)
     given = input_tensors(model, batch)
-    calls = {name: _input_call(tensor.clone(), run.size) for name, tensor in given.items()}
+    calls = {
+        name: _input_call(tensor.clone(), batch.has_rows(tensor)) for name, tensor in given.items()
+    }
+    sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
     convolved = {
         shape[1:]
@@ -159,6 +226,8 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     layers = {name: _describe_input(name, call, convolved) for name, call in calls.items()}
     for call, seen in run.calls.items():
         if seen.path in run.containers and not call.endswith(INPUT_SIDE):
+            continue
+        if seen.path in layouts.routed:
             continue
         out, arriving = layouts.calls[call]
         calls[call] = Call(seen.leaves, seen.rebuild, out, arriving)
@@ -175,6 +244,8 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         sites,
         layouts.row_bytes,
         layouts.call_bytes,
+        layouts.mixes,
+        layouts.fixed,
     )
 
 
@@ -189,7 +260,9 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
     with undisturbed(model):
         run = watch(model, batch, like.sites)
     given = input_tensors(model, batch)
-    calls = {name: _input_call(tensor.clone(), run.size) for name, tensor in given.items()}
+    calls = {
+        name: _input_call(tensor.clone(), batch.has_rows(tensor)) for name, tensor in given.items()
+    }
     for call, known in like.calls.items():
         if call in calls:
             continue
@@ -226,8 +299,8 @@ def _describe(
         yield Layer(name, seen.path, call, kind, shape, dim, neurons, parameters, leaf, layout)
 
 
-def _input_call(tensor: Tensor, size: int) -> Call:
-    layout = Layout(0 if tensor.shape[0] == size else None)
+def _input_call(tensor: Tensor, has_rows: bool) -> Call:
+    layout = Layout(0 if has_rows else None)
     return Call([tensor], lambda leaves: leaves[0], (layout,))
 
 
@@ -248,6 +321,12 @@ def _check_found(sites: Sites, layers: Mapping[str, Layer]) -> None:
         if not layer.is_input
     }
     for pattern, wanted in sites.asked.items():
+        routed = sorted(w for w in wanted if w.removesuffix(INPUT_SIDE) in sites.routed)
+        if routed and wanted.isdisjoint(found):
+            raise OptionError(
+                f"layers={pattern!r} matches {routed[0]!r}, which runs on the rows that values "
+                "choose for it: it counts as glue and cannot be searched"
+            )
         if wanted.isdisjoint(found):
             raise OptionError(
                 f"layers={pattern!r} matches {min(wanted)!r}, which the model never calls as a "

@@ -49,7 +49,8 @@ class Replay:
         self.model = model
         self.recording = recording
         self._stack = contextlib.ExitStack()
-        self.one_by_one = False  # set where glue is known to mix the samples of a batch
+        # Set too where glue is found to mix the samples of a batch.
+        self.one_by_one = recording.mixes or recording.fixed
         self._checked: dict[Plan, Plan | None] = {}
         self._fits: set[tuple[Plan, int]] = set()  # plans that ran with so many rows
         self._run: Run | None = None
@@ -104,8 +105,8 @@ class Replay:
             For each mixed layer, which elements of a row see the moved world: ``[*shape]``, or
             ``[size, *shape]`` where that differs between the recorded samples.
         shares : dict of str to Tensor
-            For nudged layers, how much of what they compute they pass on, beside the rows given;
-            all by default. Gradients pass through as if it were all.
+            For nudged layers, how much of what they compute they pass on, beside the rows given:
+            rows like those; all by default. Gradients pass through as if it were all.
         listen : callable, optional
             `listen("arrived", call, arguments)` before and `listen("returned", call, output)`
             after every call of a layer.
@@ -132,7 +133,7 @@ class Replay:
             outcome = self._execute(replace(job, plan=checked, given=copies))
         except ModelError:
             self._checked[plan] = self._check(job, [alone.plan])
-            return self.run(plan, given, blocks=blocks, samples=samples, masks=masks)
+            return self.run(plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares)
         self._fits.add((plan, blocks * rows))
         return outcome
 

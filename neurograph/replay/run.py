@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurograph.data import Batch
+from neurograph.batch import Batch
 from neurograph.errors import ModelError
 from neurograph.layers import Layer, Layout
 from neurograph.nested import flatten
@@ -89,24 +89,29 @@ class Job:
         """Return the job of one of the blocks."""
         some = slice(number * rows, (number + 1) * rows)
         # Copies: glue may write to what it gets, and these rows are needed again.
-        return replace(self, given={n: t[some].clone() for n, t in self.given.items()}, blocks=1)
+        given = {n: t[some].clone() for n, t in self.given.items()}
+        shares = {n: t[some] for n, t in self.shares.items()}
+        return replace(self, given=given, shares=shares, blocks=1)
 
     def few(self, rows: int) -> Job:
         """Return the job for its first few samples, given how many it has."""
         if rows <= CHECKED:
             return self
         start = self.samples.start or 0
-        given = {
-            name: t.view(-1, rows, *t.shape[1:])[:, :CHECKED].flatten(0, 1)
-            for name, t in self.given.items()
-        }
-        return replace(self, given=given, samples=slice(start, start + CHECKED))
+
+        def first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            blocks = {n: t.reshape(-1, rows, *t.shape[1:]) for n, t in tensors.items()}
+            return {name: t[:, :CHECKED].flatten(0, 1) for name, t in blocks.items()}
+
+        some = slice(start, start + CHECKED)
+        return replace(self, given=first(self.given), shares=first(self.shares), samples=some)
 
     @staticmethod
     def beside(one: Job, other: Job) -> Job:
         """Return the job of two blocks in one batch."""
         given = {name: torch.cat([t, other.given[name]]) for name, t in one.given.items()}
-        return replace(one, given=given, blocks=2)
+        shares = {name: torch.cat([t, other.shares[name]]) for name, t in one.shares.items()}
+        return replace(one, given=given, shares=shares, blocks=2)
 
 
 class Run:
@@ -165,11 +170,8 @@ class Run:
 
     def _layer(self, call: str, forward: Forward, args: Any, kwargs: Any) -> Any:
         recorded = self.recording.calls.get(call)
-        if recorded is None:
-            raise ModelError(
-                f"layer {call!r} was not called when the model was recorded but is when it is "
-                "replayed: its forward depends on values that were moved"
-            )
+        if recorded is None:  # what is moved made the model call it: nobody's, like glue
+            return forward(*args, **kwargs)
         plan, listen = self.job.plan, self.job.listen
         if listen is not None:
             listen("arrived", call, (args, kwargs))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _SCRIPTS = (VIS_NETWORK, "kit.js", "edges.js", "labels.js", "graph.js", "search.js", "circuit.js")
 _PATHS_SHOWN = 20  # strongest paths of each sign that travel with the page
+_MOST_NEURONS, _MOST_EDGES = 2_000, 10_000  # what a browser draws and moves at once
 _SIGN_ORDER = {"positive": 0, "zero": 1, "negative": 2}
 _SHOWN = (
     "position token target effect stderr total_effect total_stderr mean std min max count "
@@ -57,7 +59,10 @@ def render(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
 
 def _payload(circuit: Circuit) -> Any:
     """Gather everything the page shows, as values JSON can hold."""
-    graph, layers = circuit.graph, circuit.layers.nodes
+    unattached = circuit.detach()  # a page is quick, and the same for a circuit and its file
+    listed = {sign: [*unattached.paths(_PATHS_SHOWN, sign=sign)] for sign in SIGNS}
+    graph = _shown(circuit.graph, [path.neurons for found in listed.values() for path in found])
+    notes, layers = [*circuit.notes, *_cut(circuit.graph, graph)], circuit.layers.nodes
     columns = _columns(graph, circuit.layers)
     reduce_crossings(graph, columns, lambda neuron: _SIGN_ORDER[_sign(graph.nodes[neuron])])
     bands, places, radius = place(columns)
@@ -65,19 +70,50 @@ def _payload(circuit: Circuit) -> Any:
     net = _network(graph, ids, places, radius)
     for band in bands:
         band.update({key: layers.get(band["layer"], {}).get(key) for key in ("type", "neurons")})
-    unattached = circuit.detach()  # a page is quick, and the same for a circuit and its file
     paths: dict[str, list[dict[str, Any]]] = {sign: [] for sign in SIGNS}
-    for sign in SIGNS:
-        for path in unattached.paths(_PATHS_SHOWN, sign=sign):
+    for sign, found in listed.items():
+        for path in found:
             row = {key: getattr(path, key) for key in ("effect", "stderr", "measured")}
             paths[sign].append(row | {"neurons": [ids[neuron] for neuron in path.neurons]})
     data: dict[str, Any] = {"title": f"Circuit of {circuit.target}", "target": circuit.target}
     data |= {"columns": bands, "paths": paths}
-    data |= {"nodes": net.nodes, "edges": net.edges, "notes": circuit.notes}
+    data |= {"nodes": net.nodes, "edges": net.edges, "notes": notes}
     data["audit"] = str(circuit.audited) if "audit" in circuit.provenance else ""
     elsewhere = ("notes", "audit")
     data["provenance"] = {k: v for k, v in circuit.provenance.items() if k not in elsewhere}
     return data
+
+
+def _shown(graph: nx.DiGraph, paths: Sequence[Sequence[Node]]) -> nx.DiGraph:
+    """Cut a graph to the strongest neurons and edges, beside those of the paths that are listed."""
+
+    def chosen(items: Iterable[Any], always: set[Any], most: int) -> list[Any]:
+        ordered = sorted(items, key=lambda item: (item[0] not in always, -strength(item[1])))
+        return [item for item, _ in ordered[:most]]
+
+    if len(graph) > _MOST_NEURONS:
+        on_paths = {neuron for path in paths for neuron in path}
+        ends = {neuron for neuron, is_end in graph.nodes(data="target") if is_end}
+        graph = graph.subgraph(chosen(graph.nodes(data=True), on_paths | ends, _MOST_NEURONS))
+    if graph.number_of_edges() > _MOST_EDGES:
+        hops = {hop for path in paths for hop in itertools.pairwise(path)}
+        every = (((u, v), data) for u, v, data in graph.edges(data=True))
+        kept = nx.DiGraph()
+        kept.add_nodes_from(graph.nodes(data=True))
+        kept.add_edges_from((*e, graph.edges[e]) for e in chosen(every, hops, _MOST_EDGES))
+        return kept
+    return graph
+
+
+def _cut(whole: nx.DiGraph, shown: nx.DiGraph) -> list[str]:
+    """Say what a page leaves out."""
+    counts = len(shown), len(whole), shown.number_of_edges(), whole.number_of_edges()
+    if counts[0] == counts[1] and counts[2] == counts[3]:
+        return []
+    return [
+        "this page draws the strongest {:,} of {:,} neurons and {:,} of {:,} edges: the circuit's "
+        "file and tables hold all".format(*counts)
+    ]
 
 
 def _network(graph: Any, ids: dict[Node, str], places: Places, radius: float) -> Any:

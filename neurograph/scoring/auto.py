@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from neurograph.scoring.budget import Allowance, Budget
+from neurograph.scoring.differentiable import blind_layers, find_blocked
 from neurograph.scoring.edges import Probe, probe_edges
 from neurograph.scoring.effects import Effects
 from neurograph.scoring.exact import node_effects, total_effects
@@ -111,8 +112,8 @@ class Verifier:
     ) -> Scored:
         """Measure so many of each sign, and a random few beside them."""
         estimated = estimate()
-        promises = (estimated.effect, -estimated.effect)
-        promising = [promise.topk(min(count, items)).indices for promise in promises]
+        promise = self._promise(estimated)
+        promising = [sign.topk(min(count, items)).indices for sign in (promise, -promise)]
         ranked = torch.unique(torch.cat([*promising, first.to(promising[0])]))
         few = max(_FEWEST_SPOT, count // 4)
         spot = torch.from_numpy(self._spot(items, few)).to(ranked.device)
@@ -130,7 +131,7 @@ class Verifier:
     ) -> Scored:
         estimated = estimate()
         pieces = _Pieces(estimated, measure)
-        promise = estimated.effect.abs()
+        promise = self._promise(estimated).abs()
         promise[first.to(promise.device)] += math.inf
         order = promise.argsort(descending=True, stable=True)
         begun = max(_FIRST, len(first))
@@ -145,6 +146,12 @@ class Verifier:
         spot = pieces.until(judged, drawn, _FIRST)
         ranked = pieces.until(until, rest, _SPOT)
         return self._noted(estimated, pieces.effects, spot, torch.cat([order[:begun], ranked]))
+
+    def _promise(self, estimated: Effects) -> Tensor:
+        """What the estimates promise; random numbers where they say nothing."""
+        if estimated.effect.any():
+            return estimated.effect.clone()
+        return torch.from_numpy(self.generator.uniform(-1, 1, len(estimated))).to(estimated.effect)
 
     def _spot(self, items: int, count: int) -> np.ndarray:
         return self.generator.permutation(items)[: min(_SPOT, count)]
@@ -227,13 +234,18 @@ class Auto:
                 among = Budget(count=budget.count**2)
             self.verifiers[phase] = Verifier(among, seed, allowances[share])
 
+    @functools.cached_property
+    def blind(self) -> frozenset[str]:
+        """Layers of which gradients do not tell everything."""
+        return blind_layers(self.experiment, find_blocked(self.experiment))
+
     def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         neurons = len(self.experiment.units(writer))
         work = self._work(writer, neurons)
         return self.verifiers["nodes"].verify(
             neurons,
-            lambda: self.screen.nodes(writer, through).effects,
+            lambda: self._nodes(writer, through),
             lambda some: node_effects(self.experiment, writer, some.tolist(), through),
             work=work,
             cost=work,
@@ -246,7 +258,7 @@ class Auto:
         work = self._work(writer, len(chosen))
         return self.verifiers["totals"].verify(
             len(chosen),
-            lambda: self.screen.totals(writer, neurons).effects,
+            lambda: self._totals(writer, neurons),
             lambda some: total_effects(self.experiment, writer, chosen[some.cpu()].tolist()),
             work=work,
             cost=self._work(writer, len(self.experiment.units(writer))),
@@ -299,7 +311,19 @@ class Auto:
             yield Edges(probe.reader, pairs, probe.transfer, scored)
         verifier.allowance.left -= cost * len(left)
 
+    def _nodes(self, writer: str, through: Through) -> Effects:
+        if writer in self.blind:
+            return _nothing(self.experiment, writer, len(self.experiment.units(writer)))
+        return self.screen.nodes(writer, through).effects
+
+    def _totals(self, writer: str, neurons: Sequence[int]) -> Effects:
+        if writer in self.blind:
+            return _nothing(self.experiment, writer, len(neurons))
+        return self.screen.totals(writer, neurons).effects
+
     def _estimate(self, probe: Probe) -> Effects:
+        if probe.reader in self.blind:
+            return _nothing(self.experiment, probe.reader, len(probe.pairs))
         return probe.estimate(self.point.slope(probe.reader))
 
     def report(self) -> dict[str, Screening]:
@@ -312,6 +336,14 @@ class Auto:
         experiment = self.experiment
         row = experiment.work(experiment.wiring.suffix([layer]))
         return 2.0 * moves * experiment.recording.size * row
+
+
+def _nothing(experiment: Experiment, layer: str, items: int) -> Effects:
+    """Estimates where no gradients pass: they say nothing, and 0 stands for that."""
+    device = experiment.recording.main(layer).device
+    zeros = torch.zeros(items, dtype=torch.float64, device=device)
+    unknown = torch.full_like(zeros, torch.nan)
+    return Effects(zeros, unknown, unknown[:, None])
 
 
 def _not_reached(readers: Mapping[str, Sequence[int]], neurons: int, start: int) -> Iterator[Edges]:

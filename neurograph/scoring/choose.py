@@ -10,6 +10,7 @@ import torch
 from neurograph.errors import OptionError
 from neurograph.scoring.auto import Auto
 from neurograph.scoring.budget import Budget
+from neurograph.scoring.differentiable import Checked
 from neurograph.scoring.edges import probe_edges
 from neurograph.scoring.exact import node_effects, total_effects
 from neurograph.scoring.experiment import Experiment
@@ -73,14 +74,18 @@ def choose_scorer(
     seed: int,
     phases: Mapping[str, float],
 ) -> Scorer:
-    """Make the scorer of that name; the rest is for `Auto`."""
+    """Make the scorer of that name; the rest is for `Auto`.
+
+    ModelError where one that estimates by gradients would be blind; see `Checked`.
+    """
     check_scorer(scorer)
     if scorer == "exact":
         return Exact(experiment)
+    if scorer == "auto":
+        return Auto(experiment, budget, start, seed, phases)
+    estimating: Scorer = Hybrid(experiment)
     if scorer == "gradient":
-        return Gradient(experiment, [Background(experiment)])
-    if scorer == "hybrid":
-        return Hybrid(experiment)
-    if scorer == "integrated":
-        return Gradient(experiment, along(experiment, _STEPS))
-    return Auto(experiment, budget, start, seed, phases)
+        estimating = Gradient(experiment, [Background(experiment)])
+    elif scorer == "integrated":
+        estimating = Gradient(experiment, along(experiment, _STEPS))
+    return Checked(experiment, estimating, scorer)

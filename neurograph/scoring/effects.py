@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["ULPS", "Effects", "estimate", "rounding", "summarise"]
+__all__ = ["ULPS", "Effects", "estimate", "gathered", "rounding", "summarise"]
 
 ULPS = 4
 """Values that differ by no more units in the last place differ by rounding."""
@@ -51,6 +51,20 @@ class Effects:
         effect = self.effect.index_copy(0, which, others.effect)
         stderr = self.stderr.index_copy(0, which, others.stderr)
         return Effects(effect, stderr, torch.full_like(effect, math.nan)[:, None])
+
+
+def gathered(pieces: Iterable[tuple[slice, slice, Tensor]], blocks: int, samples: int) -> Tensor:
+    """Put targets of some blocks and samples together, in the target's own dtype.
+
+    That may be finer than the layers': a model that computes in half precision inside.
+    """
+    whole = torch.empty(blocks, samples)
+    for number, (some, few, targets) in enumerate(pieces):
+        if not number:
+            dtype = targets.dtype if targets.is_floating_point() else whole.dtype
+            whole = targets.new_empty(blocks, samples, dtype=dtype)
+        whole[some, few] = targets
+    return whole
 
 
 def summarise(targets: Tensor, block: Tensor) -> Effects:

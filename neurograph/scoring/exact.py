@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neurograph.errors import ModelError
 from neurograph.layers import Neuron
-from neurograph.scoring.effects import Effects, summarise
+from neurograph.scoring.effects import Effects, gathered, summarise
 from neurograph.scoring.experiment import Experiment, Moves
 from neurograph.scoring.routes import Route, Through, choose, probe_one, total_route
 
@@ -103,15 +103,17 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     moves = Moves(start, indices[:, 0], first)
     plan = experiment.wiring.output([layers[-1]])
     hops = [experiment.wiring.direct(a, [b]) for a, b in pairwise(layers)]
-    targets = first.new_empty(len(moves), experiment.recording.size)
-    for blocks, samples in experiment.chunks(len(moves), [plan, *hops]):
-        some = moves.cut(blocks, samples)
-        for depth, reader in enumerate(layers[1:], start=1):
-            some = probe_one(experiment, some, reader, indices[blocks, depth], samples)
-        rows = {some.layer: experiment.rows(some, samples)}
-        outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
-        targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-    return targets
+
+    def pieces() -> Iterator[tuple[slice, slice, Tensor]]:
+        for blocks, samples in experiment.chunks(len(moves), [plan, *hops]):
+            some = moves.cut(blocks, samples)
+            for depth, reader in enumerate(layers[1:], start=1):
+                some = probe_one(experiment, some, reader, indices[blocks, depth], samples)
+            rows = {some.layer: experiment.rows(some, samples)}
+            outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
+            yield blocks, samples, experiment.targets(outcome, len(some), samples)
+
+    return gathered(pieces(), len(moves), experiment.recording.size)
 
 
 def _measure(experiment: Experiment, writer: str, neurons: Sequence[int], route: Route) -> Effects:
@@ -124,20 +126,20 @@ def _measure(experiment: Experiment, writer: str, neurons: Sequence[int], route:
 
 def _targets(experiment: Experiment, moves: Moves, route: Route) -> Tensor:
     """Targets of moves along a route, ``[blocks, samples]``."""
-    targets = experiment.recording.main(moves.layer).new_empty(
-        len(moves), experiment.recording.size
-    )
-    for blocks, samples in experiment.chunks(len(moves), route.plans, route.extra_bytes):
-        some = moves.cut(blocks, samples)
-        outcome = experiment.replay.run(
-            route.plans[-1],
-            route.given(some, samples),
-            blocks=len(some),
-            samples=samples,
-            masks=route.masks,
-        )
-        targets[blocks, samples] = experiment.targets(outcome, len(some), samples)
-    return targets
+
+    def pieces() -> Iterator[tuple[slice, slice, Tensor]]:
+        for blocks, samples in experiment.chunks(len(moves), route.plans, route.extra_bytes):
+            some = moves.cut(blocks, samples)
+            outcome = experiment.replay.run(
+                route.plans[-1],
+                route.given(some, samples),
+                blocks=len(some),
+                samples=samples,
+                masks=route.masks,
+            )
+            yield blocks, samples, experiment.targets(outcome, len(some), samples)
+
+    return gathered(pieces(), len(moves), experiment.recording.size)
 
 
 def _check_finite(effects: Effects, layer: str) -> None:

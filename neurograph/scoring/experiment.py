@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
 from neurograph.data import Batch
-from neurograph.replay.elementwise import Chain, find_chains
+from neurograph.replay.elementwise import Chain, Product, as_product, find_chains
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
@@ -166,11 +165,11 @@ class Experiment:
     def __exit__(self, *exception: object) -> None:
         self.replay.__exit__(*exception)
 
-    def linear(self, layer: str) -> nn.Linear:
-        """Return the module of a layer that chains lead to."""
-        module = self.replay.model.get_submodule(self.recording.layers[layer].module)
-        assert isinstance(module, nn.Linear)
-        return module
+    def linear(self, layer: str) -> Product:
+        """Return what a layer that chains lead to computes."""
+        product = as_product(self.replay.model.get_submodule(self.recording.layers[layer].module))
+        assert product is not None
+        return product
 
     def arriving(self, writer: str, reader: str) -> Tensor:
         """What arrives at a reader behind a chain, all layers at background."""
@@ -183,8 +182,7 @@ class Experiment:
         """What a reader behind a chain computes from that; its own background may be another."""
         edge = writer, reader
         if edge not in self._computed:
-            module = self.linear(reader)
-            self._computed[edge] = linear(self.arriving(*edge), module.weight, module.bias)
+            self._computed[edge] = self.linear(reader)(self.arriving(*edge))
         return self._computed[edge]
 
     def moves(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:

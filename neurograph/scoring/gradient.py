@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from neurograph.replay.observe import without_parameter_gradients
+from neurograph.scoring.differentiable import differentiable
 from neurograph.scoring.edges import probe_edges
 from neurograph.scoring.effects import Effects, estimate
 from neurograph.scoring.experiment import Experiment
@@ -153,7 +153,7 @@ class Gradient:
         experiment, units = self.experiment, self.experiment.units(reader)
         plan = experiment.wiring.between(writers, [reader])
         slope = seen_slope(self.experiment, point, reader, outputs)[samples]
-        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+        with differentiable(experiment.replay.model):
             leaves = [point.rows(name)[samples].clone().requires_grad_() for name in writers]
             # In-place glue may not write to a leaf.
             given = {name: leaf.clone() for name, leaf in zip(writers, leaves, strict=True)}

@@ -30,7 +30,7 @@ class LinearEdges:
 
     def __init__(self, experiment: Experiment, writer: str, reader: str) -> None:
         self.experiment, self.writer, self.reader = experiment, writer, reader
-        self.weight = experiment.linear(reader).weight.detach()
+        self.weight = experiment.linear(reader).weight
 
     def change(self) -> Tensor:
         """How far each neuron's move moves the reader's input."""

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neurograph.replay.observe import without_parameter_gradients
 from neurograph.replay.plan import Plan
+from neurograph.scoring.differentiable import differentiable
 from neurograph.scoring.experiment import Experiment
 
 __all__ = [
@@ -179,13 +179,13 @@ def pull_back(
     Through the glue between and the readers themselves; to first order, what the writer's rows do
     to the target by way of these readers.
     """
-    graph = experiment.graph
+    graph = experiment.wiring.reach
     beside = {name for reader in readers for name in graph.predecessors(reader)} - {writer}
     others = point.differing(sorted(beside))
     plan = experiment.wiring.between([writer, *others], readers)
     found = []
     for samples in experiment.sample_pieces():
-        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+        with differentiable(experiment.replay.model):
             rows = point.rows(writer)[samples].clone().requires_grad_()
             # In-place glue may not write to a leaf, nor to what is needed again.
             given = {name: tensor[samples].clone() for name, tensor in others.items()}
@@ -209,7 +209,7 @@ def seen_slope(
 
 def by_output(experiment: Experiment, point: Point, writer: str) -> Tensor:
     """Gradient of the target by a layer through glue alone, ``[samples, elements]``."""
-    graph = experiment.graph
+    graph = experiment.wiring.reach
     ends = [name for name in graph if graph.nodes[name]["output"] and name != writer]
     others = point.differing(ends)
     plan = experiment.wiring.output([writer, *others])
@@ -222,7 +222,7 @@ def _at(
     """Gradient of the target where a layer passes on these rows, ``[samples, elements]``."""
     found = []
     for samples in experiment.sample_pieces():
-        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+        with differentiable(experiment.replay.model):
             leaf = rows[samples].clone().requires_grad_()
             given = {name: tensor[samples].clone() for name, tensor in others.items()}
             outcome = experiment.replay.run(plan, {**given, layer: leaf.clone()}, samples=samples)
@@ -242,7 +242,7 @@ def _everywhere(
     slopes: dict[str, list[Tensor]] = {name: [] for name in plan.nudged}
     passed: dict[str, list[Tensor]] = {name: [] for name in plan.nudged}
     for samples in experiment.sample_pieces():
-        with torch.enable_grad(), without_parameter_gradients(experiment.replay.model):
+        with differentiable(experiment.replay.model):
             nudges = {}
             for name in slopes:
                 some = experiment.recording.main(name)[samples]

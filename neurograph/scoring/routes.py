@@ -13,6 +13,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from neurograph.errors import ModelError
 from neurograph.replay.plan import Plan
 from neurograph.replay.wiring import target_layers
 from neurograph.scoring.experiment import Experiment, Moves
@@ -52,11 +53,17 @@ class Route(Protocol):
 
 def choose(experiment: Experiment, writer: str, through: Through) -> Route:
     """Pick the cheapest route that is exact for a writer seen by some outputs of its readers."""
-    graph = experiment.graph
+    graph = experiment.wiring.reach
     readers = [name for name in through if name != TARGET]
     if not readers:
         return _Whole(experiment, experiment.wiring.output([writer]))
     if TARGET in through or not _independent(graph, readers):
+        if experiment.recording.fixed:
+            raise ModelError(
+                f"what layer {writer!r} does by way of {', '.join(readers)} takes two runs in one "
+                f"batch, but the model takes batches of {experiment.recording.size} samples and no "
+                "others: make it take any number, or score total effects"
+            )
         return _Worlds(experiment, writer, through)
     if len(readers) == 1 and fits_narrow(experiment, writer, readers[0]):
         return _Narrow(experiment, writer, readers[0], through[readers[0]])
@@ -65,8 +72,9 @@ def choose(experiment: Experiment, writer: str, through: Through) -> Route:
 
 def total_route(experiment: Experiment, writer: str) -> Route:
     """Route on which everything sees the move: an ordinary ablation."""
-    readers = list(experiment.graph.successors(writer))
-    alone = len(readers) == 1 and not experiment.graph.nodes[writer]["output"]
+    reach = experiment.wiring.reach
+    readers = list(reach.successors(writer))
+    alone = len(readers) == 1 and not reach.nodes[writer]["output"]
     if alone and fits_narrow(experiment, writer, readers[0]):
         return _Narrow(experiment, writer, readers[0], None)
     return _Whole(experiment, experiment.wiring.suffix([writer]))
@@ -255,7 +263,7 @@ def _channels_last(experiment: Experiment, name: str) -> bool:
 
 def _readers_behind(experiment: Experiment, reader: str) -> list[str]:
     """Layers that can be computed from some outputs of a reader alone; none if not all can."""
-    graph = experiment.graph
+    graph = experiment.wiring.reach
     behind = list(graph.successors(reader))
     exact = (
         reader not in target_layers(graph)

@@ -80,17 +80,23 @@ class Screening:
     recall : float or None
         Estimated share of the strongest 5% that was measured; 1 where everything was. None where
         there was no time for any at random.
+    blind : int
+        How many of those scored had no estimates, since no gradients pass: of these, random ones
+        were measured.
     """
 
     scored: int
     measured: int
     spearman: float | None = None
     recall: float | None = 1.0
+    blind: int = 0
 
     def __str__(self) -> str:
         if self.measured == self.scored:
             return f"all {self.scored:,} measured"
         told = f"{self.measured:,} of {self.scored:,} measured"
+        if self.blind:
+            told += f", {self.blind:,} of them in random order: no gradients pass"
         if self.spearman is not None:
             told += f", the screen ranks with Spearman {self.spearman:.2f}"
         if self.recall is None:
@@ -106,8 +112,9 @@ class Screening:
         known = [(r, n) for r, n in ranks if not math.isnan(r)]
         weight = sum(n for _, n in known)
         spearman = sum(r * n for r, n in known) / weight if weight else None
+        blind = sum(len(s.effects) for s in screened if not s.estimates.any())
         pairs = [pair for s in screened if (pair := s.found()) is not None]
         if not pairs:
-            return Screening(scored, measured, spearman, None if screened else 1.0)
+            return Screening(scored, measured, spearman, None if screened else 1.0, blind)
         strongest, found = (sum(column) for column in zip(*pairs, strict=True))
-        return Screening(scored, measured, spearman, found / strongest)
+        return Screening(scored, measured, spearman, found / strongest, blind)

@@ -513,7 +513,7 @@ def test_bad_data() -> None:
         (X, "no labels"),
         ((X[:0], y[:0]), "no samples"),
         ([(X, y[:5])], r"labels have shape \(5,\) for 200 samples"),
-        ([(X, ["a"] * 200)], "labels are list, not numbers"),
+        ([(X, [object()] * 200)], "labels are object: pass one number or word"),
     ):
         with pytest.raises(DataError, match=message):
             masking_curves(Planted(), data, BinaryAccuracy(), known())

@@ -41,7 +41,6 @@ OTHER: dict[str, Callable[[Tensor], Tensor]] = {
     "depends on the data": lambda x: x * float(x.sum()),
     "view written": lambda x: (x.view(-1, 2).mul_(2), x)[1],
     "layer norm": lambda x: F.layer_norm(x, x.shape[-1:]),
-    "random": lambda x: x + torch.rand_like(x),
     "other dtype": lambda x: x.double().relu().float(),
 }
 
@@ -73,16 +72,35 @@ def test_other_glue_is_none(name: str) -> None:
     assert ("first", "second") not in chains(Glued(OTHER[name]))
 
 
-def test_only_plain_linear_readers_have_chains() -> None:
-    class Hooked(nn.Linear):
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Clipped(nn.Linear):
+    """Like any other where activations are as usual, but not far away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-3, 3))
+
+
+def test_readers_have_chains_where_they_compute_what_their_weights_say() -> None:
+    class Alike(nn.Linear):
         pass
 
     model = Glued(torch.relu)
     assert ("first", "second") in chains(model)
     handle = model.second.register_forward_hook(lambda module, args, output: output + 1)
-    assert ("first", "second") not in chains(model)
+    assert ("first", "second") in chains(model)  # what the hook adds is glue behind it
     handle.remove()
-    model.second = Hooked(4, 2)
+    model.second = Alike(4, 2)
+    assert ("first", "second") in chains(model)
+    for other in (Scaled(4, 2), Clipped(4, 2)):
+        model.second = other
+        assert ("first", "second") not in chains(model)
+    model.second = nn.Linear(4, 2)
+    own = model.second.forward
+    model.second.forward = lambda x: own(x) + 1e-4 * own(x).sum(1, keepdim=True)
     assert ("first", "second") not in chains(model)
 
 

@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,24 @@ def test_paths_that_cannot_be_written_are_named(
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write anywhere
     with pytest.raises(OptionError, match=r"not writable: choose another"):
         circuit.to_html(tmp_path / "page.html")
+
+
+def test_a_page_of_thousands_is_cut_and_says_so(make_circuit: Make) -> None:
+    circuit = make_circuit((20, 1500, 700, 1), density=0.02)
+    assert len(circuit.graph) > 2_200
+    assert circuit.graph.number_of_edges() > 20_000
+    page = render(circuit)
+    data = data_of(page)
+    assert (len(data["nodes"]), len(data["edges"])) == (2_000, 10_000)
+    assert len(page) < 6_000_000
+    (note,) = [note for note in data["notes"] if note.startswith("this page draws")]
+    edges = circuit.graph.number_of_edges()
+    assert f"2,000 of {len(circuit.graph):,} neurons and 10,000 of {edges:,} edges" in note
+    ids = {n["id"]: (n["layer"], n["index"]) for n in data["nodes"]}
+    pairs = {(ids[e["from"]], ids[e["to"]]) for e in data["edges"]}
+    for sign in ("positive", "negative"):
+        for path in circuit.paths(20, sign=sign):
+            assert set(pairwise(map(tuple, path.neurons))) <= pairs
+    strength = {n: abs(d["effect"]) for n, d in circuit.graph.nodes(data=True)}
+    hidden = [strength[n] for n in circuit.graph if n not in set(ids.values())]
+    assert max(hidden) <= sorted(strength.values())[-1_900]

@@ -1,0 +1,121 @@
+"""What is checked of a model, its data and a target before anything is measured, or told of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import nn
+
+from neurograph.batch import Batch, shape_of
+from neurograph.data import Source
+from neurograph.errors import DataError, ModelError
+from neurograph.padding import Padding
+from neurograph.positions import INVERTED
+from neurograph.replay.observe import call_model, input_tensors, undisturbed
+from neurograph.replay.recording import FEW
+from neurograph.scoring.experiment import Experiment
+from neurograph.target import LogitDifference, TargetFunction, check_rows, resolve_target
+
+_SHOWN = 3  # examples in a sentence
+
+__all__ = ["as_masked", "check_samples", "stillness"]
+
+
+def stillness(
+    experiment: Experiment, profiled: nx.DiGraph, names: Sequence[str] | None
+) -> Iterator[str]:
+    """Say where nothing can be seen to move, or be told from chance; `names` are features'."""
+    recording = experiment.recording
+    if recording.size == 1:
+        yield "there is one reference sample: effects have no standard error"
+    has = {name for name in profiled if recording.layers[name].neurons}
+    for name in profiled:
+        if name in has and has.isdisjoint(profiled.predecessors(name)):
+            levels, units = experiment.levels(name), experiment.units(name)
+            moves = (levels[0] != levels[-1]).any(dim=0)[units.members].any(dim=1)
+            if moves.any() and recording.layers[name].is_input:
+                still = (~moves).nonzero()[:, 0].tolist()
+                named = names if names is not None and units.plain else None
+                yield from _still([named[i] if named else str(units.neuron(i)) for i in still])
+            elif not moves.any():
+                yield (
+                    f"no neuron of layer {name!r} moves: its values are the same at both ends of "
+                    "the contrast (in all samples, where these are quantiles), so its effects are 0"
+                )
+
+
+def _still(features: Sequence[str]) -> Iterator[str]:
+    if features:
+        more = f" and {len(features) - _SHOWN} more" if len(features) > _SHOWN else ""
+        yield (
+            f"{', '.join(features[:_SHOWN])}{more}: no effect could be measured, since the first "
+            "and the last value of the contrast are the same in these data (contrast=(0, 1) moves "
+            "a feature from its smallest to its largest value)"
+        )
+
+
+def check_samples(
+    target: int | str | TargetFunction | None,
+    source: Source,
+    model: nn.Module,
+    class_names: Sequence[str] | None,
+) -> None:
+    """Run two small batches: whatever number of samples goes in must come out of the target.
+
+    Before anything else, as all that is measured otherwise mixes samples with something else.
+    """
+    first = next(iter(source))
+    few = [_take(first, count) for count in (FEW, FEW + 1)]
+    failed: ModelError | None = None
+    with undisturbed(model):
+        for batch in [*few, first]:
+            try:
+                output = call_model(model, batch.map(torch.clone))
+            except ModelError as error:  # a model made for one batch size
+                failed = failed or error
+                if batch is first:
+                    return  # recording it will tell
+                continue
+            if batch is first and failed is not None:
+                _check_fixed(model, first, failed)
+            resolved = resolve_target(target, output, class_names, size=batch.size)
+            try:
+                check_rows(resolved, output, batch)
+            except DataError:  # tell it with the shapes that the data have
+                with contextlib.suppress(ModelError):
+                    check_rows(resolved, call_model(model, first.map(torch.clone)), first)
+                raise
+            if batch is few[-1]:
+                return
+
+
+def _check_fixed(model: nn.Module, batch: Batch, error: ModelError) -> None:
+    """DataError if a model takes all samples but not some, beside what is the same for all."""
+    for name, tensor in input_tensors(model, batch).items():
+        if not batch.has_rows(tensor):
+            raise DataError(
+                f"{name.split('.', 1)[-1]!r} ({shape_of(tensor)}) has no row for each of the "
+                f"{batch.size} samples, and the model does not run on some of them beside it: each "
+                "sample must stand alone. Of nodes and edges make it a whole graph (features "
+                "[graphs, nodes, features], the edge list for all); of ids and offsets a bag (ids "
+                "[samples, words])"
+            ) from error
+
+
+def as_masked(target: Any, padding: Padding | None) -> Any:
+    """Let a difference of logits read the attention mask as the layers do."""
+    if not isinstance(target, LogitDifference) or padding is None:
+        return target
+    read = {mask for mask in padding.masks.values() if mask.endswith("attention_mask")}
+    return replace(target, inverted=bool(read) and all(m.startswith(INVERTED) for m in read))
+
+
+def _take(batch: Batch, count: int) -> Batch:
+    """Some samples of a batch, again from its first where it has fewer."""
+    rows = torch.arange(count) % batch.size
+    return batch.map(lambda leaf: leaf[rows.to(leaf.device)])

@@ -1,0 +1,242 @@
+"""Values as users hold them, read as tensors: columns, arrays, numbers, words, single samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pandas.api.types import is_numeric_dtype
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from neurograph.errors import DataError
+from neurograph.nested import tree_map
+
+__all__ = ["collated", "is_scalar", "label_array", "of_numbers", "read_inputs", "read_labels"]
+
+_PAD = (
+    "pad them to one length, with an attention_mask among the inputs that is 0 where padding is "
+    "(or pass batches of equal lengths)"
+)
+_SHOWN = 5
+
+
+def read_inputs(value: Any, dtype: torch.dtype) -> Any:
+    """Read a nested structure of inputs: what holds numbers becomes a tensor.
+
+    Parameters
+    ----------
+    value : nested structure
+    dtype : torch.dtype
+        What floating-point numbers that are not in tensors become: the model's own.
+
+    Raises
+    ------
+    DataError
+        Columns that are not numbers or have missing values, or rows of different lengths.
+    """
+    if isinstance(value, (Tensor, PackedSequence)) or value is None or is_scalar(value):
+        return value
+    if isinstance(value, Mapping):
+        return {key: read_inputs(part, dtype) for key, part in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], list) and of_numbers(value):
+        return _tensor(_array(value), dtype)
+    if isinstance(value, (tuple, list)):
+        parts = [read_inputs(part, dtype) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, pd.DataFrame):
+        return _tensor(_frame(value), dtype)
+    if isinstance(value, pd.Series):
+        return _tensor(_column(value, f"column {value.name!r}"), dtype)
+    if isinstance(value, np.ndarray) or hasattr(value, "to_numpy") or hasattr(value, "__array__"):
+        return _tensor(_array(value), dtype)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Its fields are leaves of their own; a leaf that is no structure comes back as it is.
+        return tree_map(lambda leaf: leaf if leaf is value else read_inputs(leaf, dtype), value)
+    return value
+
+
+def read_labels(value: Any, dtype: torch.dtype) -> Any:
+    """Read labels: numbers as a tensor, words and categories as an array of str.
+
+    Raises
+    ------
+    DataError
+        A sample without a label.
+    """
+    if isinstance(value, Tensor) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {key: read_labels(part, dtype) for key, part in value.items()}
+    if isinstance(value, (tuple, list)) and not all(x is None or is_scalar(x) for x in value):
+        if of_numbers(value):
+            return _tensor(_array(list(value)), dtype)
+        return type(value)(read_labels(part, dtype) for part in value)
+    if isinstance(value, pd.DataFrame):
+        return _tensor(_frame(value), dtype)
+    found = label_array(value)
+    return found if found.dtype.kind == "U" else _tensor(found, dtype)
+
+
+def label_array(value: Any) -> np.ndarray:
+    """Labels as an array of numbers where they are, else of str; DataError where one is missing."""
+    if isinstance(value, Tensor):
+        found = value.detach().cpu().numpy()
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        found = value
+    elif isinstance(value, np.ndarray) and value.ndim > 1:
+        found = _array(value)
+    else:
+        series = value if isinstance(value, pd.Series) else pd.Series(_listed(value))
+        if isinstance(series.dtype, pd.CategoricalDtype):
+            series = series.astype(series.cat.categories.dtype)
+        missing = np.flatnonzero(series.isna())
+        if len(missing):
+            raise DataError(f"labels has no class for sample {missing[0]}: fill or drop it first")
+        series = series.infer_objects()
+        found = (
+            _plain(series) if is_numeric_dtype(series.dtype) else np.array([*map(str, series)], "U")
+        )
+    return found
+
+
+def _listed(value: Any) -> Any:
+    """What pandas makes a column of."""
+    if isinstance(value, (np.ndarray, pd.Index, pd.api.extensions.ExtensionArray)):
+        return value
+    if hasattr(value, "to_numpy"):
+        return value.to_numpy()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise DataError(f"labels are {type(value).__name__}: pass one number or word a sample")
+    return list(value)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is one number or word."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim == 0
+    return isinstance(value, (str, bytes, numbers.Number, np.generic))
+
+
+def of_numbers(value: Any) -> bool:
+    """Whether a value is a list (of lists) of numbers, judged by the first of each.
+
+    Examples
+    --------
+    >>> of_numbers([[1, 2], [3, 4]]), of_numbers(["a"]), of_numbers([])
+    (True, False, False)
+    """
+    while isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    return is_scalar(value) and not isinstance(value, (str, bytes))
+
+
+def collated(samples: Sequence[Any]) -> Any:
+    """Make one batch of single samples, each leaf with a row for each.
+
+    Raises
+    ------
+    DataError
+        Samples of different lengths, shapes, or keys.
+    """
+    first = samples[0]
+    if isinstance(first, Mapping):
+        if any(set(sample) != set(first) for sample in samples):
+            raise DataError("samples have different keys: give each the same")
+        return {key: collated([sample[key] for sample in samples]) for key in first}
+    if isinstance(first, (tuple, list)) and not (isinstance(first, list) and of_numbers(first)):
+        if any(len(sample) != len(first) for sample in samples):
+            raise DataError(f"samples have different numbers of parts or of steps: {_PAD}")
+        parts = [collated(part) for part in zip(*samples, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    if isinstance(first, Tensor):
+        _check_equal([tuple(sample.shape) for sample in samples])
+        return torch.stack(list(samples))
+    if first is None:
+        return None
+    if isinstance(first, np.ndarray):
+        _check_equal([sample.shape for sample in samples])
+        return np.stack(samples)
+    if isinstance(first, str):
+        return np.array([*map(str, samples)], "U")
+    if isinstance(first, list) or is_scalar(first):
+        return _array(list(samples))
+    if hasattr(first, "__array__"):
+        return collated([np.asarray(sample) for sample in samples])
+    return list(samples)
+
+
+def _check_equal(shapes: Sequence[tuple[int, ...]]) -> None:
+    other = next((shape for shape in shapes if shape != shapes[0]), None)
+    if other is not None:
+        one, two = ("×".join(map(str, shape)) or "1" for shape in (shapes[0], other))
+        raise DataError(f"samples have different shapes ({one} and {two}): {_PAD}")
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    if array.dtype.kind == "u" and array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    # torch warns of memory that it may not write to, and takes no steps backwards.
+    if not array.flags.writeable or any(step < 0 for step in array.strides):
+        array = array.copy()
+    tensor = torch.as_tensor(array)
+    # NumPy's default is float64; a model in float32 could not take it.
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _array(value: Any) -> np.ndarray:
+    try:
+        found = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+        if found.dtype == object and found.size:
+            found = np.array(found.tolist())
+    except ValueError:
+        raise DataError(f"samples have different lengths: {_PAD}") from None
+    if found.dtype.kind not in "biuf":
+        raise DataError("data holds values that are not numbers: encode them first")
+    return found
+
+
+def _frame(frame: pd.DataFrame) -> np.ndarray:
+    """Columns side by side: whole numbers if all are, else floating-point."""
+    frame = frame.infer_objects()
+    kinds = dict(zip(map(str, frame.columns), frame.dtypes, strict=True))
+    odd = [name for name, kind in kinds.items() if not is_numeric_dtype(kind)]
+    if odd:
+        told = ", ".join(f"{name!r} ({kinds[name]})" for name in odd[:_SHOWN])
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        raise DataError(
+            f"data has columns that are not numbers: {told}{more}; encode them first "
+            "(pandas.get_dummies), or leave them out"
+        )
+    columns = [
+        _column(frame.iloc[:, i], f"column {name!r}") for i, name in enumerate(map(str, frame))
+    ]
+    if not columns:
+        raise DataError("data has no columns")
+    whole = all(column.dtype.kind in "biu" for column in columns)
+    return np.stack([c.astype(np.int64 if whole else np.float64) for c in columns], axis=1)
+
+
+def _column(series: pd.Series, name: str) -> np.ndarray:
+    series = series.infer_objects()
+    if not is_numeric_dtype(series.dtype):
+        raise DataError(f"{name} is not numbers ({series.dtype}): encode it first")
+    if not isinstance(series.dtype, np.dtype):
+        missing = np.flatnonzero(series.isna())
+        if len(missing):
+            raise DataError(f"{name} has no value in row {missing[0]}: fill or drop it first")
+    return _plain(series)
+
+
+def _plain(series: pd.Series) -> np.ndarray:
+    """The values of a column of numbers without missing ones."""
+    if isinstance(series.dtype, np.dtype):
+        return np.asarray(series.to_numpy())
+    kinds = {"b": np.bool_, "i": np.int64, "u": np.int64}
+    kind = getattr(series.dtype, "kind", "f")
+    return np.asarray(series.to_numpy(dtype=kinds.get(kind, np.float64)))

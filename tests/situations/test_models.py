@@ -1,0 +1,779 @@
+"""Models that do unusual things: every number as plain hooks have it, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+import neurograph as ng
+from neurograph.data import Batch
+from neurograph.errors import ModelError, OptionError
+from neurograph.faithfulness.linear_readers import find_linear_readers
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import capture
+from neurograph.replay.replay import Replay
+from neurograph.study import Options, prepare
+from tests.situations.hooked import by_hooks, first, path, scored, total, values
+
+SAMPLES = 40
+
+
+def inputs(*sizes: int, seed: int = 0, samples: int = SAMPLES) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(samples, size, generator=generator, dtype=torch.float64) for size in sizes
+    )
+
+
+def check(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    layers: dict[str, str] | list[str],
+    *,
+    tolerance: float = 1e-9,
+    **options: Any,
+) -> dict[str, dict]:
+    """Compare the total effects of layers; the library may call them otherwise than hooks do."""
+    found = scored(model, args, **options)
+    names = layers if isinstance(layers, dict) else {name: name for name in layers}
+    for mine, theirs in names.items():
+        wanted = by_hooks(model, args, theirs, first)
+        assert found[mine] == pytest.approx(wanted, rel=tolerance, abs=tolerance), mine
+        assert any(abs(effect) > 100 * tolerance for effect in wanted.values()), mine
+    return found
+
+
+def seeded(kind: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return kind().double()
+
+
+# -- who reads whom --------------------------------------------------------------------------------
+
+
+class Heads(nn.Module):
+    """Two heads, one of which an input switches off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rep, self.h0, self.h1 = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        r = torch.tanh(self.rep(x))
+        return t * self.h1(r) + (1 - t) * self.h0(r)
+
+
+class WhereHeads(Heads):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        r = torch.tanh(self.rep(x))
+        return torch.where(t > 0.5, self.h1(r), self.h0(r))
+
+
+class MaskedHeads(Heads):
+    """Rows picked by a mask, and put back by another operation for each head."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        r = torch.tanh(self.rep(x))
+        out = r.new_zeros(len(r), 1)
+        out += self.h1(r).masked_fill(t < 0.5, 0)
+        out.addcmul_(self.h0(r), 1 - t)
+        return out
+
+
+@pytest.mark.parametrize("kind", [Heads, WhereHeads, MaskedHeads])
+@pytest.mark.parametrize("first_ones", [2, 20])
+def test_branches_closed_in_the_first_samples(kind: type[nn.Module], first_ones: int) -> None:
+    model, (x,) = seeded(kind), inputs(3)
+    t = torch.ones(SAMPLES, 1, dtype=torch.float64)
+    t[:first_ones] = 0
+    check(model, (x, t), {"input.x": "input.0", "rep": "rep", "h0": "h0", "h1": "h1"})
+    graph = ng.layer_graph(model, ((x, t), None))
+    assert {("rep", "h0"), ("rep", "h1")} <= set(graph.edges)
+    assert graph.nodes["h0"]["output"]
+    assert graph.nodes["h1"]["output"]
+
+
+class Gated(nn.Module):
+    """A gate that no sample opens, but that its own move does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rep, self.gate = nn.Linear(3, 4), nn.Linear(4, 1)
+        self.behind, self.head = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = torch.tanh(self.rep(x))
+        gate = torch.relu(self.gate(r) + 5)
+        return gate * self.behind(r) + self.head(r)
+
+
+def test_a_gate_that_only_a_move_opens() -> None:
+    model, (x,) = seeded(Gated), inputs(3)
+    with torch.no_grad():
+        model.gate.weight.copy_(torch.tensor([[8.0, 0.1, 0.2, -0.1]]))
+        model.gate.bias.fill_(-6.9)
+        model.rep.weight[0].zero_()
+        model.rep.bias[0].fill_(-1.0)
+        x[:, 0] += 1
+        assert (model.gate(torch.tanh(model.rep(x))) + 5 < 0).all()
+    found = scored(model, (x,), contrast="zero")
+    for layer in ("rep", "gate", "behind"):
+        rows = values(model, (x,), layer)
+        for i in range(rows.shape[-1]):
+            ends = torch.zeros(len(rows), dtype=rows.dtype), rows[:, i]
+            wanted = total(model, (x,), layer, i, ends, first)
+            assert found[layer][i] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+    assert abs(found["rep"][0]) > 0.1
+
+
+class Hyper(nn.Module):
+    """Weights of one layer that another one returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task, self.body, self.head = nn.Linear(2, 12), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        weight = self.body.weight + 0.1 * self.task(z).mean(0).view(4, 3)
+        h = functional_call(self.body, {"weight": weight, "bias": self.body.bias}, (x,))
+        return self.head(torch.relu(h))
+
+
+def test_weights_that_another_layer_returns_are_read() -> None:
+    model, (x, z) = seeded(Hyper), inputs(3, 2)
+    graph = ng.layer_graph(model, ((x, z), None))
+    assert ("task", "body") in graph.edges
+    check(model, (x, z), {"task": "task", "body": "body", "input.x": "input.0"})
+
+
+class Listed(nn.Module):
+    """Takes another way by numbers that leave the tensor without an operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        sizes = h.abs().mean(0).tolist()
+        order = sorted(range(4), key=lambda i: sizes[i])
+        return self.head(torch.relu(self.two(h))[:, order])
+
+
+class Numpy(Listed):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        order = h.detach().abs().mean(0).numpy().argsort()
+        return self.head(torch.relu(self.two(h))[:, order.tolist()])
+
+
+@pytest.mark.parametrize("kind", [Listed, Numpy])
+def test_numbers_that_leave_without_an_operation(kind: type[nn.Module]) -> None:
+    check(seeded(kind), inputs(3), ["one", "two", "input"])
+
+
+# -- products with weights -------------------------------------------------------------------------
+
+
+def stack() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)
+    ).double()
+
+
+def patched(model: nn.Sequential) -> None:
+    old, up = model[2].forward, torch.randn(5, 6, dtype=torch.float64)
+    model[2].forward = lambda h: old(h) + h @ up.T  # type: ignore[method-assign]
+
+
+def slightly_patched(model: nn.Sequential) -> None:
+    old = model[2].forward
+    model[2].forward = lambda h: old(h) + 1e-5 * h.sum(1, keepdim=True)  # type: ignore
+
+
+def hooked_behind(model: nn.Sequential) -> None:
+    model[2].register_forward_hook(lambda _module, _args, output: output + 1)
+
+
+def hooked_before(model: nn.Sequential) -> None:
+    model[2].register_forward_pre_hook(lambda _module, args: (args[0].flip(1),))
+
+
+def parametrised(model: nn.Sequential) -> None:
+    parametrizations.weight_norm(model[2])
+    parametrizations.orthogonal(model[4])
+
+
+def spectral(model: nn.Sequential) -> None:
+    model[2] = nn.utils.spectral_norm(model[2]).double()
+
+
+def tied(model: nn.Sequential) -> None:
+    model[2] = nn.Linear(6, 6).double()
+    model[4] = nn.Linear(6, 6).double()
+    model[4].weight = model[2].weight
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Unbiased(nn.Linear):
+    """Computes what it should without ever using its bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Mixture(nn.Linear):
+    """Shifts every row by what the batch is like: no row stands for itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * (1 + x.mean(0)))
+
+
+def subclassed(kind: type[nn.Linear]) -> Callable[[nn.Sequential], None]:
+    def change(model: nn.Sequential) -> None:
+        model[2] = kind(6, 5).double()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        patched,
+        slightly_patched,
+        hooked_before,
+        hooked_behind,
+        parametrised,
+        spectral,
+        tied,
+        subclassed(Doubled),
+        subclassed(Unbiased),
+        subclassed(Mixture),
+    ],
+)
+def test_layers_that_compute_otherwise_than_their_weights_say(
+    change: Callable[[nn.Sequential], None],
+) -> None:
+    torch.manual_seed(0)
+    model, x = stack(), inputs(4)
+    change(model)
+    model.eval()
+    check(model, x, ["input", "0", "2", "4"])
+    options = {"reference": SAMPLES, "progress": False}
+    found = ng.strongest_paths(model, x[0], target=1, k=3, **options)
+    for strongest in found.paths:
+        wanted = path(model, x, list(strongest.neurons), first)
+        assert strongest.effect == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+class Fast(nn.Module):
+    """Runs a layer with other weights than its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.d = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = {"weight": self.a.weight + self.d, "bias": self.a.bias}
+        return self.b(torch.relu(functional_call(self.a, given, (x,))))
+
+
+class Swapped(Fast):
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.a.weight.data
+        self.a.weight.data = own + self.d.data
+        try:
+            h = self.a(x)
+        finally:
+            self.a.weight.data = own
+        return self.b(torch.relu(h))
+
+
+@pytest.mark.parametrize("kind", [Fast, Swapped])
+def test_weights_that_are_others_during_the_call(kind: type[nn.Module]) -> None:
+    model, (x,) = seeded(kind), inputs(3)
+    found = scored(model, (x,))
+    for layer in ("input", "a", "b"):
+        wanted = by_hooks(model, (x,), layer, first)
+        assert found[layer] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+# -- gradients that are absent ---------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(4, 12), nn.Linear(12, 10), nn.Linear(10, 2)
+
+    def between(self, h: Tensor) -> Tensor:
+        return torch.relu(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(torch.relu(self.b(self.between(self.a(x)))))
+
+
+class NoGrad(Plain):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Inference(Plain):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class PartlyInference(Plain):
+    def between(self, h: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return torch.relu(h)
+
+
+class Detached(Plain):
+    def between(self, h: Tensor) -> Tensor:
+        return torch.relu(h.detach())
+
+
+class Whole(Plain):
+    """Integers on the way."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return (10 * h).long().to(h)
+
+
+class Rounded(Plain):
+    """Gradients pass, but they are 0."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return torch.round(10 * h)
+
+
+class Chosen(Plain):
+    def between(self, h: Tensor) -> Tensor:
+        return nn.functional.one_hot(h.argmax(1), 12).to(h)
+
+
+class OneBranch(Plain):
+    """One of two ways is detached."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.o(torch.relu(self.b(h.detach())) + h[:, :10])
+
+
+BLIND = [NoGrad, Inference, PartlyInference, Detached, Whole, Rounded, Chosen, OneBranch]
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_estimates_without_gradients_are_refused_by_name(kind: type[nn.Module]) -> None:
+    model, args = seeded(kind), inputs(4)
+    layers = ["a", "input"] if kind is Chosen else ["a", "b", "input"]
+    check(model, args, layers)
+    for scorer in ("gradient", "integrated", "hybrid"):
+        with pytest.raises(ModelError, match=f"scorer='{scorer}'.*scorer='exact'"):
+            scored(model, args, scorer=scorer)
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_auto_measures_in_random_order_where_no_gradients_pass(kind: type[nn.Module]) -> None:
+    model, args = seeded(kind), inputs(4)
+    options = {"reference": SAMPLES, "progress": False}
+    exact = scored(model, args)
+    found = ng.score(model, args[0], 1, scorer="auto", budget=2, **options)
+    measured = found.table[found.table["measured"]]
+    for layer, index, effect in zip(
+        measured["layer"], measured["index"], measured["effect"], strict=True
+    ):
+        assert effect == pytest.approx(exact[layer][index], rel=1e-9, abs=1e-12)
+    assert found.screening is not None
+    assert found.screening.blind >= 12
+    assert "no gradients pass" in str(found)
+
+
+def test_where_gradients_pass_nothing_is_said() -> None:
+    model, args = seeded(Plain), inputs(4)
+    found = ng.score(model, args[0], 1, scorer="auto", budget=2, reference=8, progress=False)
+    assert found.screening is not None
+    assert found.screening.blind == 0
+    assert "random order" not in str(found)
+    for scorer in ("gradient", "integrated", "hybrid"):
+        assert scored(model, args, scorer=scorer)["a"]
+
+
+# -- layers that run on some rows ------------------------------------------------------------------
+
+
+class Experts(nn.Module):
+    """Every sample goes to one expert, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = nn.Linear(4, 4), nn.Linear(6, 2)
+        self.experts = nn.ModuleList(self.expert() for _ in range(4))
+
+    def expert(self) -> nn.Module:
+        return nn.Linear(4, 6)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        top, chosen = self.gate(x).softmax(-1).max(-1)
+        out = x.new_zeros(len(x), 6)
+        for i, expert in enumerate(self.experts):
+            rows = (chosen == i).nonzero()[:, 0]
+            if len(rows):
+                out[rows] = top[rows, None] * torch.relu(expert(x[rows]))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mixed(x))
+
+
+class Added(Experts):
+    """Two experts for each sample, added up by index; those nobody chose are called too."""
+
+    def expert(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gate(x).softmax(-1).topk(2, -1)
+        out = x.new_zeros(len(x), 6)
+        for i, expert in enumerate(self.experts):
+            rows, which = (chosen == i).nonzero(as_tuple=True)
+            out.index_add_(0, rows, expert(x[rows]) * weights[rows, which, None])
+        return out
+
+
+class Sorted(Experts):
+    """Samples are sorted by their experts, and back."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        top, chosen = self.gate(x).softmax(-1).max(-1)
+        order = chosen.argsort(stable=True)
+        parts = x[order].split(chosen.bincount(minlength=4).tolist())
+        done = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
+        return torch.relu(torch.cat(done)[order.argsort()]) * top[:, None]
+
+
+class Masked(Experts):
+    """Booleans for indices."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        chosen = self.gate(x).argmax(-1)
+        out = x.new_zeros(len(x), 6)
+        for i, expert in enumerate(self.experts):
+            out[chosen == i] = expert(x[chosen == i])
+        return out
+
+
+class Picky(Experts):
+    """Experts choose the samples, always as many."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        scores = self.gate(x).softmax(-1)
+        out = x.new_zeros(len(x), 6)
+        for i, expert in enumerate(self.experts):
+            top, rows = scores[:, i].topk(max(1, len(x) // 4))
+            out = out.index_add(0, rows, top[:, None] * expert(x[rows]))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Experts, Added, Sorted, Masked, Picky])
+@pytest.mark.parametrize("seed", range(6))
+def test_experts_give_right_numbers(kind: type[nn.Module], seed: int) -> None:
+    model, args = seeded(kind, seed), inputs(4, seed=seed)
+    found = check(model, args, ["input", "gate", "head"])
+    assert set(found) == {"input", "gate", "head"}
+    circuit = ng.search(model, args[0], 1, progress=False, keep="top:2", reference=SAMPLES)
+    assert circuit.paths
+
+
+class Tokens(Experts):
+    """Tokens choose, in one flat tensor of all samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, length, width = x.shape
+        return self.head(self.mixed(x.reshape(-1, width)).view(samples, length, 6).mean(1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_experts_of_tokens_give_right_numbers(seed: int) -> None:
+    model = seeded(Tokens, seed)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(SAMPLES, 3, 4, generator=generator, dtype=torch.float64)
+    check(model, (x,), ["input", "head"])
+
+
+def test_experts_are_told_by_name() -> None:
+    model, (x,) = seeded(Experts), inputs(4)
+    scores = ng.score(model, x, 1, scorer="exact", progress=False)
+    routed = scores.provenance["model"]["routed"]
+    assert routed
+    assert set(routed) <= {f"experts.{i}" for i in range(4)}
+    with pytest.raises(OptionError, match=r"experts\.0"):
+        ng.search(model, x, 1, layers=["experts.0"], progress=False)
+
+
+def test_an_expert_that_only_a_move_calls() -> None:
+    model, (x,) = seeded(Experts), inputs(4)
+    with torch.no_grad():
+        model.gate.bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))
+        assert (model.gate(x).argmax(1) == 0).all()
+    found = scored(model, (x,), contrast="zero")
+    rows = values(model, (x,), "gate")
+    for i in range(4):
+        ends = torch.zeros(len(rows), dtype=rows.dtype), rows[:, i]
+        wanted = total(model, (x,), "gate", i, ends, first)
+        assert found["gate"][i] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+    assert abs(found["gate"][0]) > 1e-3
+
+
+class Loop(nn.Module):
+    """Calls a layer as often as values say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.cell, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        for _ in range(1 + int(h[:, 0].mean() > 0)):
+            h = torch.tanh(self.cell(h))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("shift", [-0.5, 0.5])
+def test_a_layer_that_is_called_as_often_as_values_say(shift: float) -> None:
+    model, (x,) = seeded(Loop), inputs(3)
+    with torch.no_grad():
+        model.enter.bias[0] += shift
+    found = scored(model, (x,))
+    wanted = by_hooks(model, (x,), "enter", first)
+    assert found["enter"] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+# -- how models are run ----------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(4, 12), nn.Linear(12, 10), nn.Linear(10, 2)
+        self.reentrant = reentrant
+
+    def middle(self, h: Tensor) -> Tensor:
+        return torch.tanh(self.b(torch.relu(h)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.reentrant is None:
+            return self.o(self.middle(h))
+        return self.o(checkpoint(self.middle, h, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("scorer", ["exact", "gradient", "integrated", "hybrid", "auto"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_change_nothing(scorer: str, reentrant: bool) -> None:
+    args = inputs(4)
+    with_and_without = [
+        scored(seeded(lambda kind=kind: Checkpointed(kind)), args, scorer=scorer, reference=8)
+        for kind in (reentrant, None)
+    ]
+    assert with_and_without[0] == with_and_without[1]
+    found, plain = with_and_without
+    assert found["b"]
+    assert plain["b"]
+
+
+class Halved(nn.Module):
+    """Runs in bfloat16 inside, whatever its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Linear(4, 16), nn.Linear(16, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.o(torch.relu(self.b(torch.relu(self.a(x))))).float()
+
+
+@pytest.mark.parametrize("scorer", ["exact", "gradient", "integrated", "hybrid", "auto"])
+def test_autocast_inside_forward(scorer: str) -> None:
+    torch.manual_seed(0)
+    model, (x,) = Halved(), inputs(4)
+    x = x.float()
+    found = scored(model, (x,), scorer=scorer)
+    for layer in ("input", "a", "b", "o"):
+        rows = values(model, (x,), layer)
+        ends = torch.stack([rows.double().quantile(q, dim=0) for q in (0.05, 0.95)]).to(rows)
+        for i in range(rows.shape[1]):
+            wanted = total(model, (x,), layer, i, ends[:, i], first)
+            close = 1e-3 if scorer in ("exact", "auto") else 0.15
+            assert found[layer][i] == pytest.approx(wanted, abs=close)
+
+
+def test_autocast_inside_forward_can_be_searched() -> None:
+    torch.manual_seed(0)
+    model, (x,) = Halved(), inputs(4)
+    circuit = ng.search(model, x.float(), 1, progress=False, keep="top:3")
+    assert circuit.paths
+
+
+class Graph(nn.Module):
+    """Mixes nodes by a sparse matrix, or by a dense one."""
+
+    def __init__(self, layout: torch.layout) -> None:
+        super().__init__()
+        adjacency = torch.eye(5) + torch.diag(torch.ones(4), 1)
+        self.register_buffer("adjacency", adjacency.double().to_sparse(layout=layout))
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        samples, nodes, width = h.shape
+        flat = h.permute(1, 0, 2).reshape(nodes, -1)
+        mixed = torch.sparse.mm(self.adjacency, flat).view(nodes, samples, width)
+        return self.two(torch.relu(mixed)).mean(0)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_buffers(layout: torch.layout) -> None:
+    torch.manual_seed(0)
+    model = Graph(layout).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(SAMPLES, 5, 3, generator=generator, dtype=torch.float64)
+    before = model.adjacency.to_dense().clone()
+    found = check(model, (x,), ["input", "one"])
+    assert set(found) == {"input", "one", "two"}
+    assert len(found["two"]) == 2
+    for scorer in ("gradient", "integrated", "hybrid", "auto"):
+        assert scored(model, (x,), scorer=scorer)
+    assert torch.equal(model.adjacency.to_dense(), before)
+
+
+class OneSize(nn.Module):
+    """A hidden state made for 16 samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r, self.o = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.r(x, x.new_zeros(1, 16, 5))[0][:, -1])
+
+
+class LastState(OneSize):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.r(x, x.new_zeros(1, 16, 5))[1][0])
+
+
+def batches(size: int = 16, count: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size * count, 7, 3, generator=generator, dtype=torch.float64)
+    return list(x.split(size))
+
+
+@pytest.mark.parametrize("kind", [OneSize, LastState])
+def test_a_model_made_for_one_batch_size(kind: type[nn.Module]) -> None:
+    model, data = seeded(kind), batches()
+    few = data[1]
+    scores = ng.score(model, data, 1, scorer="exact", reference=few, progress=False)
+    found = scores.table.set_index(["layer", "index"]).effect
+    every = torch.cat(data)
+    for i in range(3):
+        ends = torch.stack([every[..., i].quantile(q, dim=0) for q in (0.05, 0.95)])
+        wanted = total(model, (few,), "input", i, ends, first)
+        assert found["input", i] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+    state = "r" if kind is OneSize else "r:1"
+    assert [found[state, i] != 0 for i in range(5)] == [True] * 5
+    circuit = ng.search(model, data, 1, reference=16, progress=False)
+    assert circuit.paths
+    with pytest.raises(OptionError, match="reference=16"):
+        ng.search(model, data, 1, progress=False)
+    with pytest.raises(ModelError, match="drop_last"):
+        ng.search(model, torch.cat(data), 1, progress=False)
+
+
+class ResidualOneSize(OneSize):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.r(x, x.new_zeros(1, 16, 5))[0][:, -1]
+        return self.o(h) + h[:, :2]
+
+
+def test_what_one_batch_size_does_not_allow_is_named() -> None:
+    model, data = seeded(ResidualOneSize), batches()
+    assert len(ng.score(model, data, 1, scorer="exact", reference=16, progress=False).table)
+    with pytest.raises(ModelError, match="batches of 16 samples and no others"):
+        ng.search(model, data, 1, reference=16, progress=False)
+
+
+# -- what replays keep -----------------------------------------------------------------------------
+
+
+class Takes(nn.Module):
+    """Takes the batch size from a layer, or mixes the samples of a batch."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.mixes = mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.one(x).shape[0]
+        h = self.two(x)
+        h = h - h.mean(0) if self.mixes else h
+        return self.three(h.reshape(size, 2, -1).flatten(1))
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_shares_are_cut_with_the_blocks(mixes: bool) -> None:
+    model, (x,) = seeded(lambda: Takes(mixes)), inputs(4, samples=3)
+    recording = capture(model, Batch((x,), {}))
+    rows = recording.main("two")
+    generator = torch.Generator().manual_seed(1)
+    shares = torch.rand(4 * 3, 4, generator=generator, dtype=torch.float64)
+    added = torch.rand(4 * 3, 4, generator=generator, dtype=torch.float64)
+    plan = Plan(live=frozenset({"three"}), nudged=frozenset({"two"}))
+    with Replay(model, recording) as replay:
+        output = replay.run(plan, {"two": added}, blocks=4, shares={"two": shares}).output
+    wanted = []
+    for some in range(4):
+        part = slice(3 * some, 3 * some + 3)
+        h = rows * shares[part] + added[part]
+        h = h - h.mean(0) if mixes else h
+        wanted.append(model.three(h))
+    torch.testing.assert_close(output, torch.cat(wanted).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plain", "patched", "circular", "subclass"])
+def test_convolutions_are_masked_where_their_weights_say_what_they_compute(kind: str) -> None:
+    class Scaled(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.5 * super().forward(x)
+
+    torch.manual_seed(0)
+    mode = "circular" if kind == "circular" else "zeros"
+    second = nn.Conv1d(3, 2, 3, padding=1, padding_mode=mode)
+    if kind == "patched":
+        own = second.forward
+        second.forward = lambda x: own(x) + 0.01 * x[:, :1]  # type: ignore[method-assign]
+    elif kind == "subclass":
+        second = Scaled(3, 2, 3, padding=1)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), second, nn.Flatten())
+    x = torch.randn(10, 2, 6, generator=torch.Generator().manual_seed(0))
+    study = prepare(model, x, 1, Options(reference=8, progress=False), None)
+    with study.open() as experiment:
+        served = find_linear_readers(experiment, {"2": ["0"], "0": ["input"]})
+    assert set(served) == ({"0", "2"} if kind == "plain" else {"0"})
