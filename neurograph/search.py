@@ -247,7 +247,7 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"instead of {known[part][key][:12]}…)"
             )
     study.experiment.narrow = known.get("narrow", True)
-    study.experiment.replay.one_by_one = known.get("one_by_one", False)
+    study.experiment.replay.one_by_one |= known.get("one_by_one", False)
     attached = replace(circuit, _study=study)
     check_agreement(circuit, attached, study)
     return attached

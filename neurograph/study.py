@@ -202,9 +202,7 @@ def prepare(
         twins = _twins(contrast, model, positions, actual, options.seed)
         with Replay(model, actual) as replay:
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
-        background = with_background(actual, options.background, profiled)
-        if background is not actual:
-            background = _left_out_settled(model, background)
+        background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups(options.groups or {}, searched, model)
 
@@ -261,10 +259,13 @@ def _check_size(profiled: nx.DiGraph, batch: Batch) -> None:
         )
 
 
-def _left_out_settled(model: nn.Module, background: Recording) -> Recording:
-    """Record what layers left out compute where all others are at background: they are glue."""
+def _background(
+    model: nn.Module, actual: Recording, chosen: Background, profiled: nx.DiGraph
+) -> Recording:
+    """Set the background; layers left out compute what that makes them, as they are glue."""
+    background = with_background(actual, chosen, profiled)
     left_out = {name for name in background.layers if not background.is_searched(name)}
-    if not left_out:
+    if background is actual or not left_out:
         return background
     calls = dict(background.calls)
 
