@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
-from neurograph.checks import as_masked, check_samples, stillness
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -36,6 +35,7 @@ from neurograph.memory import parse_memory
 from neurograph.nested import dense_parts, flatten
 from neurograph.padding import find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
+from neurograph.preflight import as_masked, check_samples, stillness
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
