@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from neurograph.checks import one_of
 from neurograph.contrast import Background, Contrast
-from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.errors import SearchInterrupted
 from neurograph.positions import Positions
 from neurograph.progress import Progress
 from neurograph.scoring.auto import Auto
@@ -75,8 +76,7 @@ class Scores:
         OptionError
             There is no such column.
         """
-        if by not in ("effect", "rms"):
-            raise OptionError(f"by={by!r} is neither 'effect' nor 'rms'")
+        one_of(by, "by", ("effect", "rms"))
         places = [c for c in self.table if c not in _NUMBERS]
         values = self.table.set_index(places)[by].dropna()
         return values.sort_values(ascending=False, kind="stable") if by == "rms" else values
@@ -156,8 +156,7 @@ def score(
     >>> found.ranking().xs("2", level="target_layer").round(2).to_dict()
     {('0', 0, 0): 2.7, ('0', 1, 0): -0.9}
     """
-    if of not in _PHASES:
-        raise OptionError(f"of={of!r} is neither 'neurons' nor 'edges'")
+    one_of(of, "of", _PHASES)
     options = Options(
         layers=layers,
         groups=groups,

@@ -9,13 +9,15 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from neurograph import checks
 from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
+from neurograph.checks import is_number, one_of, whole
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -76,15 +78,22 @@ class Options:
         """Return the options read; OptionError naming the first that means nothing."""
         as_contrast(self.contrast)
         as_keep(self.keep)
-        parse_memory(self.memory)
-        check_positions(self.positions)
-        if isinstance(self.reference, int) and self.reference < 1:
-            raise OptionError(f"reference={self.reference}: at least one sample is background")
         check_scorer(self.scorer)
         parse_budget(self.budget)
-        if self.paths < 0:
-            raise OptionError(f"paths={self.paths} must not be negative")
-        return self
+        parse_memory(self.memory)
+        one_of(self.background, "background", get_args(Background))
+        told = is_number(self.reference)
+        return replace(
+            self,
+            positions=check_positions(self.positions),
+            reference=whole(self.reference, "reference", least=1) if told else self.reference,
+            budget=self.budget if isinstance(self.budget, str) else int(self.budget),
+            paths=whole(self.paths, "paths", least=0),
+            memory=self.memory if isinstance(self.memory, str) else int(self.memory),
+            seed=whole(self.seed, "seed", least=0, most=2**63 - 1),
+            feature_names=checks.names(self.feature_names, "feature_names"),
+            class_names=checks.names(self.class_names, "class_names"),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +167,7 @@ def prepare(
     for any: then the layer graph holds none.
     """
     refuse_unsupported(model)
-    options.checked()
+    options = options.checked()
     contrast = as_contrast(options.contrast)
     check_weights(model)
     with placed(model, options.device):
@@ -270,7 +279,10 @@ def _reference(
     else:
         for _ in hashed():
             pass
-        batch = concatenate(list(Source(options.reference, model)))
+        try:
+            batch = concatenate(list(Source(options.reference, model)))
+        except DataError as error:
+            raise DataError(f"reference: {error}") from error
         positions = tuple(range(batch.size))
     return batch, positions, digest.hexdigest(), count
 
@@ -302,7 +314,10 @@ def _corrupt(
     actual: Recording,
 ) -> Recording:
     """Record the counterfactual twins of the reference samples."""
-    everything = concatenate(list(Source(contrast.data, model)))
+    try:
+        everything = concatenate(list(Source(contrast.data, model)))
+    except DataError as error:
+        raise DataError(f"contrast=Counterfactual(data): {error}") from error
     if max(positions) >= everything.size:
         raise DataError(
             f"the counterfactual data has {everything.size} samples, fewer than the data: "

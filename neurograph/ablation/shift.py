@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import nn
 
+from neurograph import checks
 from neurograph.ablation.mask import How, Masker
-from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
+from neurograph.ablation.neurons import Neurons, features_of, groups_of, read_neurons
 from neurograph.activations.labels import Label
 from neurograph.activations.two_samples import Ranks, effect_sizes, kruskal, moments
 from neurograph.activations.values import Collector
@@ -22,7 +23,7 @@ from neurograph.errors import DataError, OptionError
 from neurograph.layers import Neuron
 from neurograph.replay.observe import placed
 from neurograph.replay.wiring import layer_graph
-from neurograph.sites import Choice
+from neurograph.sites import Choice, refuse_unsupported
 
 if TYPE_CHECKING:
     from neurograph.circuit import Circuit
@@ -143,8 +144,11 @@ def causal_shift(
     ['layer  index  mean_before  mean_after',
      '    1      0          2.0         0.5']
     """
-    chosen = read_neurons(neurons)
-    if Source(data, model).shuffled:
+    refuse_unsupported(model)
+    source = Source(data, model)
+    features = checks.names(feature_names, "feature_names") or source.feature_names
+    chosen = read_neurons(neurons, names=features_of(model, features))
+    if source.shuffled:
         raise DataError(
             "samples before and after are compared one by one, but the DataLoader shuffles them: "
             "make one with shuffle=False"
