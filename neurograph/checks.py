@@ -83,11 +83,11 @@ def names(value: Any, option: str) -> tuple[str, ...] | None:
     """Read several names; None stays None; OptionError for a single string and for no sequence."""
     if value is None:
         return None
-    return tuple(map(str, listed(value, option)))
+    return tuple(map(str, listed(value, option, "names")))
 
 
-def listed(values: Any, option: str) -> list[Any]:
-    """Read several of anything; OptionError for one alone, or none of them."""
+def listed(values: Any, option: str, what: str = "values") -> list[Any]:
+    """Read several of anything; OptionError for one alone, for a mapping, and for no iterable."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise OptionError(f"{option}={shown(values)}: pass a list of them")
+        raise OptionError(f"{option}={shown(values)}: pass a list of {what}")
     return list(values)

@@ -158,7 +158,7 @@ class Circuit:
         from neurograph.assemble import measure_paths
 
         study = self.study
-        several = listed(paths, "paths")
+        several = listed(paths, "paths", "paths")
         chosen = [p.neurons if isinstance(p, Path) else self._path(p) for p in several]
         effects = measure_paths(study, chosen) if chosen else []
         return [
@@ -320,7 +320,7 @@ class Circuit:
 
     def subgraph(self, neurons: Iterable[Place]) -> Circuit:
         """Circuit of some of the neurons, with the edges and measured paths among them."""
-        places = listed(neurons, "neurons")
+        places = listed(neurons, "neurons", "neurons")
         chosen = {kept_neuron(one, "neurons", self.graph, self.layers) for one in places}
         inside = tuple(p for p in self.strongest if chosen.issuperset(p.neurons))
         return replace(self, graph=self.graph.subgraph(chosen).copy(), strongest=inside)
@@ -352,7 +352,10 @@ class Circuit:
 
     def _path(self, places: Sequence[Place]) -> tuple[Neuron, ...]:
         """Read a path; OptionError where it hops between layers that do not read each other."""
-        path = tuple(self._neuron(place, "paths") for place in listed(places, "paths"))
+        path = tuple(
+            self._neuron(place, "paths")
+            for place in listed(places, "paths", "paths, which are lists of neurons")
+        )
         if not path:
             raise OptionError("paths has an empty path: name its neurons")
         for one, other in itertools.pairwise(path):

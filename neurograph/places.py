@@ -66,7 +66,7 @@ def read_place(
 
     Examples
     --------
-    >>> layers = ["fc", "lstm", "lstm:1"]
+    >>> layers = ["input", "fc", "lstm", "lstm:1"]
     >>> read_place("fc", "source", layers), read_place(("fc", 3), "source", layers)
     ('fc', Neuron('fc', 3))
     >>> [read_place(f"fc{end}", "source", layers) for end in (":3", "[3]", "[3]@1", " head 3")]
@@ -121,7 +121,7 @@ def read_places(
     """
     if isinstance(places, str | Neuron):
         return [read_place(places, option, layers, names)]
-    several = tuple(listed(places, option))
+    several = tuple(listed(places, option, "names of layers, and of neurons as (layer, index)"))
     if len(several) > 1 and isinstance(several[0], str) and not isinstance(several[1], str | tuple):
         return [read_place(several, option, layers, names)]
     return [read_place(one, option, layers, names) for one in several]

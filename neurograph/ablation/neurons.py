@@ -85,7 +85,7 @@ def _pairs(neurons: Mapping[str, Iterable[int]], option: str) -> list[tuple[str,
     return [
         (layer, index)
         for layer, indices in neurons.items()
-        for index in listed(indices, f"{option}[{layer!r}]")
+        for index in listed(indices, f"{option}[{layer!r}]", "indices")
     ]
 
 

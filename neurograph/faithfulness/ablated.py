@@ -24,7 +24,7 @@ Ablated = Callable[[str], Tensor]
 
 def check_ablations(ablations: Sequence[str], *, twins: bool) -> tuple[Ablation, ...]:
     """Read `ablations=`; OptionError for what is none, twice, or lacks its data."""
-    ablations = listed(ablations, "ablations")
+    ablations = listed(ablations, "ablations", "one or more, like ['mean', 'zero']")
     known: dict[str, Ablation] = {name: name for name in get_args(Ablation)}
     for name in ablations:
         one_of(name, "ablations", known)
