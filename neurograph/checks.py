@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from neurograph.errors import OptionError
 
-__all__ = ["a_share", "is_number", "listed", "names", "one_of", "shown", "whole"]
+__all__ = ["a_share", "is_number", "is_path", "listed", "names", "one_of", "shown", "whole"]
 
 _SHOWN = 60
 
@@ -26,6 +27,11 @@ def shown(value: object) -> str:
 def is_number(value: object) -> bool:
     """Whether a value is a single number, as Python or NumPy have it; True is none."""
     return isinstance(value, numbers.Number | np.generic) and not isinstance(value, bool)
+
+
+def is_path(value: object) -> bool:
+    """Whether a value may be the path of a file."""
+    return isinstance(value, str | os.PathLike) and "\0" not in str(value)
 
 
 def whole(value: Any, option: str, *, least: int | None = None, most: int | None = None) -> int:
@@ -88,6 +94,9 @@ def names(value: Any, option: str) -> tuple[str, ...] | None:
 
 def listed(values: Any, option: str, what: str = "values") -> list[Any]:
     """Read several of anything; OptionError for one alone, for a mapping, and for no iterable."""
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise OptionError(f"{option}={shown(values)}: pass a list of {what}")
-    return list(values)
+    try:
+        if not isinstance(values, str | bytes | Mapping):
+            return list(values)
+    except TypeError:
+        pass
+    raise OptionError(f"{option}={shown(values)}: pass a list of {what}")

@@ -366,8 +366,8 @@ class Circuit:
                 )
         return path
 
-    def _check_layer(self, layer: str) -> None:
-        if layer not in list(self.layers):
+    def _check_layer(self, layer: object) -> None:
+        if not isinstance(layer, str) or layer not in self.layers:
             raise OptionError(
                 f"layer={shown(layer)}: there is no such layer; the model has "
                 f"{', '.join(self.layers)}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES
-from neurograph.checks import one_of
+from neurograph.checks import one_of, shown
 from neurograph.contrast import Background, Quantiles
 from neurograph.errors import OptionError
 from neurograph.named_neurons import find_named
@@ -218,7 +218,7 @@ def _sweep(levels: Sequence[float]) -> Quantiles:
         return Quantiles(tuple(float(level) for level in levels))
     except (TypeError, ValueError):  # OptionError is one, and would speak of a contrast
         raise OptionError(
-            f"levels={levels!r} must be two or more ascending quantiles in [0, 1]"
+            f"levels={shown(levels)} must be two or more ascending quantiles in [0, 1]"
         ) from None
 
 

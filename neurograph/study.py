@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from neurograph import checks
 from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
-from neurograph.checks import is_number, one_of, whole
+from neurograph.checks import is_number, one_of, shown, whole
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -170,6 +170,8 @@ def prepare(
     options = options.checked()
     contrast = as_contrast(options.contrast)
     check_weights(model)
+    if not isinstance(profiled, nx.DiGraph | None):
+        raise OptionError(f"profile={shown(profiled)}: pass what profile() returned")
     with placed(model, options.device):
         source = Source(data, model)
         made = profiled is None
@@ -180,8 +182,9 @@ def prepare(
             profiled, _ = wired(model, data, options.layers)
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
-        actual = capture(model, batch, sites)
-        _check_profile(profiled, actual, needed)
+        with _told_of_reference(options):
+            actual = capture(model, batch, sites)
+            _check_profile(profiled, actual, needed)
         resolved = resolve_target(target, actual.output, options.class_names)
         inputs = input_tensors(model, actual.batch)
         twins: Twins | None = None
@@ -192,7 +195,7 @@ def prepare(
             twins = Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
         background = with_background(actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
-    groups = find_groups(options.groups or {}, searched, model)
+    groups = find_groups({} if options.groups is None else options.groups, searched, model)
 
     def units(layer: str) -> Units:
         kind, channels = groups.get(layer, ("channel", None))
@@ -287,6 +290,17 @@ def _reference(
     return batch, positions, digest.hexdigest(), count
 
 
+@contextlib.contextmanager
+def _told_of_reference(options: Options) -> Iterator[None]:
+    """Say that it is the reference samples that a model does not take, where they were given."""
+    try:
+        yield
+    except (DataError, ModelError, OptionError) as error:
+        if isinstance(options.reference, int):
+            raise
+        raise DataError(f"reference= does not fit: {error}") from error
+
+
 def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:
     for name, layer in actual.layers.items():
         whole = Wiring.of(profiled).whole
@@ -361,7 +375,7 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
     chosen = [*(sites.outputs - sites.left_out), *(n + INPUT_SIDE for n in sites.inputs)]
     told: dict[str, Any] = {
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
-        "groups": describe_groups(options.groups or {}),
+        "groups": describe_groups({} if options.groups is None else options.groups),
         "positions": options.positions,
         "contrast": {"type": type(contrast).__name__},
         "background": options.background,

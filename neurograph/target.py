@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurograph.checks import shown, whole
 from neurograph.data import Batch
 from neurograph.errors import ModelError, OptionError
 from neurograph.layers import main_index
@@ -137,9 +138,11 @@ def logit_difference(
     tensor([4.])
     """
     if (correct is None) != (wrong is None):
-        raise OptionError("logit_difference takes both tokens, or none and labels in the data")
-    if position != "last" and type(position) is not int:
-        raise OptionError(f"position={position!r} is neither 'last' nor a number")
+        raise OptionError(
+            "correct= and wrong= belong together: pass both tokens, or none and labels"
+        )
+    if not (isinstance(position, str) and position == "last"):
+        position = whole(position, "position")
     right, other = (None if w is None else _token_id(w, tokenizer) for w in (correct, wrong))
     told = [f"logit({word})" for word in (correct, wrong)]
     name = "logit difference" if correct is None else " − ".join(told)
@@ -221,7 +224,7 @@ def resolve_target(
         name = next((n for n in names if isinstance(n, str)), type(target).__name__)
         return Target(name, function=target)
     if type(target) is not int:  # a bool would pass for an index
-        raise OptionError(f"target is {target!r}: pass an output index or a callable")
+        raise OptionError(f"target is {shown(target)}: pass an output index or a callable")
     logits = logits_of(output)
     if logits.dim() > 2:
         raise OptionError(

@@ -19,7 +19,7 @@ from neurograph.ablation.neurons import Neurons, read_neurons
 from neurograph.ablation.score import Predict, Score
 from neurograph.checks import a_share, is_number, listed, whole
 from neurograph.circuit import Circuit
-from neurograph.errors import OptionError
+from neurograph.errors import DataError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
 from neurograph.progress import Progress
@@ -227,6 +227,8 @@ def masking_curves(
      'unimportant        2   1.0']
     """
     _check(shares, draws, confidence, seed)
+    if data is None:
+        raise DataError("data is None: pass the labelled samples that the metric is of")
     criteria = _criteria(importance)
     index = next(iter(criteria.values())).index
     neurons = [Neuron(str(layer), int(number)) for layer, number in index]

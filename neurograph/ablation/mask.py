@@ -15,7 +15,7 @@ from neurograph.ablation.neurons import Neurons, features_of, groups_of, read_ne
 from neurograph.ablation.passing import find_place, passing, unknown_layer
 from neurograph.ablation.zeroed import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
-from neurograph.checks import one_of
+from neurograph.checks import one_of, whole
 from neurograph.data import Source
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, Layout, Neuron, is_convolution
@@ -168,6 +168,7 @@ class Masker:
         self.model, self.how = model, how
         self.places = {name: find_place(name, model) for name in layers}
         self.layers: dict[str, Layer] = {}
+        seed = whole(seed, "seed", least=0)
         self.groups: dict[str, list[list[int]]] = {}
         self.row_bytes = 0
         self._filling: Filling = Zeros()
@@ -180,7 +181,7 @@ class Masker:
         recording = capture_few(model, data, find_sites(model, choice))
         self.row_bytes = recording.row_bytes
         self.layers = {name: self._layer(name, recording) for name in self.places}
-        if groups:
+        if groups is not None:
             found = find_groups(groups, recording.layers, model)
             self.groups = {name: channels for name, (_, channels) in found.items()}
         if how == "mean":
@@ -200,7 +201,7 @@ class Masker:
                     f"{place.layer!r} is an input of the model: pass data=, which tells along "
                     "which dimension its features lie"
                 )
-        if groups:
+        if groups is not None and not (isinstance(groups, Mapping) and not groups):
             raise OptionError("groups= needs data=, which tells how many channels layers have")
 
     def _choice(self) -> list[str] | None:

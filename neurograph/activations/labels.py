@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from neurograph.checks import shown
 from neurograph.data import Batch, Source
 from neurograph.errors import DataError, OptionError
 
@@ -69,6 +70,8 @@ class Labelled:
                 f"class_names has {len(names)} names for the {len(self._labels)} classes "
                 f"{', '.join(map(str, self._labels[:5]))}"
             )
+        if names is not None and len(set(names)) < len(names):
+            raise OptionError(f"class_names={shown(names)}: pass names that differ")
         self.classes: tuple[Label, ...] = tuple(self._labels if names is None else names)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -43,9 +43,9 @@ class Options:
         one_of(self.align, "align", ALIGNMENTS)
         for each in listed(self.across, "across"):
             one_of(each, "across", ACROSS)
+        one_of(self.ablation, "ablation", get_args(Ablation))
         if self.ablation == "counterfactual":
             raise OptionError("ablation='counterfactual' needs twins of the data: choose another")
-        one_of(self.ablation, "ablation", get_args(Ablation))
         parse_budget(self.budget)
         least = {"samples": 4, "draws": 0, "transplants": 0, "seed": 0}
         if is_number(self.reference):

@@ -165,10 +165,11 @@ def faithfulness(
     wanted = _check(sizes, ablations, draws, confidence, seed, twins=corrupt is not None)
     rankings = read_rankings(ranking)
     own = options_of(ranking)
+    usual = isinstance(positions, str) and positions == "all"
     options = Options(
         layers=own["layers"] if layers is None and profile is None else layers,
-        groups=groups or own["groups"],
-        positions=(own["positions"] or "all") if positions == "all" else positions,
+        groups=own["groups"] if groups is None else groups,
+        positions=own["positions"] or "all" if usual else positions,
         contrast="mean" if corrupt is None else Counterfactual(corrupt),
         reference=reference,
         memory=memory,
