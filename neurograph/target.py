@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neurograph.checks import shown, whole
 from neurograph.data import Batch
-from neurograph.errors import ModelError, OptionError
+from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten
 
@@ -196,7 +196,15 @@ class Target:
             column = logits if logits.dim() == 1 else logits[:, self.index]
             return column if self.sign > 0 else -column
         given = batch()
-        values: Any = self.function(output, given)
+        try:
+            values: Any = self.function(output, given)
+        except NeurographError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise OptionError(
+                f"the target {self.name!r} raised {type(error).__name__}: {reason}"
+            ) from error
         if not isinstance(values, Tensor) or values.shape != (given.size,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise OptionError(
