@@ -16,7 +16,7 @@ from torch import nn
 
 from neurograph.checks import one_of
 from neurograph.contrast import Background, Contrast
-from neurograph.errors import SearchInterrupted
+from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.positions import Positions
 from neurograph.progress import Progress
 from neurograph.scoring.auto import Auto
@@ -182,6 +182,8 @@ def score(
         phases={_PHASES[of]: 1.0},
     )
     pieces: list[_Piece] = []
+    if not _scored_layers(study, of):
+        raise OptionError(f"of={of!r}: on these data no layer reads another: nothing is to score")
 
     def scores() -> Scores:
         table = _joined(pieces, of, study.experiment.recording.size)
