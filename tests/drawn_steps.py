@@ -428,6 +428,7 @@ class Run:
             buffer.mul_(0.9).add_(0.1 * tensor.detach().mean(0))
         if self.step.c % 4 < 2:
             return tensor * 1.0
+        self.program.branches = True  # samples are no longer independent
         return tensor - self.program.get_buffer(name)
 
     def do_batch_statistics(self) -> Tensor:

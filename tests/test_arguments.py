@@ -59,7 +59,10 @@ ODD: dict[str, Any] = {
 }
 """What no option takes, and things that some do."""
 
-SAID_OTHERWISE = {"data": ("inputs of shape", "a batch"), "example": ("inputs of shape",)}
+SAID_OTHERWISE = {
+    "data": ("inputs", "a batch", "labels", "no neurons"),
+    "example": ("inputs of shape",),
+}
 """What errors may speak of instead of an argument."""
 
 
