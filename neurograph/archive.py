@@ -14,8 +14,9 @@ import numpy as np
 import safetensors.numpy
 
 from neurograph.atomic import check_writable, write_atomically
+from neurograph.checks import is_path, shown
 from neurograph.circuit import Circuit, Path
-from neurograph.errors import CircuitFileError
+from neurograph.errors import CircuitFileError, OptionError
 from neurograph.layers import Neuron
 
 __all__ = [
@@ -118,6 +119,8 @@ class VersionError(ValueError):
 
 def read_file(path: str | FilePath, kind: str, read: Callable[[bytes], Result]) -> Result:
     """Read a file of one of our formats; errors as `load` documents them for circuits."""
+    if not is_path(path):
+        raise OptionError(f"path={shown(path)} is no path of a file")
     path = FilePath(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} file {str(path)!r}")

@@ -14,9 +14,19 @@ import numpy as np
 import pandas as pd
 
 from neurograph.audit.audit import Audit
+from neurograph.checks import listed, one_of, shown, whole
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE, Neuron
-from neurograph.paths import Path, PathQuery, check_sign, format_effect, name_of
+from neurograph.paths import (
+    Path,
+    PathQuery,
+    check_sign,
+    format_effect,
+    kept_neuron,
+    name_of,
+    names_in,
+)
+from neurograph.places import Place, Places, read_neuron
 from neurograph.scoring.screening import Screening
 from neurograph.selection import SIGNS, Sign
 
@@ -87,8 +97,8 @@ class Circuit:
         k: int = 10,
         *,
         sign: Sign | None = None,
-        source: str | Neuron | None = None,
-        through: str | Neuron | Iterable[Neuron] | None = None,
+        source: Places | None = None,
+        through: Places | None = None,
         layers: Collection[str] | None = None,
     ) -> Iterator[Path]:
         """Give the k strongest paths to the target lazily, strongest first.
@@ -99,10 +109,11 @@ class Circuit:
             How many.
         sign : {"positive", "negative"}, optional
             Only paths whose effect has this sign.
-        source : str or Neuron, optional
-            The layer or neuron they begin at; the model's inputs by default.
-        through : str, Neuron or several Neurons, optional
-            A layer or neurons that must lie on the path.
+        source : layer, neuron or several of them, optional
+            Where they begin; the model's inputs by default. A neuron is ``(layer, index)``, or a
+            name as it is printed: ``"linear1[37]"``, a feature's, the target's.
+        through : layer, neuron or several of them, optional
+            What must lie on the path.
         layers : collection of str, optional
             Only paths that keep to these layers.
 
@@ -116,8 +127,9 @@ class Circuit:
         Raises
         ------
         OptionError
-            An unknown layer, neuron or sign.
+            A negative number; an unknown layer, neuron or sign.
         """
+        k = whole(k, "k", least=0)
         query = PathQuery.read(self.graph, self.layers, sign, source, through, layers)
         return self._best(query, k)
 
@@ -135,20 +147,20 @@ class Circuit:
         found = [path for path in self.measure(batch) if query.accepts(path)]
         yield from sorted(stored + found, key=lambda p: -abs(p.effect))[:k]
 
-    def measure(self, paths: Iterable[Path | Sequence[Neuron]]) -> list[Path]:
+    def measure(self, paths: Iterable[Path | Sequence[Place]]) -> list[Path]:
         """Measure paths by intervention on the attached model.
 
         Raises
         ------
         OptionError
-            The circuit has no model: call `attach` first.
+            The circuit has no model: call `attach` first. Or something is no path: a list of
+            neurons of which each is of a layer that reads the one before.
         """
         from neurograph.assemble import measure_paths
 
         study = self.study
-        chosen = [
-            tuple(Neuron(*n) for n in (p.neurons if isinstance(p, Path) else p)) for p in paths
-        ]
+        several = listed(paths, "paths", "paths")
+        chosen = [p.neurons if isinstance(p, Path) else self._path(p) for p in several]
         effects = measure_paths(study, chosen) if chosen else []
         return [
             Path(neurons, effect, stderr, True, tuple(map(self.name, neurons)))
@@ -174,6 +186,8 @@ class Circuit:
             by an ordinary ablation.
         """
         check_sign(sign)
+        if layer is not None:
+            self._check_layer(layer)
         rows = [
             (*_place(neuron), *(data[key] for key in ("name", *_BOTH_EFFECTS)))
             for neuron, data in self.graph.nodes(data=True)
@@ -265,7 +279,16 @@ class Circuit:
         -------
         ndarray of float64, [neurons] or [neurons, positions]
             In units of the target; of neurons that were not kept, too.
+
+        Raises
+        ------
+        OptionError
+            There is no such layer, or no effects of its neurons.
         """
+        self._check_layer(layer)
+        one_of(what, "what", ("effect", "stderr"))
+        if layer not in self.scores:
+            raise OptionError(f"layer={layer!r}: the circuit has no effects of its neurons")
         return self.scores[layer][what]
 
     def ranking(self) -> pd.Series:
@@ -296,26 +319,61 @@ class Circuit:
         series = pd.Series(effects, index, name="circuit")
         return series.sort_values(key=np.abs, ascending=False, kind="stable")
 
-    def subgraph(self, neurons: Iterable[Neuron | tuple[Any, ...]]) -> Circuit:
+    def subgraph(self, neurons: Iterable[Place]) -> Circuit:
         """Circuit of some of the neurons, with the edges and measured paths among them."""
-        chosen = {Neuron(*n) for n in neurons}
-        for neuron in chosen:
-            self._check_neuron(neuron)
+        places = listed(neurons, "neurons", "neurons")
+        chosen = {kept_neuron(one, "neurons", self.graph, self.layers) for one in places}
         inside = tuple(p for p in self.strongest if chosen.issuperset(p.neurons))
         graph, provenance = self.graph.subgraph(chosen).copy(), {**self.provenance, "part": True}
         return replace(self, graph=graph, strongest=inside, provenance=provenance)
 
-    def explain(self, neuron: Neuron | tuple[Any, ...], k: int = 3) -> str:
-        """Describe one neuron in words: its statistics, effects, edges and strongest paths."""
+    def explain(self, neuron: Place, k: int = 3) -> str:
+        """Describe one neuron in words: its statistics, effects, edges and strongest paths.
+
+        Parameters
+        ----------
+        neuron : str, Neuron or tuple
+            ``(layer, index)``, or a name as it is printed: ``"linear1[37]"``, a feature's.
+        k : int
+            How many edges and paths.
+        """
         from neurograph.explanation import explain
 
-        neuron = Neuron(*neuron)
-        self._check_neuron(neuron)
-        return explain(self, neuron, k)
+        chosen = kept_neuron(neuron, "neuron", self.graph, self.layers)
+        return explain(self, chosen, whole(k, "k", least=0))
 
-    def name(self, neuron: Neuron | tuple[Any, ...]) -> str:
+    def name(self, neuron: Place) -> str:
         """What a neuron is called: a feature, a class, or ``layer[index]``."""
-        return name_of(self.graph, Neuron(*neuron))
+        return name_of(self.graph, self._neuron(neuron, "neuron"))
+
+    def _neuron(self, place: Place, option: str) -> Neuron:
+        """Read a neuron, kept or not, by any of its names."""
+        if isinstance(place, Neuron) and place in self.graph:
+            return place
+        return read_neuron(place, option, self.layers, names_in(self.graph, self.layers))
+
+    def _path(self, places: Sequence[Place]) -> tuple[Neuron, ...]:
+        """Read a path; OptionError where it hops between layers that do not read each other."""
+        path = tuple(
+            self._neuron(place, "paths")
+            for place in listed(places, "paths", "paths, which are lists of neurons")
+        )
+        if not path:
+            raise OptionError("paths has an empty path: name its neurons")
+        for one, other in itertools.pairwise(path):
+            if not self.layers.has_edge(one.layer, other.layer):
+                raise OptionError(
+                    f"paths: layer {other.layer!r} does not read layer {one.layer!r}, so no path "
+                    f"leads from {one} to {other}"
+                )
+        return path
+
+    def _check_layer(self, layer: object) -> None:
+        if not isinstance(layer, str) or layer not in self.layers:
+            raise OptionError(
+                f"layer={shown(layer)}: there is no such layer; the model has "
+                f"{', '.join(self.layers)}"
+            )
 
     # -- the model again -------------------------------------------------------------------------
 
@@ -462,12 +520,6 @@ class Circuit:
     def _top(self, sign: Sign, k: int) -> list[Path]:
         sense = 1 if sign == "positive" else -1
         return [p for p in self.strongest if p.effect * sense > 0][:k]
-
-    def _check_neuron(self, neuron: Neuron) -> None:
-        if neuron not in self.graph:
-            raise OptionError(
-                f"the circuit did not keep {neuron}; circuit.neurons() lists what it kept"
-            )
 
 
 def _place(neuron: Neuron) -> tuple[str, int, int | None]:

@@ -37,9 +37,7 @@ from neurograph.options import (
     read_contrast,
     read_groups,
     read_names,
-    read_place,
     read_positions,
-    read_through,
 )
 from neurograph.report import tables
 
@@ -264,8 +262,8 @@ def paths(
     found = circuit.paths(
         top,
         sign=_value(sign),
-        source=read_place(source, circuit.layers) if source else None,
-        through=read_through(through, circuit.layers),
+        source=source,
+        through=through,
         layers=read_names(layers),
     )
     if output is Format.table:

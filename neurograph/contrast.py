@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neurograph.activations.profile import QUANTILES
+from neurograph.checks import shown
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, channels_first
 from neurograph.replay.recording import Recording
@@ -136,9 +137,13 @@ def as_contrast(contrast: str | tuple[float, ...] | Contrast) -> Contrast:
     if isinstance(contrast, str) and contrast in _NAMED:
         return _NAMED[contrast]
     if isinstance(contrast, (tuple, list)):
-        return Quantiles(tuple(float(level) for level in contrast))
+        try:
+            return Quantiles(tuple(float(level) for level in contrast))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, OptionError):
+                raise
     raise OptionError(
-        f"contrast={contrast!r} is none of {', '.join(_NAMED)}, a tuple of quantiles, or a "
+        f"contrast={shown(contrast)} is none of {', '.join(_NAMED)}, a tuple of quantiles, or a "
         "Counterfactual(data)"
     )
 

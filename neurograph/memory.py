@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from neurograph.checks import is_number, shown
 from neurograph.errors import OptionError
 from neurograph.nested import iter_tensors, storages
 
@@ -27,14 +28,17 @@ def parse_memory(memory: int | str) -> int:
     >>> parse_memory("1.5GB"), parse_memory(4096)
     (1500000000, 4096)
     """
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B?)\s*", str(memory), re.IGNORECASE)
+    told = str(memory) if isinstance(memory, str) or is_number(memory) else ""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B?)\s*", told, re.IGNORECASE)
     unit = match and match.group(2).upper()
     try:
         size = int(float(match.group(1)) * _UNITS[unit or ""]) if match else 0
-    except (KeyError, ValueError):
+    except (KeyError, OverflowError, ValueError):
         size = 0
     if size <= 0:
-        raise OptionError(f"memory={memory!r} is no size: write bytes, or like '512MB' or '2GB'")
+        raise OptionError(
+            f"memory={shown(memory)} is no size: write bytes, or like '512MB' or '2GB'"
+        )
     return size
 
 

@@ -1,23 +1,17 @@
-"""Values of command-line options as they are written: neurons, groups, positions, lists."""
+"""Values of command-line options as they are written: contrasts, groups, positions, lists."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from neurograph.errors import OptionError
-
-if TYPE_CHECKING:
-    from neurograph.layers import Neuron
 
 __all__ = [
     "read_contrast",
     "read_groups",
     "read_names",
-    "read_place",
     "read_positions",
-    "read_through",
 ]
 
 
@@ -72,42 +66,3 @@ def read_positions(words: str) -> str | int:
     (-1, 'each')
     """
     return int(words) if re.fullmatch(r"-?\d+", words) else words
-
-
-def read_place(words: str, layers: Collection[str]) -> str | Neuron:
-    """Read a layer, or a neuron as LAYER:N, LAYER[N] or LAYER[N]@POSITION.
-
-    Examples
-    --------
-    >>> read_place("fc", ["fc"]), read_place("fc:3", ["fc"]), read_place("fc[3]@1", ["fc"])
-    ('fc', Neuron('fc', 3), Neuron('fc', 3, 1))
-    >>> read_place("lstm:1", ["lstm", "lstm:1"])  # a layer of that very name
-    'lstm:1'
-    """
-    from neurograph.layers import Neuron
-
-    forms = (r"(.+)\[(\d+)\]\s*(?:@(\d+))?", r"(.+):(\d+)")
-    found = next((match for form in forms if (match := re.fullmatch(form, words))), None)
-    if found is None or words in layers:
-        return words
-    layer, *numbers = found.groups()
-    return Neuron(layer, *(int(number) for number in numbers if number is not None))
-
-
-def read_through(words: Sequence[str] | None, layers: Collection[str]) -> str | list[Neuron] | None:
-    """Read one layer, or any number of neurons.
-
-    Examples
-    --------
-    >>> read_through(["fc:3", "out:0"], ["fc", "out"]), read_through(["fc"], ["fc"])
-    ([Neuron('fc', 3), Neuron('out', 0)], 'fc')
-    """
-    places = [read_place(each, layers) for each in words or ()]
-    neurons = [place for place in places if not isinstance(place, str)]
-    if len(places) == len(neurons):
-        return neurons or None
-    if len(places) > 1:
-        raise OptionError(
-            "--through takes one layer, or any number of neurons as LAYER:N or LAYER[N]@POSITION"
-        )
-    return str(places[0])

@@ -5,17 +5,29 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 
+from neurograph import checks
+from neurograph.checks import one_of, shown
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE, Neuron
+from neurograph.places import Names, Place, Places, name_table, read_neuron, read_places
 from neurograph.selection import SENSE, SIGNS, Sign
 
-__all__ = ["Path", "PathQuery", "check_sign", "format_effect", "name_of", "ranked_paths"]
+__all__ = [
+    "Path",
+    "PathQuery",
+    "check_sign",
+    "format_effect",
+    "kept_neuron",
+    "name_of",
+    "names_in",
+    "ranked_paths",
+]
 
 
 def format_effect(effect: float, stderr: float) -> str:
@@ -93,21 +105,18 @@ class PathQuery:
         graph: nx.DiGraph,
         layers: nx.DiGraph,
         sign: Sign | None,
-        source: str | Neuron | None,
-        through: str | Neuron | Iterable[Neuron] | None,
+        source: Places | None,
+        through: Places | None,
         only: Collection[str] | None,
     ) -> PathQuery:
         """Read a query as `Circuit.paths` takes it; OptionError naming what does not exist."""
         check_sign(sign)
-        needed, needed_layers = _listed(through)
-        begin, begin_layers = _listed(source)
-        for layer in (*needed_layers, *begin_layers, *(only or ())):
+        needed, needed_layers = _kept_places(through, "through", graph, layers)
+        begin, begin_layers = _kept_places(source, "source", graph, layers)
+        for layer in checks.names(only, "layers") or ():
             if layer not in layers:
-                raise OptionError(f"there is no layer {layer!r}; the model has {', '.join(layers)}")
-        for neuron in (*needed, *begin):
-            if neuron not in graph:
                 raise OptionError(
-                    f"the circuit did not keep {neuron}; circuit.neurons() lists what it kept"
+                    f"layers={layer!r}: there is no such layer; the model has {', '.join(layers)}"
                 )
         if source is None:
             begin = frozenset(n for n in graph if layers.nodes[n.layer]["type"] == INPUT_TYPE)
@@ -139,8 +148,7 @@ class PathQuery:
 
 def check_sign(sign: str | None) -> None:
     """Raise OptionError for what is no sign."""
-    if sign not in (None, *SIGNS):
-        raise OptionError(f"sign={sign!r} is neither 'positive' nor 'negative'")
+    one_of(sign, "sign", (None, *SIGNS))
 
 
 def name_of(graph: nx.DiGraph, neuron: Neuron) -> str:
@@ -148,18 +156,39 @@ def name_of(graph: nx.DiGraph, neuron: Neuron) -> str:
     return str(graph.nodes[neuron]["name"]) if neuron in graph else str(neuron)
 
 
-def _listed(
-    chosen: str | Neuron | Iterable[Neuron] | None,
+def kept_neuron(place: Place, option: str, graph: nx.DiGraph, layers: nx.DiGraph) -> Neuron:
+    """Read a neuron of a circuit, by any of its names; OptionError if it was not kept."""
+    neuron = read_neuron(place, option, layers, names_in(graph, layers))
+    if neuron not in graph:
+        raise OptionError(
+            f"{option}={shown(place)}: the circuit did not keep {neuron}; circuit.neurons() lists "
+            "what it kept"
+        )
+    return neuron
+
+
+def names_in(graph: nx.DiGraph, layers: nx.DiGraph) -> Names:
+    """What the neurons of a circuit are called, and the features that it did not keep."""
+    features = (
+        (str(name), Neuron(layer, index))
+        for layer, names in layers.nodes(data="names")
+        for index, name in enumerate(names or ())
+    )
+    kept = ((str(name), neuron) for neuron, name in graph.nodes(data="name"))
+    return name_table(itertools.chain(features, kept))
+
+
+def _kept_places(
+    chosen: Places | None, option: str, graph: nx.DiGraph, layers: nx.DiGraph
 ) -> tuple[frozenset[Neuron], frozenset[str]]:
-    """Read a layer, a neuron or several neurons as neurons and layers."""
+    """Read layers and kept neurons, one or several."""
     if chosen is None:
         return frozenset(), frozenset()
-    if isinstance(chosen, str):
-        return frozenset(), frozenset({chosen})
-    items: tuple[Any, ...] = tuple(chosen)
-    if len(items) in (2, 3) and isinstance(items[0], str):
-        return frozenset({Neuron(*items)}), frozenset()
-    return frozenset(Neuron(*n) for n in items), frozenset()
+    found = read_places(chosen, option, layers, names_in(graph, layers))
+    if not found:
+        raise OptionError(f"{option}= is empty: name layers or neurons, or leave it out")
+    neurons = [kept_neuron(one, option, graph, layers) for one in found if not isinstance(one, str)]
+    return frozenset(neurons), frozenset(one for one in found if isinstance(one, str))
 
 
 def ranked_paths(

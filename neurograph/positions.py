@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from neurograph.checks import shown, whole
 from neurograph.errors import OptionError
 from neurograph.layers import Layer
 
@@ -35,10 +36,16 @@ _CALLED = ("mask", "pad")
 _NAMES_SHOWN = 3
 
 
-def check_positions(positions: Positions) -> None:
-    """Raise OptionError for what names no positions."""
-    if positions not in ("all", "last", "each") and type(positions) is not int:
-        raise OptionError(f"positions={positions!r} is none of 'all', 'last', 'each' or a number")
+def check_positions(positions: Positions) -> Positions:
+    """Read which positions are meant; OptionError for what names none."""
+    if isinstance(positions, str) and positions in ("all", "last", "each"):
+        return positions
+    try:
+        return whole(positions, "positions")
+    except OptionError:
+        raise OptionError(
+            f"positions={shown(positions)} is none of 'all', 'last', 'each' or a number"
+        ) from None
 
 
 def attended(inputs: Mapping[str, Tensor], layer: Layer) -> Tensor | None:

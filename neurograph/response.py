@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES
+from neurograph.checks import one_of, shown
 from neurograph.contrast import Background, Quantiles
 from neurograph.errors import OptionError
-from neurograph.named_neurons import NamedNeurons, find_named
+from neurograph.named_neurons import find_named
+from neurograph.places import Places
 from neurograph.positions import Positions
 from neurograph.progress import Progress
 from neurograph.scoring.effects import Effects, rounding
@@ -80,8 +82,7 @@ class ResponseCurves:
         OptionError
             There is no such shape.
         """
-        if shape not in (None, *SHAPES):
-            raise OptionError(f"shape={shape!r} is none of {', '.join(SHAPES)}")
+        one_of(shape, "shape", (None, *SHAPES))
         wanted = self._summary if shape is None else self._summary[self._summary["shape"] == shape]
         return wanted.reset_index(drop=True)
 
@@ -96,7 +97,7 @@ def response_curves(
     data: Any,
     target: int | str | TargetFunction | None = None,
     *,
-    neurons: NamedNeurons | None = None,
+    neurons: Places | None = None,
     levels: Sequence[float] = QUANTILES,
     profile: nx.DiGraph | None = None,
     layers: Choice | None = None,
@@ -218,11 +219,11 @@ def _sweep(levels: Sequence[float]) -> Quantiles:
         return Quantiles(tuple(float(level) for level in levels))
     except (TypeError, ValueError):  # OptionError is one, and would speak of a contrast
         raise OptionError(
-            f"levels={levels!r} must be two or more ascending quantiles in [0, 1]"
+            f"levels={shown(levels)} must be two or more ascending quantiles in [0, 1]"
         ) from None
 
 
-def _chosen(study: Study, neurons: NamedNeurons | None) -> dict[str, list[int]]:
+def _chosen(study: Study, neurons: Places | None) -> dict[str, list[int]]:
     """Layers in the order of the model, and the numbers of the chosen neurons of each."""
     return find_named(study, _default(study) if neurons is None else neurons, "neurons")
 

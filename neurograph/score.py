@@ -16,6 +16,7 @@ from torch import nn
 
 from neurograph.audit.audit import Audit, audit_effects
 from neurograph.audit.collect import claims_of_table
+from neurograph.checks import one_of
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.positions import Positions
@@ -79,8 +80,7 @@ class Scores:
         OptionError
             There is no such column.
         """
-        if by not in ("effect", "rms"):
-            raise OptionError(f"by={by!r} is neither 'effect' nor 'rms'")
+        one_of(by, "by", ("effect", "rms"))
         places = [c for c in self.table if c not in _NUMBERS]
         values = self.table.set_index(places)[by].dropna()
         return values.sort_values(ascending=False, kind="stable") if by == "rms" else values
@@ -192,8 +192,7 @@ def score(
     >>> found.ranking().xs("2", level="target_layer").round(2).to_dict()
     {('0', 0, 0): 2.7, ('0', 1, 0): -0.9}
     """
-    if of not in _PHASES:
-        raise OptionError(f"of={of!r} is neither 'neurons' nor 'edges'")
+    one_of(of, "of", _PHASES)
     options = Options(
         layers=layers,
         groups=groups,
@@ -220,6 +219,8 @@ def score(
         phases={_PHASES[of]: 1.0},
     )
     pieces: list[_Piece] = []
+    if not _scored_layers(study, of):
+        raise OptionError(f"of={of!r}: on these data no layer reads another: nothing is to score")
 
     def scores() -> Scores:
         table = _joined(pieces, of, study.experiment.recording.size)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from neurograph.checks import a_share, is_number, shown, whole
 from neurograph.errors import OptionError
 
 __all__ = [
@@ -48,8 +49,7 @@ class TopQuantile:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 <= self.level <= 1:
-            raise OptionError(f"keep: quantile level {self.level} is outside [0, 1]")
+        a_share(self.level, "keep: quantile level", zero=True, one=True)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class TopK:
     count: int
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise OptionError(f"keep: top {self.count} keeps nothing; choose 1 or more")
+        whole(self.count, "keep: top", least=1)
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class Share:
     share: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise OptionError(f"keep: share {self.share} is outside (0, 1]")
+        a_share(self.share, "keep: share", one=True)
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ class Above:
     size: float
 
     def __post_init__(self) -> None:
-        if not self.size > 0:
-            raise OptionError(f"keep: above {self.size} is not above 0")
+        if not is_number(self.size) or not self.size > 0:
+            raise OptionError(f"keep: above {shown(self.size)} is not above 0")
 
 
 Keep = TopQuantile | TopK | Share | Above
@@ -118,7 +116,8 @@ def as_keep(keep: str | Keep) -> Keep:
     except ValueError:
         pass
     raise OptionError(
-        f"keep={keep!r} is no rule: write 'quantile:0.95', 'top:20', 'share:0.8' or 'above:0.1'"
+        f"keep={shown(keep)} is no rule: write 'quantile:0.95', 'top:20', 'share:0.8' or "
+        "'above:0.1'"
     )
 
 

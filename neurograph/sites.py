@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from neurograph.checks import listed, shown
 from neurograph.errors import ModelError, OptionError
 
 __all__ = ["INPUT_SIDE", "Choice", "Sites", "find_sites", "matches", "refuse_unsupported"]
@@ -152,8 +153,8 @@ def find_sites(model: nn.Module, layers: Choice | None = None) -> Sites:
     owners = frozenset(find_owners(model))
     if layers is None:
         return Sites(owners)
-    several = isinstance(layers, Iterable) and not isinstance(layers, str)
-    choices = list(layers) if several else [layers]  # type: ignore[arg-type]
+    single = isinstance(layers, str | type) or callable(layers)
+    choices = [layers] if single else listed(layers, "layers", "patterns, types or predicates")
     if not choices:
         raise OptionError("layers=[] chooses nothing: leave it out for every layer")
     modules = {name: module for name, module in model.named_modules() if name}
@@ -189,7 +190,7 @@ def _chosen(
         found = {name for name, module in modules.items() if choice(name, module)}
         hint = ""
     else:
-        raise OptionError(f"layers={choice!r}: pass patterns, module types or predicates")
+        raise OptionError(f"layers={shown(choice)}: pass patterns, module types or predicates")
     if not found:
         told = choice if isinstance(choice, str) else getattr(choice, "__name__", choice)
         raise OptionError(f"layers={told!r} matches no module of the model{hint}")

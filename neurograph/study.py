@@ -9,13 +9,15 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from neurograph import checks
 from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
+from neurograph.checks import is_number, one_of, shown, whole
 from neurograph.contrast import (
     Background,
     Contrast,
@@ -33,7 +35,7 @@ from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
 from neurograph.nested import dense_parts, flatten
-from neurograph.padding import find_padding
+from neurograph.padding import Padding, find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.preflight import as_masked, check_samples, stillness
 from neurograph.replay.observe import input_tensors, placed
@@ -86,15 +88,22 @@ class Options:
         """Return the options read; OptionError naming the first that means nothing."""
         as_contrast(self.contrast)
         as_keep(self.keep)
-        parse_memory(self.memory)
-        check_positions(self.positions)
-        if isinstance(self.reference, int) and self.reference < 1:
-            raise OptionError(f"reference={self.reference}: at least one sample is background")
         check_scorer(self.scorer)
         parse_budget(self.budget)
-        if self.paths < 0:
-            raise OptionError(f"paths={self.paths} must not be negative")
-        return self
+        parse_memory(self.memory)
+        one_of(self.background, "background", get_args(Background))
+        told = is_number(self.reference)
+        return replace(
+            self,
+            positions=check_positions(self.positions),
+            reference=whole(self.reference, "reference", least=1) if told else self.reference,
+            budget=self.budget if isinstance(self.budget, str) else int(self.budget),
+            paths=whole(self.paths, "paths", least=0),
+            memory=self.memory if isinstance(self.memory, str) else int(self.memory),
+            seed=whole(self.seed, "seed", least=0, most=2**63 - 1),
+            feature_names=checks.names(self.feature_names, "feature_names"),
+            class_names=checks.names(self.class_names, "class_names"),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,9 +182,11 @@ def prepare(
     for any: then the layer graph holds none.
     """
     refuse_unsupported(model)
-    options.checked()
+    options = options.checked()
     contrast = as_contrast(options.contrast)
     check_weights(model)
+    if not isinstance(profiled, nx.DiGraph | None):
+        raise OptionError(f"profile={shown(profiled)}: pass what profile() returned")
     with placed(model, options.device):
         source = Source(data, model)
         check_samples(target, source, model, options.class_names)
@@ -188,15 +199,14 @@ def prepare(
         sites = _sites(model, options, profiled)
         batch, positions, data_hash, samples = _reference(source, model, options)
         _check_size(profiled, batch)
-        actual = capture(model, batch, sites)
-        profiled = without_layers(Wiring.of(profiled), actual).layers
-        _check_profile(profiled, actual, needed)
+        with _told_of_reference(options):
+            actual = capture(model, batch, sites)
+            profiled = without_layers(Wiring.of(profiled), actual).layers
+            _check_profile(profiled, actual, needed)
         target = as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
         check_rows(resolved, actual.output, actual.batch)
-        padding = find_padding(model, [actual.batch], actual, resolved)
-        if not padding.tried:
-            padding = profiled.graph.get("padding", padding)
+        padding = _padding(model, actual, resolved, profiled)
         actual = padding.on(actual)
         inputs = input_tensors(model, actual.batch)
         twins = _twins(contrast, model, positions, actual, options.seed)
@@ -204,7 +214,7 @@ def prepare(
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
-    groups = find_groups(options.groups or {}, searched, model)
+    groups = find_groups({} if options.groups is None else options.groups, searched, model)
 
     def units(layer: str) -> Units:
         kind, channels = groups.get(layer, ("channel", None))
@@ -243,6 +253,13 @@ def prepare(
     }
     asked = resolved.function or resolved.asked
     return Study(model, data, asked, options, experiment, profiled, resolved, names, provenance)
+
+
+def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.DiGraph) -> Padding:
+    """What is padding, as the reference samples show it, or the data where these have none."""
+    padding = find_padding(model, [actual.batch], actual, target)
+    known: Padding = padding if padding.tried else profiled.graph.get("padding", padding)
+    return known
 
 
 def _describe_model(model: nn.Module, sites: Sites) -> dict[str, Any]:
@@ -331,9 +348,23 @@ def _reference(
     else:
         for _ in hashed():
             pass
-        batch = concatenate(list(Source(options.reference, model)))
+        try:
+            batch = concatenate(list(Source(options.reference, model)))
+        except DataError as error:
+            raise DataError(f"reference: {error}") from error
         positions = tuple(range(batch.size))
     return batch, positions, digest.hexdigest(), count
+
+
+@contextlib.contextmanager
+def _told_of_reference(options: Options) -> Iterator[None]:
+    """Say that it is the reference samples that a model does not take, where they were given."""
+    try:
+        yield
+    except (DataError, ModelError, OptionError) as error:
+        if isinstance(options.reference, int):
+            raise
+        raise DataError(f"reference= does not fit: {error}") from error
 
 
 def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:
@@ -379,7 +410,10 @@ def _corrupt(
     actual: Recording,
 ) -> Recording:
     """Record the counterfactual twins of the reference samples."""
-    everything = concatenate(list(Source(contrast.data, model)))
+    try:
+        everything = concatenate(list(Source(contrast.data, model)))
+    except DataError as error:
+        raise DataError(f"contrast=Counterfactual(data): {error}") from error
     if max(positions) >= everything.size:
         raise DataError(
             f"the counterfactual data has {everything.size} samples, fewer than the data: "
@@ -427,7 +461,7 @@ def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, A
     chosen = [*(sites.outputs - sites.left_out), *(n + INPUT_SIDE for n in sites.inputs)]
     told: dict[str, Any] = {
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
-        "groups": describe_groups(options.groups or {}),
+        "groups": describe_groups({} if options.groups is None else options.groups),
         "positions": options.positions,
         "contrast": {"type": type(contrast).__name__},
         "background": options.background,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from neurograph.batch import Batch, shape_of
-from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.checks import shown, whole
+from neurograph.errors import DataError, ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, leaf_names
 
@@ -145,9 +146,11 @@ def logit_difference(
     tensor([4.])
     """
     if (correct is None) != (wrong is None):
-        raise OptionError("logit_difference takes both tokens, or none and labels in the data")
-    if position != "last" and type(position) is not int:
-        raise OptionError(f"position={position!r} is neither 'last' nor a number")
+        raise OptionError(
+            "correct= and wrong= belong together: pass both tokens, or none and labels"
+        )
+    if not (isinstance(position, str) and position == "last"):
+        position = whole(position, "position")
     right, other = (None if w is None else _token_id(w, tokenizer) for w in (correct, wrong))
     told = [f"logit({word})" for word in (correct, wrong)]
     name = "logit difference" if correct is None else " − ".join(told)
@@ -211,7 +214,15 @@ class Target:
             column = logits if logits.dim() == 1 else logits[:, self.index]
             return column if self.sign > 0 else -column
         given = batch()
-        values: Any = self.function(output, given)
+        try:
+            values: Any = self.function(output, given)
+        except NeurographError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise OptionError(
+                f"the target {self.name!r} raised {type(error).__name__}: {reason}"
+            ) from error
         if not isinstance(values, Tensor) or values.shape != (given.size,):
             told = shape_of(values) if isinstance(values, Tensor) else type(values).__name__
             raise OptionError(
@@ -310,7 +321,7 @@ def _index(target: Any, choices: int, class_names: Sequence[str] | None) -> int:
         index = None
     if index is None:
         raise OptionError(
-            f"target is {target!r}: pass an output index, a class name, or a callable"
+            f"target is {shown(target)}: pass an output index, a class name, or a callable"
         )
     if index < 0:
         raise OptionError(

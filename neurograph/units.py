@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neurograph.checks import is_number, shown, whole
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, Neuron
 from neurograph.sites import INPUT_SIDE, matches
@@ -138,7 +139,9 @@ def find_groups(
         large heads are.
     """
     if not isinstance(asked, Mapping):
-        raise OptionError(f"groups={asked!r} says not of which layers: pass {{'PATTERN': GROUPS}}")
+        raise OptionError(
+            f"groups={shown(asked)} says not of which layers: pass {{'PATTERN': GROUPS}}"
+        )
     sites = {
         name: layer.module + (INPUT_SIDE if layer.call.endswith(INPUT_SIDE) else "")
         for name, layer in layers.items()
@@ -168,14 +171,15 @@ def _read(groups: Groups, layer: Layer, model: nn.Module) -> tuple[str, list[lis
     if isinstance(groups, str) and groups == "heads":  # an array would compare by elements
         size = _head_size(layer, model)
         return "head", _equal(layer, channels // size if channels % size == 0 else 0, size)
-    if type(groups) is int:  # a bool would pass for a number
+    if is_number(groups):
+        groups = whole(groups, "groups")
         count = groups if groups > 0 and channels % groups == 0 else 0
         return "group", _equal(layer, count, channels // count if count else 0)
     lists = _lists(groups)
     if not lists or not all(lists) or any(not 0 <= c < channels for g in lists for c in g):
         raise OptionError(
-            f"groups={groups!r} for layer {layer.name!r}: pass 'heads', a number of groups, or "
-            f"lists of its channels 0…{channels - 1}"
+            f"groups={shown(groups)} for layer {layer.name!r}: pass 'heads', a number of groups, "
+            f"or lists of its channels 0…{channels - 1}"
         )
     return "group", lists
 

@@ -276,9 +276,12 @@ def test_a_given_profile_and_levels() -> None:
     [
         ({"neurons": ("layers.0", 4)}, r"the model has no neuron layers.0\[4\]"),
         ({"neurons": ("layers.0", 0, 1)}, r"the model has no neuron layers.0\[0\]@1"),
-        ({"neurons": "layers.9"}, "there is no layer 'layers.9'; the model has input, layers.0"),
+        (
+            {"neurons": "layers.9"},
+            "neurons='layers.9': there is no layer or neuron 'layers.9'; near it are",
+        ),
         ({"neurons": []}, "neurons= is empty"),
-        ({"neurons": 5}, "neurons=5: pass names of layers"),
+        ({"neurons": 5}, "neurons=5: pass a list of names of layers"),
         ({"levels": (0.5,)}, r"levels=\(0.5,\) must be two or more ascending quantiles"),
         ({"levels": (0.9, 0.1)}, "ascending"),
         ({"levels": "sweep"}, "levels='sweep'"),
@@ -304,5 +307,5 @@ def test_inputs_that_cannot_move_are_refused() -> None:
 
 def test_an_unknown_shape_is_refused() -> None:
     curves = curves_of(absolute(), torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None])
-    with pytest.raises(ng.NeurographError, match="shape='straight' is none of rising"):
+    with pytest.raises(ng.NeurographError, match="shape='straight' is none of 'rising'"):
         curves.summary("straight")  # type: ignore[arg-type]

@@ -158,3 +158,16 @@ def test_options_that_mean_nothing(options: dict[str, Any], told: str) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     with pytest.raises(ng.NeurographError, match=told):
         ng.score(model, torch.randn(5, 2), 1, **options)
+
+
+def test_a_model_whose_layers_read_nothing_has_no_edges() -> None:
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x - x)
+
+    with pytest.raises(ng.NeurographError, match="of='edges': on these data no layer reads"):
+        ng.score(Deaf(), torch.rand(8, 2), 1, of="edges", progress=False)

@@ -402,7 +402,7 @@ def test_train_mode_is_searched_in_eval_and_restored() -> None:
         ({"contrast": (0.9, 0.1)}, "ascending"),
         ({"background": "noise"}, "background='noise'"),
         ({"keep": "best"}, "keep='best'"),
-        ({"keep": "top:0"}, "keeps nothing"),
+        ({"keep": "top:0"}, "top=0 must be 1 or more"),
         ({"reference": 0}, "reference=0"),
         ({"memory": "lots"}, "memory='lots'"),
         ({"paths": -1}, "paths=-1"),

@@ -17,8 +17,9 @@ from torchmetrics import Metric
 from neurograph.ablation.mask import How, Masker
 from neurograph.ablation.neurons import Neurons, read_neurons
 from neurograph.ablation.score import Predict, Score
+from neurograph.checks import a_share, is_number, listed, whole
 from neurograph.circuit import Circuit
-from neurograph.errors import OptionError
+from neurograph.errors import DataError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
 from neurograph.progress import Progress
@@ -226,6 +227,8 @@ def masking_curves(
      'unimportant        2   1.0']
     """
     _check(shares, draws, confidence, seed)
+    if data is None:
+        raise DataError("data is None: pass the labelled samples that the metric is of")
     criteria = _criteria(importance)
     index = next(iter(criteria.values())).index
     neurons = [Neuron(str(layer), int(number)) for layer, number in index]
@@ -294,14 +297,11 @@ def _trials(
 
 
 def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) -> None:
-    if not len(shares) or not all(0 < share <= 1 for share in shares):
-        raise OptionError(f"shares={tuple(shares)} must be one or more numbers in (0, 1]")
-    if draws < 1:
-        raise OptionError(f"draws={draws}: at least one set of neurons is silenced")
-    if not 0 < confidence < 1:
-        raise OptionError(f"confidence={confidence} is outside (0, 1)")
-    if seed < 0:
-        raise OptionError(f"seed={seed} must not be negative")
+    if not [a_share(share, "shares", one=True) for share in listed(shares, "shares")]:
+        raise OptionError("shares= is empty: pass one or more numbers in (0, 1]")
+    whole(draws, "draws", least=1)
+    a_share(confidence, "confidence")
+    whole(seed, "seed", least=0)
 
 
 def _criteria(importance: pd.Series | Mapping[str, pd.Series]) -> dict[str, pd.Series]:
@@ -344,19 +344,15 @@ def _check_series(name: object, series: Any) -> None:
         )
 
 
-def _important(series: pd.Series, important: float | Neurons) -> np.ndarray:
+def _important(series: pd.Series, important: Any) -> np.ndarray:
     """Mark which neurons of a criterion are important."""
     flags = np.zeros(len(series), dtype=bool)
-    if isinstance(important, int | float):
-        if not 0 < important < 1:
-            raise OptionError(
-                f"important={important} is no share of the neurons: pass one in (0, 1), or neurons"
-            )
-        count = min(max(round(important * len(series)), 1), len(series) - 1)
+    if is_number(important):
+        count = min(max(round(a_share(important, "important") * len(series)), 1), len(series) - 1)
         flags[np.argsort(-series.to_numpy(), kind="stable")[:count]] = True
         return flags
     places = {key: place for place, key in enumerate(series.index)}
-    for neuron in itertools.chain.from_iterable(read_neurons(important).values()):
+    for neuron in itertools.chain.from_iterable(read_neurons(important, "important").values()):
         if neuron in places:
             flags[places[neuron]] = True
         elif not isinstance(important, Circuit):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from neurograph.ablation.neurons import hidden_layers
 from neurograph.ablation.passing import find_place, passing
 from neurograph.activations.profile import check_weights
+from neurograph.checks import shown, whole
 from neurograph.circuit import Circuit
 from neurograph.data import Batch, Source
 from neurograph.errors import OptionError
@@ -57,6 +58,8 @@ def by_circuit(circuit: Circuit, *, inputs: bool = False) -> pd.Series:
     Series
         Named ``circuit``, in units of the target.
     """
+    if not isinstance(circuit, Circuit):
+        raise OptionError(f"circuit={shown(circuit)} is no Circuit: pass what search() returned")
     each = circuit.provenance.get("options", {}).get("positions") == "each"
     found: dict[str, np.ndarray] = {}
     for layer, neurons in hidden_layers(circuit.layers, inputs=inputs).items():
@@ -182,7 +185,7 @@ def by_gradient(
         graph = read_wiring(replay).layers
     searched = {name: recording.layers[name] for name in graph}
     chosen = {name: searched[name] for name in hidden_layers(graph, inputs=inputs)}
-    by_group = find_groups(groups or {}, searched, model)
+    by_group = find_groups({} if groups is None else groups, searched, model)
     # A backward pass needs about all that was computed, and as much again.
     rows = max(1, min(_BATCH, room // (2 * recording.row_bytes)))
     sums = _gradient_sums(model, Source(data, model, batch_size=rows), target, chosen, progress)
@@ -314,7 +317,10 @@ def at_random(index: pd.MultiIndex, seed: int = 0) -> pd.Series:
     Series
         Named ``random``, uniform in [0, 1).
     """
-    return pd.Series(np.random.default_rng(seed).random(len(index)), index, name="random")
+    if not isinstance(index, pd.Index):
+        raise OptionError(f"index={shown(index)}: pass the index of another criterion")
+    generator = np.random.default_rng(whole(seed, "seed", least=0))
+    return pd.Series(generator.random(len(index)), index, name="random")
 
 
 def _over_positions(values: np.ndarray) -> np.ndarray:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.ablation.fillings import Filling, Zeros, find_means, find_others
-from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
+from neurograph.ablation.neurons import Neurons, features_of, groups_of, read_neurons
 from neurograph.ablation.passing import find_place, passing, unknown_layer
 from neurograph.ablation.zeroed import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
+from neurograph.checks import one_of, whole
+from neurograph.data import Source
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, Layout, Neuron, is_convolution
 from neurograph.replay.recording import Recording, capture_few
@@ -108,7 +110,8 @@ def mask_neurons(
     >>> model(x).item()
     7.0
     """
-    chosen = read_neurons(neurons)
+    names = None if data is None else Source(data, model).feature_names
+    chosen = read_neurons(neurons, names=features_of(model, names))
     given = groups_of(neurons) if groups is None else groups
     masker = Masker(model, chosen, how, data=data, groups=given, seed=seed)
     with masker.masked(chosen, seed):
@@ -117,8 +120,7 @@ def mask_neurons(
 
 def check_how(how: str) -> None:
     """Raise OptionError for a way of silencing that there is not."""
-    if how not in get_args(How):
-        raise OptionError(f"how={how!r} is none of {', '.join(map(repr, get_args(How)))}")
+    one_of(how, "how", get_args(How))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +168,7 @@ class Masker:
         self.model, self.how = model, how
         self.places = {name: find_place(name, model) for name in layers}
         self.layers: dict[str, Layer] = {}
+        seed = whole(seed, "seed", least=0)
         self.groups: dict[str, list[list[int]]] = {}
         self.row_bytes = 0
         self._filling: Filling = Zeros()
@@ -178,7 +181,7 @@ class Masker:
         recording = capture_few(model, data, find_sites(model, choice))
         self.row_bytes = recording.row_bytes
         self.layers = {name: self._layer(name, recording) for name in self.places}
-        if groups:
+        if groups is not None:
             found = find_groups(groups, recording.layers, model)
             self.groups = {name: channels for name, (_, channels) in found.items()}
         if how == "mean":
@@ -198,7 +201,7 @@ class Masker:
                     f"{place.layer!r} is an input of the model: pass data=, which tells along "
                     "which dimension its features lie"
                 )
-        if groups:
+        if groups is not None and not (isinstance(groups, Mapping) and not groups):
             raise OptionError("groups= needs data=, which tells how many channels layers have")
 
     def _choice(self) -> list[str] | None:

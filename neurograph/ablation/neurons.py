@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
+from torch import nn
 
+from neurograph.checks import listed, shown
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.layers import INPUT_TYPE, Neuron
+from neurograph.places import Names, Place, name_table, read_neuron
+from neurograph.replay.observe import input_name
 from neurograph.units import Groups
 
-__all__ = ["Neurons", "groups_of", "hidden_layers", "read_neurons"]
+__all__ = ["Neurons", "features_of", "groups_of", "hidden_layers", "read_neurons"]
 
-Neurons = Iterable[Neuron | tuple[Any, ...]] | Mapping[str, Iterable[int]] | Circuit
+Neurons = Iterable[Place] | Mapping[str, Iterable[int]] | Circuit
 """Neurons as ``(layer, index)`` or ``(layer, index, position)``, as indices by layer, or those of
 a circuit."""
 
 
-def read_neurons(neurons: Neurons) -> dict[str, list[Neuron]]:
+def read_neurons(
+    neurons: Neurons, option: str = "neurons", names: Names | None = None
+) -> dict[str, list[Neuron]]:
     """Read neurons as users name them, by layer.
 
     Of a circuit they are those of hidden layers: its inputs are features, and its last layers
     are what it explains.
+
+    Parameters
+    ----------
+    neurons : Neurons
+    option : str
+        What the argument is called, for errors.
+    names : mapping of str to Neuron, optional
+        What neurons are called besides, as `features_of` has them.
 
     Raises
     ------
@@ -37,48 +50,43 @@ def read_neurons(neurons: Neurons) -> dict[str, list[Neuron]]:
     {'fc': [Neuron('fc', 0), Neuron('fc', 1)]}
     >>> read_neurons([("fc", 1), ("head", 0, 3)])
     {'fc': [Neuron('fc', 1)], 'head': [Neuron('head', 0, 3)]}
+    >>> read_neurons(["fc[1]", "fc:2"])
+    {'fc': [Neuron('fc', 1), Neuron('fc', 2)]}
     """
     if isinstance(neurons, Circuit):
         _check_positions(neurons)
         hidden = hidden_layers(neurons.layers)
         neurons = [neuron for neuron in neurons.graph if neuron.layer in hidden]
-    if not _is_several(neurons):
-        raise _no_neuron(neurons)
     found: dict[str, list[Neuron]] = {}
-    for neuron in _pairs(neurons) if isinstance(neurons, Mapping) else map(_neuron, neurons):
+    several = _pairs(neurons, option) if isinstance(neurons, Mapping) else neurons
+    for place in _listed(several, option):
+        neuron = read_neuron(place, option, names=names)
         found.setdefault(neuron.layer, []).append(neuron)
     return found
 
 
-def _is_several(value: object) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str)
+def features_of(model: nn.Module, names: Sequence[str] | None) -> Names:
+    """Input neurons by the names of their features."""
+    first = input_name(model)
+    return name_table((str(name), Neuron(first, i)) for i, name in enumerate(names or ()))
 
 
-def _pairs(neurons: Mapping[str, Iterable[int]]) -> Iterable[Neuron]:
-    for layer, indices in neurons.items():
-        if not _is_several(indices):
-            raise OptionError(f"neurons[{layer!r}]={indices!r}: pass a list of indices")
-        yield from (_neuron((layer, index)) for index in indices)
-
-
-def _neuron(value: Any) -> Neuron:
+def _listed(places: Any, option: str) -> list[Any]:
     try:
-        layer, *numbers = value
-        neuron = Neuron(layer, *map(operator.index, numbers))
-    except (TypeError, ValueError):
-        raise _no_neuron(value) from None
-    if not isinstance(layer, str) or not numbers:
-        raise _no_neuron(value)
-    if min(numbers) < 0:
-        raise OptionError(f"{neuron} has a negative number: count neurons from 0")
-    return neuron
+        return listed(places, option)
+    except OptionError:
+        raise OptionError(
+            f"{option}={shown(places)}: pass a list of (layer, index) tuples, a mapping from "
+            "layers to indices, or a Circuit"
+        ) from None
 
 
-def _no_neuron(value: object) -> OptionError:
-    return OptionError(
-        f"{value!r} is no neuron: pass (layer, index) tuples, a mapping from layers to indices, or "
-        "a Circuit"
-    )
+def _pairs(neurons: Mapping[str, Iterable[int]], option: str) -> list[tuple[str, int]]:
+    return [
+        (layer, index)
+        for layer, indices in neurons.items()
+        for index in listed(indices, f"{option}[{layer!r}]", "indices")
+    ]
 
 
 def groups_of(neurons: object) -> Mapping[str, Groups] | None:

@@ -100,7 +100,7 @@ def unknown_layer(layer: object, known: Iterable[str]) -> OptionError:
     """Say that there is no such layer, and which names are near."""
     names = [name for name in known if name]
     near = difflib.get_close_matches(str(layer), names, n=3, cutoff=0.3) or names[:3]
-    return OptionError(f"the model has no layer {layer!r}; near it are {', '.join(near)}")
+    return OptionError(f"neurons: the model has no layer {layer!r}; near it are {', '.join(near)}")
 
 
 @contextlib.contextmanager

@@ -12,17 +12,18 @@ import pandas as pd
 import torch
 from torch import nn
 
+from neurograph import checks
 from neurograph.ablation.mask import How, Masker
-from neurograph.ablation.neurons import Neurons, groups_of, read_neurons
+from neurograph.ablation.neurons import Neurons, features_of, groups_of, read_neurons
 from neurograph.activations.labels import Label
+from neurograph.activations.profile import wired
 from neurograph.activations.two_samples import Ranks, effect_sizes, kruskal, moments
 from neurograph.activations.values import Collector
 from neurograph.data import Source
 from neurograph.errors import DataError, OptionError
 from neurograph.layers import Neuron
 from neurograph.replay.observe import placed
-from neurograph.replay.wiring import layer_graph
-from neurograph.sites import Choice
+from neurograph.sites import Choice, refuse_unsupported
 
 if TYPE_CHECKING:
     from neurograph.circuit import Circuit
@@ -143,14 +144,17 @@ def causal_shift(
     ['layer  index  mean_before  mean_after',
      '    1      0          2.0         0.5']
     """
-    chosen = read_neurons(neurons)
-    if Source(data, model).shuffled:
+    refuse_unsupported(model)
+    source = Source(data, model)
+    features = checks.names(feature_names, "feature_names") or source.feature_names
+    chosen = read_neurons(neurons, names=features_of(model, features))
+    if source.shuffled:
         raise DataError(
             "samples before and after are compared one by one, but the DataLoader shuffles them: "
             "make one with shuffle=False"
         )
     with placed(model, device):
-        graph = layer_graph(model, data, layers=layers)
+        graph = wired(model, data, layers)[0]
         later = _later(graph, list(chosen))
     if labels is None or labels is False:
         labels, class_names = False, None
@@ -180,7 +184,7 @@ def _later(graph: nx.DiGraph, layers: Iterable[str]) -> list[str]:
     for layer in layers:
         if layer not in graph:
             raise OptionError(
-                f"the model has no layer {layer!r}; there are {', '.join(map(str, graph))}"
+                f"neurons: the model has no layer {layer!r}; there are {', '.join(map(str, graph))}"
             )
         found |= nx.descendants(graph, layer)
     later = [name for name in graph if name in found and graph.nodes[name]["neurons"]]

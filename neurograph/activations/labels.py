@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from neurograph.checks import shown
 from neurograph.data import Batch, Source
 from neurograph.errors import DataError, OptionError
 from neurograph.reading import label_array
@@ -69,6 +70,8 @@ class Labelled:
                 f"class_names has {len(names)} names for the {len(self._labels)} classes "
                 f"{', '.join(map(str, self._labels[:5]))}"
             )
+        if names is not None and len(set(names)) < len(names):
+            raise OptionError(f"class_names={shown(names)}: pass names that differ")
         known = source.classes if self._given is True and names is None else None
         named = self._labels if known is None else [known[int(label)] for label in self._labels]
         self.classes: tuple[Label, ...] = tuple(named if names is None else names)

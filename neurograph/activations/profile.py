@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from neurograph.activations.collect import Arrived, parts_that_fit, stream
 from neurograph.activations.labels import Label, Labelled
 from neurograph.activations.statistics import ActivationStatistics, Statistics, merged
+from neurograph.checks import a_share, listed, whole
 from neurograph.data import Batch, Source
 from neurograph.errors import ModelError
 from neurograph.layers import channels_first
@@ -97,6 +98,8 @@ def profile(
     """
     refuse_unsupported(model)
     check_weights(model)
+    levels = [a_share(q, "levels", zero=True, one=True) for q in listed(levels, "levels")]
+    seed = whole(seed, "seed", least=0)
     with placed(model, device):
         graph, recording = wired(model, data, layers)
         room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies

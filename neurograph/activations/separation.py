@@ -14,7 +14,7 @@ from torch import nn
 from neurograph.activations.labels import Label
 from neurograph.activations.two_samples import SHAPIRO_MOST, compare_two, kruskal
 from neurograph.activations.values import Collector
-from neurograph.errors import OptionError
+from neurograph.checks import a_share
 from neurograph.layers import Neuron
 from neurograph.sites import Choice
 
@@ -117,8 +117,7 @@ def separation(
      '    0      0        welch  1.0       True',
      '    0      1     constant  0.5      False']
     """
-    if not 0 < alpha < 1:
-        raise OptionError(f"alpha={alpha} is outside (0, 1)")
+    a_share(alpha, "alpha")
     asked = True if labels is None else labels
     collect = Collector(model, data, asked, layers, samples, seed, device, class_names, progress)
     collect.batches.require(classes=2, samples=_FEWEST)

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from neurograph import checks
 from neurograph.activations.collect import Arrived, parts_that_fit, stream
 from neurograph.activations.labels import Label, Labelled
 from neurograph.activations.profile import check_weights
 from neurograph.activations.statistics import ActivationStatistics
+from neurograph.checks import whole
 from neurograph.data import Source
 from neurograph.errors import ModelError, OptionError
 from neurograph.layers import Layer
@@ -118,9 +120,10 @@ class Collector:
         class_names: Sequence[str] | None,
         progress: bool | None,
     ) -> None:
-        if samples < 1:
-            raise OptionError(f"samples={samples}: keep 1 of each class or more")
         refuse_unsupported(model)
+        samples = whole(samples, "samples", least=1)
+        seed = whole(seed, "seed", least=0)
+        class_names = checks.names(class_names, "class_names")
         check_weights(model)
         self.model, self.samples, self.seed, self.device = model, samples, seed, device
         self.progress = progress
@@ -143,7 +146,7 @@ class Collector:
 
     def feature_names(self, given: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
         """Name the features of the one input that has neurons; OptionError if they do not fit."""
-        names = given or self._columns
+        names = self._columns if given is None else checks.names(given, "feature_names")
         inputs = [layer for layer in self.layers.values() if layer.is_input]
         if names is None:
             return {}

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+from neurograph import checks
+from neurograph.checks import listed
 from neurograph.circuit import Circuit
 from neurograph.comparison.many import Comparisons
 from neurograph.comparison.options import Match, Options
@@ -162,31 +164,33 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
         seed=seed,
         progress=progress,
     ).checked()
+    names = checks.names(names, "names")
     if isinstance(a, Circuit) and isinstance(b, Circuit):
-        called = tuple(names or ("a", "b"))
+        called = ("a", "b") if names is None else names
         if len(called) != 2 or called[0] == called[1]:
             raise OptionError(f"names={names!r}: pass two different names")
         return compare_two(a, b, (called[0], called[1]), options)
     if isinstance(a, Circuit) or isinstance(b, Circuit):
-        raise OptionError("pass two circuits, or two sequences of circuits, or one sequence")
-    rows = _named(a, names if b is None else None)
-    columns = rows if b is None else _named(b, None)
+        raise OptionError("a and b: pass two circuits, or two lists of circuits, or one list")
+    rows = _named(a, names if b is None else None, "a")
+    columns = rows if b is None else _named(b, None, "b")
     return _matrix(rows, columns, options)
 
 
-def _named(circuits: Circuits, names: Sequence[str] | None) -> dict[str, Circuit]:
+def _named(circuits: Circuits, names: Sequence[str] | None, side: str) -> dict[str, Circuit]:
     if isinstance(circuits, Mapping):
         found = {str(name): circuit for name, circuit in circuits.items()}
     else:
-        called = [str(i) for i in range(len(circuits))] if names is None else list(map(str, names))
+        circuits = listed(circuits, side, "circuits")
+        called = [str(i) for i in range(len(circuits))] if names is None else list(names)
         if len(called) != len(circuits) or len(set(called)) < len(called):
             raise OptionError(f"names={names!r}: pass {len(circuits)} different names")
         found = dict(zip(called, circuits, strict=True))
     for name, circuit in found.items():
         if not isinstance(circuit, Circuit):
-            raise OptionError(f"{name!r} is {type(circuit).__name__}, no circuit")
+            raise OptionError(f"{side}: {name!r} is {type(circuit).__name__}, no circuit")
     if not found:
-        raise OptionError("there are no circuits to compare")
+        raise OptionError(f"{side} holds no circuits to compare")
     return found
 
 

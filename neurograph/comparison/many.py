@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from neurograph.checks import one_of
 from neurograph.circuit import Circuit
 from neurograph.comparison.overlap import MEASURES
 from neurograph.comparison.result import Comparison
@@ -86,9 +87,8 @@ class Comparisons:
         OptionError
             There is no such measure or column.
         """
-        if name not in MEASURES or column not in _COLUMNS:
-            known = ", ".join((*MEASURES, *_COLUMNS))
-            raise OptionError(f"no measure {name!r} with {column!r}; there are {known}")
+        one_of(name, "name", MEASURES)
+        one_of(column, "column", _COLUMNS)
         table = pd.DataFrame(math.nan, index=list(self.rows), columns=list(self.columns))
         for (row, other), cell in self.cells.items():
             table.loc[row, other] = cell.measures.at[name, column]
@@ -120,8 +120,7 @@ class Comparisons:
             There is nothing such, rows and columns differ, or a circuit was not compared with the
             first one, as an interruption leaves it.
         """
-        if of not in ("neurons", "edges", "paths"):
-            raise OptionError(f"of={of!r} is none of neurons, edges, paths")
+        one_of(of, "of", ("neurons", "edges", "paths"))
         if not self.is_square:
             raise OptionError("stable() needs circuits that were all compared with each other")
         return stable(self.rows, self.cells, of)

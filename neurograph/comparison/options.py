@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
+from neurograph.checks import a_share, is_number, listed, one_of, whole
 from neurograph.errors import OptionError
-from neurograph.faithfulness.ablated import Ablation, check_ablations
+from neurograph.faithfulness.ablated import Ablation
 from neurograph.matching.alignment import ALIGNMENTS, Align
 from neurograph.scoring.budget import parse_budget
 
@@ -37,25 +38,24 @@ class Options:
 
     def checked(self) -> Options:
         """Return the options; OptionError naming the first that means nothing."""
-        if not isinstance(self.match, Mapping) and self.match not in ("identity", "activation"):
-            raise OptionError(
-                f"match={self.match!r} is neither 'identity', 'activation' nor a mapping"
-            )
-        if self.align not in ALIGNMENTS:
-            raise OptionError(f"align={self.align!r} is none of {', '.join(ALIGNMENTS)}")
-        if isinstance(self.across, str) or not set(self.across) <= set(ACROSS):
-            raise OptionError(f"across={self.across!r}: pass some of {ACROSS}, like ('target',)")
-        for name, least in (("samples", 4), ("draws", 0), ("transplants", 0), ("reference", 2)):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < least:
-                raise OptionError(f"{name}={value} must be {least} or more")
-        if not 0 <= self.least < 1:
-            raise OptionError(f"least={self.least} must lie in [0, 1)")
-        if self.seed < 0:
-            raise OptionError(f"seed={self.seed} must not be negative")
-        check_ablations([self.ablation], twins=False)
+        if not isinstance(self.match, Mapping):
+            one_of(self.match, "match", ("identity", "activation"))
+        one_of(self.align, "align", ALIGNMENTS)
+        for each in listed(self.across, "across"):
+            one_of(each, "across", ACROSS)
+        one_of(self.ablation, "ablation", get_args(Ablation))
+        if self.ablation == "counterfactual":
+            raise OptionError("ablation='counterfactual' needs twins of the data: choose another")
         parse_budget(self.budget)
-        return self
+        least = {"samples": 4, "draws": 0, "transplants": 0, "seed": 0}
+        if is_number(self.reference):
+            least["reference"] = 2
+        numbers: dict[str, Any] = {
+            name: whole(getattr(self, name), name, least=n) for name, n in least.items()
+        }
+        budget = self.budget if isinstance(self.budget, str) else int(self.budget)
+        share = a_share(self.least, "least", zero=True)
+        return replace(self, **numbers, least=share, budget=budget)
 
     def describe(self) -> dict[str, Any]:
         """Options as JSON can hold them; data and a mapping are only named."""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from neurograph.checks import one_of
 from neurograph.circuit import Circuit
-from neurograph.errors import OptionError
 from neurograph.matching.matching import Matching
 
 __all__ = ["STATUSES", "Comparison", "Status"]
@@ -245,6 +245,5 @@ def _flipped(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _chosen(table: pd.DataFrame, status: Status | None) -> pd.DataFrame:
-    if status not in (None, *STATUSES):
-        raise OptionError(f"status={status!r} is none of {', '.join(STATUSES)}")
+    one_of(status, "status", (None, *STATUSES))
     return table if status is None else table[table["status"] == status].reset_index(drop=True)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from neurograph.checks import listed, one_of
 from neurograph.contrast import FromMean, FromZero, levels_of
 from neurograph.errors import OptionError
 from neurograph.replay.observe import input_tensors
@@ -23,14 +24,14 @@ Ablated = Callable[[str], Tensor]
 
 def check_ablations(ablations: Sequence[str], *, twins: bool) -> tuple[Ablation, ...]:
     """Read `ablations=`; OptionError for what is none, twice, or lacks its data."""
-    if isinstance(ablations, str) or not ablations or len(set(ablations)) < len(ablations):
+    ablations = listed(ablations, "ablations", "one or more, like ['mean', 'zero']")
+    known: dict[str, Ablation] = {name: name for name in get_args(Ablation)}
+    for name in ablations:
+        one_of(name, "ablations", known)
+    if not ablations or len(set(ablations)) < len(ablations):
         raise OptionError(
             f"ablations={ablations!r}: pass one or more, like ('mean', 'zero'), each once"
         )
-    known: dict[str, Ablation] = {name: name for name in get_args(Ablation)}
-    for name in ablations:
-        if name not in known:
-            raise OptionError(f"ablations has {name!r}, which is none of {', '.join(known)}")
     if ("counterfactual" in ablations) != twins:
         raise OptionError(
             "ablations='counterfactual' and corrupt= belong together: pass corrupt=, a twin of "

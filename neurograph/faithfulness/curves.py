@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchmetrics import Metric
 
+from neurograph.checks import a_share, listed, shown, whole
 from neurograph.contrast import Counterfactual
 from neurograph.errors import OptionError
 from neurograph.faithfulness.ablated import Ablation, check_ablations
@@ -165,10 +166,11 @@ def faithfulness(
     wanted = _check(sizes, ablations, draws, confidence, seed, twins=corrupt is not None)
     rankings = read_rankings(ranking)
     own = options_of(ranking)
+    usual = isinstance(positions, str) and positions == "all"
     options = Options(
         layers=own["layers"] if layers is None and profile is None else layers,
-        groups=groups or own["groups"],
-        positions=(own["positions"] or "all") if positions == "all" else positions,
+        groups=own["groups"] if groups is None else groups,
+        positions=own["positions"] or "all" if usual else positions,
         contrast="mean" if corrupt is None else Counterfactual(corrupt),
         reference=reference,
         memory=memory,
@@ -215,16 +217,12 @@ def _check(
     *,
     twins: bool,
 ) -> tuple[Ablation, ...]:
-    shares = list(sizes)
-    ascending = all(a < b for a, b in itertools.pairwise(shares))
-    if not shares or not ascending or not all(0 < share <= 1 for share in shares):
-        raise OptionError(f"sizes={tuple(shares)} must be ascending shares in (0, 1]")
-    if draws < 0:
-        raise OptionError(f"draws={draws} must not be negative")
-    if not 0 < confidence < 1:
-        raise OptionError(f"confidence={confidence} is outside (0, 1)")
-    if seed < 0:
-        raise OptionError(f"seed={seed} must not be negative")
+    shares = [a_share(share, "sizes", one=True) for share in listed(sizes, "sizes")]
+    if not shares or not all(a < b for a, b in itertools.pairwise(shares)):
+        raise OptionError(f"sizes={shown(tuple(shares))} must be ascending shares in (0, 1]")
+    whole(draws, "draws", least=0)
+    a_share(confidence, "confidence")
+    whole(seed, "seed", least=0)
     return check_ablations(ablations, twins=twins)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurograph import checks
+from neurograph.checks import a_share, one_of, shown
 from neurograph.errors import OptionError
 from neurograph.faithfulness.ablated import Ablation
 from neurograph.faithfulness.components import Flags
@@ -44,36 +46,44 @@ class Circuits:
 
     def circuit(self, size: Size, ranking: str | None, order: str) -> Flags:
         """Mark the components of one circuit; OptionError where there is none such."""
+        one_of(ranking, "ranking", (None, *dict.fromkeys(name for name, _ in self.numbers)))
+        one_of(order, "order", dict.fromkeys(order for _, order in self.numbers))
         name = next(iter(self.numbers))[0] if ranking is None else ranking
-        key = (name, "kept" if size == "kept" else order)
+        as_kept = isinstance(size, str) and size == "kept"
+        key = (name, "kept" if as_kept else order)
         if key not in self.numbers:
             told = ", ".join(f"{n!r} {o}" for n, o in self.numbers)
-            raise OptionError(f"there is no circuit of {name!r} by {key[1]!r}; there are {told}")
+            raise OptionError(
+                f"size={shown(size)}, order={order!r}: there is no such circuit of {name!r}; there "
+                f"are {told}"
+            )
         numbers = self.numbers[key]
-        if size == "kept":
+        if as_kept:
             count = self.kept[name]
-        elif isinstance(size, str) or not 0 <= size <= 1:
-            raise OptionError(f"size={size!r} is neither a share in [0, 1] nor 'kept'")
         else:
-            count = int(size * len(numbers))
+            try:
+                count = int(a_share(size, "size", zero=True, one=True) * len(numbers))
+            except OptionError:
+                raise OptionError(
+                    f"size={shown(size)} is neither a share in [0, 1] nor 'kept'"
+                ) from None
         flags = np.zeros(len(numbers), dtype=bool)
         flags[numbers[:count]] = True
         return flags
 
     def ablation(self, ablation: str | None) -> Ablation:
         """Read which ablation is meant: the first by default."""
-        known = {name: name for name in self.ablations}
-        if ablation is not None and ablation not in known:
-            raise OptionError(f"ablation={ablation!r} is none of {', '.join(known)}")
-        return self.ablations[0] if ablation is None else known[ablation]
+        one_of(ablation, "ablation", (None, *self.ablations))
+        known: dict[str | None, Ablation] = {name: name for name in self.ablations}
+        return known.get(ablation, self.ablations[0])
 
 
 def incompleteness(
     measure: Measure, circuit: Flags, ablation: Ablation, draws: int, seed: int
 ) -> pd.DataFrame:
     """Knock random parts of a circuit out of it, and out of the model; see `Faithfulness`."""
-    if draws < 1:
-        raise OptionError(f"draws={draws}: at least one part of the circuit is knocked out")
+    checks.whole(draws, "draws", least=1)
+    checks.whole(seed, "seed", least=0)
     ends = measure.ends(ablation)
     rows = []
     for draw in range(draws):
@@ -91,8 +101,8 @@ def minimality(
     measure: Measure, circuit: Flags, ablation: Ablation, most: int, seed: int
 ) -> pd.DataFrame:
     """Remove parts of a circuit one at a time, and add others; see `Faithfulness`."""
-    if most < 1:
-        raise OptionError(f"most={most}: at least one part of the circuit is removed")
+    checks.whole(most, "most", least=1)
+    checks.whole(seed, "seed", least=0)
     generator = np.random.default_rng(seed)
     tables = []
     for inside in (True, False):

@@ -15,12 +15,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from neurograph.checks import whole
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.layers import Neuron
-from neurograph.named_neurons import NamedNeurons, find_named
+from neurograph.named_neurons import find_named
 from neurograph.paths import Path, check_sign
 from neurograph.pathways.beam import Beam, Pass, Strength
+from neurograph.places import Places
 from neurograph.positions import Positions
 from neurograph.progress import Progress
 from neurograph.scoring.budget import Budget, parse_budget
@@ -97,7 +99,7 @@ def strongest_paths(
     k: int = 100,
     *,
     sign: Sign | None = None,
-    sources: NamedNeurons | None = None,
+    sources: Places | None = None,
     budget: int | str = "60s",
     profile: nx.DiGraph | None = None,
     layers: Choice | None = None,
@@ -177,8 +179,7 @@ def strongest_paths(
       up → 0[0] → output +2.7000 ± 0.0000
       other → 0[1] → output +0.90000 ± 0.00000
     """
-    if type(k) is not int or k < 1:
-        raise OptionError(f"k={k!r}: ask for one path or more")
+    k = whole(k, "k", least=1)
     check_sign(sign)
     allowed = parse_budget(budget)
     options = Options(
@@ -297,7 +298,7 @@ def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> S
     )
 
 
-def read_sources(study: Study, sources: NamedNeurons | None) -> dict[str, list[int]]:
+def read_sources(study: Study, sources: Places | None) -> dict[str, list[int]]:
     """Read where paths begin: layers, and the numbers of their neurons.
 
     Raises

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.batch import Batch, describe_shapes
-from neurograph.errors import ModelError, NeurographError
+from neurograph.checks import shown
+from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, leaf_names
 from neurograph.replay.state import Generators, KeptModel, keeping, without_trace
@@ -109,6 +110,12 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
 def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[None]:
     """Put a model on a device for the length of a block, if one is named."""
     parameter = next(model.parameters(), None)
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except Exception as error:  # each backend has its own
+            reason = " ".join(str(error).split())[:80]
+            raise OptionError(f"device={shown(device)} cannot be used: {reason}") from error
     if device is None or parameter is None or parameter.device == torch.device(device):
         yield
         return

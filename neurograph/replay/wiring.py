@@ -11,7 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.errors import ModelError
+from neurograph.errors import DataError, ModelError
 from neurograph.layers import INPUT_TYPE
 from neurograph.nested import iter_tensors
 from neurograph.replay.plan import Plan
@@ -72,7 +72,11 @@ def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None)
     ('4', True)
     """
     refuse_unsupported(model)
-    with Replay(model, capture_few(model, example, find_sites(model, layers))) as replay:
+    try:
+        few = capture_few(model, example, find_sites(model, layers))
+    except DataError as error:
+        raise DataError(f"example= cannot be used: {error}") from error
+    with Replay(model, few) as replay:
         return read_wiring(replay).layers
 
 

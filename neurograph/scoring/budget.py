@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import dataclass
 
+from neurograph.checks import is_number, shown, whole
 from neurograph.errors import OptionError
 
 __all__ = ["Allowance", "Budget", "parse_budget"]
@@ -31,14 +32,14 @@ def parse_budget(budget: int | str) -> Budget:
     >>> parse_budget(16)
     Budget(seconds=None, count=16)
     """
-    if type(budget) is int and budget > 0:
-        return Budget(count=budget)
+    if is_number(budget):
+        return Budget(count=whole(budget, "budget", least=1))
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s|min|h)\s*", str(budget))
     seconds = float(match.group(1)) * _UNITS[match.group(2)] if match else 0.0
     if seconds <= 0 or not isinstance(budget, str):
         raise OptionError(
-            f"budget={budget!r}: write a time, like '60s' or '5min', or a number of neurons of "
-            "each layer and sign to measure"
+            f"budget={shown(budget)}: write a time, like '60s' or '5min', or a number of neurons "
+            "of each layer and sign to measure"
         )
     return Budget(seconds=seconds)
 

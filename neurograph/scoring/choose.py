@@ -7,7 +7,7 @@ from typing import get_args
 
 import torch
 
-from neurograph.errors import OptionError
+from neurograph.checks import one_of
 from neurograph.scoring.auto import Auto
 from neurograph.scoring.budget import Budget
 from neurograph.scoring.differentiable import Checked
@@ -61,8 +61,7 @@ class Exact:
 
 def check_scorer(scorer: str) -> None:
     """Raise OptionError for a scorer that there is not."""
-    if scorer not in get_args(ScorerName):
-        raise OptionError(f"scorer={scorer!r} is none of {', '.join(get_args(ScorerName))}")
+    one_of(scorer, "scorer", get_args(ScorerName))
 
 
 def choose_scorer(

@@ -308,7 +308,7 @@ def test_provenance_is_plain() -> None:
     [
         ({"sizes": ()}, "ascending"),
         ({"sizes": (0.5, 0.2)}, "ascending"),
-        ({"sizes": (0.5, 1.5)}, "ascending"),
+        ({"sizes": (0.5, 1.5)}, "sizes=1.5 is no number"),
         ({"draws": -1}, "draws=-1"),
         ({"confidence": 1.0}, "confidence=1.0"),
         ({"seed": -1}, "seed=-1"),

@@ -269,7 +269,7 @@ def test_an_interrupted_search_brings_what_it_has() -> None:
         ({"sign": "up"}, "sign='up'"),
         ({"budget": "soon"}, "budget='soon'"),
         ({"budget": -1}, "budget=-1"),
-        ({"sources": "nowhere"}, "there is no layer 'nowhere'"),
+        ({"sources": "nowhere"}, "sources='nowhere': there is no layer or neuron"),
         ({"sources": ("0", 99)}, "no neuron 0[99]"),
         ({"sources": []}, "sources= is empty"),
         ({"sources": 3}, "sources=3"),
