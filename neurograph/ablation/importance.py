@@ -221,7 +221,7 @@ def _gradient_sums(
             without_parameter_gradients(model),
             passing(model, places, keep),
         ):
-            output = call_model(model, batch.map(torch.clone))
+            output = call_model(model, batch)
             if resolved is None:
                 resolved = resolve_target(target, output, None, size=batch.size)
                 check_rows(resolved, output, batch)

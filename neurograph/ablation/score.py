@@ -91,7 +91,7 @@ class Score:
         return self._read(output)
 
     def _output(self, batch: Batch) -> Any:
-        return self.read(call_model(self.model, batch.map(torch.clone)))
+        return self.read(call_model(self.model, batch))
 
     def _update(self, predictions: Any, labels: Tensor) -> None:
         if self._column:

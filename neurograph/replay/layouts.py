@@ -89,7 +89,7 @@ def watch(
         ]
         calls[call] = Seen(path, leaves, rebuild, leaf_names(output), arriving, size)
 
-    seen = observe(model, batch.map(torch.clone), sites, visit, inside)
+    seen = observe(model, batch, sites, visit, inside)
     return Run(size, calls, _copied(seen.output), frozenset(seen.containers))
 
 
@@ -187,7 +187,7 @@ def _call_bytes(model: nn.Module, batch: Batch, sites: Sites) -> dict[str, int]:
         laps[call] = meter.lap() // batch.size + 1
 
     with contextlib.suppress(ModelError), meter:  # a model made for one batch size
-        observe(model, batch.map(torch.clone), sites, visit)
+        observe(model, batch, sites, visit)
         laps[""] = meter.lap() // batch.size + 1
     return laps
 
@@ -445,7 +445,7 @@ def _takes_rows(model: nn.Module, batch: Batch, run: Run, spread: set[str]) -> b
     paths = {run.calls[call].path for call in spread}
     try:
         with replaced_forwards({path: modules[path] for path in paths}, stand_in):
-            output = call_model(model, batch.map(torch.clone))
+            output = call_model(model, batch)
     except ModelError:
         return False
     pairs = zip(iter_tensors(output), iter_tensors(run.output), strict=False)

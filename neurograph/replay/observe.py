@@ -20,7 +20,7 @@ from neurograph.batch import Batch, describe_shapes
 from neurograph.checks import shown
 from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
-from neurograph.nested import flatten, leaf_names
+from neurograph.nested import flatten, leaf_names, tree_map
 from neurograph.replay.state import Generators, KeptModel, keeping, without_trace
 from neurograph.sites import INPUT_SIDE, Sites
 
@@ -147,13 +147,15 @@ def replaced_forwards(
 
 
 def call_model(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch; what it raises is told with the shapes it was given.
+    """Run the model on a copy of a batch; what it raises is told with the shapes of that.
 
-    Inside `undisturbed`, what the run changes in the model is put back.
+    A copy, as models may write to what they are given. Inside `undisturbed`, what the run changes
+    in the model is put back.
     """
     try:
         with without_trace(model):
-            return model(*batch.args, **batch.kwargs)
+            args, kwargs = tree_map(_copy, (batch.args, dict(batch.kwargs)))
+            return model(*args, **kwargs)
     except (StopReplay, NeurographError):
         raise
     except Exception as error:
@@ -161,6 +163,10 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
             f"the model raised {type(error).__name__} on inputs of shape "
             f"{describe_shapes(batch)}: {error}"
         ) from error
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def input_tensors(model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ class _Runs:
             events.append((f"before layer {call!r}", see(arguments)))
             events.append((f"inside layer {call!r}", see(output)))
 
-        seen = observe(self.model, self.batch.map(torch.clone), self.sites, visit)
+        seen = observe(self.model, self.batch, self.sites, visit)
         self.containers = seen.containers
         return [*events, ("behind the last layer", see(seen.output))]
 
