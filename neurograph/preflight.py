@@ -13,17 +13,17 @@ from torch import nn
 
 from neurograph.batch import Batch, shape_of
 from neurograph.data import Source
-from neurograph.errors import DataError, ModelError
+from neurograph.errors import DataError, ModelError, NeurographError
 from neurograph.padding import Padding
 from neurograph.positions import INVERTED
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
-from neurograph.replay.recording import FEW
+from neurograph.replay.recording import FEW, Recording
 from neurograph.scoring.experiment import Experiment
-from neurograph.target import LogitDifference, TargetFunction, check_rows, resolve_target
+from neurograph.target import LogitDifference, Target, TargetFunction, check_rows, resolve_target
 
 _SHOWN = 3  # examples in a sentence
 
-__all__ = ["as_masked", "check_samples", "stillness"]
+__all__ = ["as_masked", "check_samples", "mixing", "stillness"]
 
 
 def stillness(
@@ -56,6 +56,26 @@ def _still(features: Sequence[str]) -> Iterator[str]:
             f"{', '.join(features[:_SHOWN])}{more}: no effect could be measured, since the first "
             "and the last value of the contrast are the same in these data (contrast=(0, 1) moves "
             "a feature from its smallest to its largest value)"
+        )
+
+
+def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]:
+    """Say it where the target of a sample depends on the others of its batch."""
+    half = actual.size // 2
+    some = actual.batch.map(lambda leaf: leaf[:half])
+    try:
+        with undisturbed(model):
+            alone = target(call_model(model, some), lambda: some) if half else None
+    except NeurographError:  # a model made for one batch size
+        return
+    together = target(actual.output, lambda: actual.batch)
+    close = 1e-4 * float(together.detach().abs().max())
+    if alone is not None and not torch.allclose(alone, together[:half], rtol=1e-3, atol=close):
+        yield (
+            "what the model makes of a sample depends on the others of its batch (on statistics of "
+            f"it, say): effects are those of the {actual.size} reference samples run together, and "
+            "ranges those of batches as the data were cut (batches of a loader; else at most 256, "
+            "fewer where memory= allows fewer)"
         )
 
 
