@@ -214,15 +214,7 @@ class Target:
             column = logits if logits.dim() == 1 else logits[:, self.index]
             return column if self.sign > 0 else -column
         given = batch()
-        try:
-            values: Any = self.function(output, given)
-        except NeurographError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise OptionError(
-                f"the target {self.name!r} raised {type(error).__name__}: {reason}"
-            ) from error
+        values = self.called(output, given)
         if not isinstance(values, Tensor) or values.shape != (given.size,):
             told = shape_of(values) if isinstance(values, Tensor) else type(values).__name__
             raise OptionError(
@@ -231,6 +223,19 @@ class Target:
                 "dimension 0 of the inputs"
             )
         return values
+
+    def called(self, output: Any, batch: Batch) -> Any:
+        """What the function returns; OptionError with what it raised."""
+        assert self.function is not None
+        try:
+            return self.function(output, batch)
+        except NeurographError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise OptionError(
+                f"the target {self.name!r} raised {type(error).__name__}: {reason}"
+            ) from error
 
     def logits(self, output: Any) -> Tensor:
         """Read the tensor that the target is a column of off what the model returned."""
@@ -434,7 +439,7 @@ def check_rows(target: Target, output: Any, batch: Batch) -> None:
         told = f"the output is {shape_of(logits)}"
         rows = logits.shape[0] if logits.dim() else 0
     else:
-        values: Any = target.function(output, batch)
+        values = target.called(output, batch)
         if not isinstance(values, Tensor) or values.dim() != 1:
             target(output, lambda: batch)  # says what it returned
         told = f"the target {target.name!r} returns {shape_of(values)}"
