@@ -423,9 +423,7 @@ class Circuit:
         """
         from neurograph.assemble import audited
 
-        if type(effects) is not int or effects < 1:
-            raise OptionError(f"effects={effects!r}: pass how many to compute again, at least 1")
-        return audited(self.study, self, effects=effects)
+        return audited(self.study, self, effects=whole(effects, "effects", least=1))
 
     @property
     def audited(self) -> Audit:

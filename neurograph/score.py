@@ -16,7 +16,7 @@ from torch import nn
 
 from neurograph.audit.audit import Audit, audit_effects
 from neurograph.audit.collect import claims_of_table
-from neurograph.checks import one_of
+from neurograph.checks import one_of, whole
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.positions import Positions
@@ -100,8 +100,7 @@ class Scores:
         ModelError
             The model's weights have changed since.
         """
-        if type(effects) is not int or effects < 1:
-            raise OptionError(f"effects={effects!r}: pass how many to compute again, at least 1")
+        effects = whole(effects, "effects", least=1)
         study = self._study
         if study is None:
             raise OptionError("these scores hold no model to audit with: make them by score()")

@@ -227,6 +227,8 @@ CALLS: dict[str, tuple[Callable[..., Any], str]] = {
         "neuron k",
     ),
     "Circuit.name": (lambda **g: circuit().name(**g), "neuron"),
+    "Circuit.audit": (lambda **g: circuit().audit(**g), "effects"),
+    "Scores.audit": (lambda **g: scores().audit(**g), "effects"),
     "Circuit.attach": (
         _with(lambda **g: circuit().attach(**g), model=model, data=lambda: data()[0]),
         "model data",
