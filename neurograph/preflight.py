@@ -19,11 +19,12 @@ from neurograph.positions import INVERTED
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
 from neurograph.replay.recording import FEW, Recording
 from neurograph.scoring.experiment import Experiment
+from neurograph.sites import Sites
 from neurograph.target import LogitDifference, Target, TargetFunction, check_rows, resolve_target
 
 _SHOWN = 3  # examples in a sentence
 
-__all__ = ["as_masked", "check_samples", "mixing", "stillness"]
+__all__ = ["as_masked", "check_samples", "mixing", "routing", "stillness"]
 
 
 def stillness(
@@ -56,6 +57,15 @@ def _still(features: Sequence[str]) -> Iterator[str]:
             f"{', '.join(features[:_SHOWN])}{more}: no effect could be measured, since the first "
             "and the last value of the contrast are the same in these data (contrast=(0, 1) moves "
             "a feature from its smallest to its largest value)"
+        )
+
+
+def routing(sites: Sites) -> Iterator[str]:
+    """Say which modules are no layers though they own parameters."""
+    if sites.routed:
+        yield (
+            "glue, without neurons of their own, as they run on rows that values choose: "
+            f"{', '.join(sorted(sites.routed))}"
         )
 
 

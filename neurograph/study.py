@@ -37,7 +37,7 @@ from neurograph.memory import parse_memory
 from neurograph.nested import dense_parts, flatten
 from neurograph.padding import Padding, find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
-from neurograph.preflight import as_masked, check_samples, mixing, stillness
+from neurograph.preflight import as_masked, check_samples, mixing, routing, stillness
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
@@ -212,7 +212,7 @@ def prepare(
         twins = _twins(contrast, model, positions, actual, options.seed)
         with Replay(model, actual) as replay:
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
-        mixed = mixing(model, resolved, actual)
+        mixed = [*routing(actual.sites), *mixing(model, resolved, actual)]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups({} if options.groups is None else options.groups, searched, model)
