@@ -103,7 +103,7 @@ class Case:
     ) -> None:
         """What is padding neither moves nor counts: positions are pooled."""
         actual = self.reference.background[name]
-        mask, own = self.data.get("attention_mask"), self.reference.arguments.get("attention_mask")
+        mask, own = _real(self.data), _real(self.reference.arguments)
         if mask is None or bool(mask.all()) or every.dim() != 3 or every.shape[:2] != mask.shape:
             return
         assert own is not None
@@ -159,6 +159,14 @@ class Case:
             )
             for name in layers
         }
+
+
+def _real(arguments: Mapping[str, Any]) -> Tensor | None:
+    """Where real positions are, by either convention of masks."""
+    if "padding" in arguments:
+        return ~arguments["padding"]
+    mask: Tensor | None = arguments.get("attention_mask")
+    return mask
 
 
 def _resampled(actual: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import neurograph as ng
 from neurograph.data import Batch
-from neurograph.errors import NeurographError
+from neurograph.errors import NeurographError, OptionError
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
@@ -273,7 +273,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
         total_effects(experiment, writer, [0])
     assert state(model) == before
     fails = True
-    with pytest.raises(ZeroDivisionError), study.open() as experiment:
+    with pytest.raises(OptionError, match="ZeroDivisionError"), study.open() as experiment:
         node_effects(experiment, writer, [0], dict.fromkeys(study.profiled.successors(writer)))
     assert state(model) == before
     batches = [as_data(data), as_data(spoilt(network, data))]

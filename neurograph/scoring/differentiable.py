@@ -198,9 +198,11 @@ class Checked:
         self._passes()
         for edges in self.scorer.edges(writer, neurons, readers, transfers=transfers):
             if self._is_flat(edges.scored):
-                some = list(readers[edges.reader])[:_FEW]
-                totals = total_effects(self.experiment, edges.reader, some)
-                self._refuse_if(totals.effect, edges.reader)
+                seen = readers[edges.reader]
+                for i, j in edges.pairs[:_FEW].tolist():
+                    through = {edges.reader: [seen[j]]}
+                    measured = node_effects(self.experiment, writer, [neurons[i]], through)
+                    self._refuse_if(measured.effect, edges.reader)
             yield edges
 
     @staticmethod
