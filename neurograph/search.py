@@ -44,7 +44,7 @@ _FIRST_PATHS = 8  # measured whatever they take: they tell what one does
 def search(
     model: nn.Module,
     data: Any,
-    target: int | TargetFunction,
+    target: int | str | TargetFunction | None = None,
     *,
     profile: nx.DiGraph | None = None,
     layers: Choice | None = None,
@@ -78,9 +78,10 @@ def search(
         Any eager model; it is run in eval mode and left as it was.
     data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
         Several positional inputs are a tuple in a pair: ``((x1, x2), y)``.
-    target : int or callable
-        An output index (a single output is read as a binary logit: target 1 is the output,
-        target 0 minus the output), or ``(output, batch) -> [batch]``.
+    target : int, str, callable or None
+        An output index, a class name, ``(output, batch) -> [batch]``, or None for a single output
+        as it is (regression). With an index a single output is read as a binary logit: target 1 is
+        the output, target 0 minus the output, which is said.
     profile : networkx.DiGraph, optional
         From `profile`; made from the data if not given.
     layers : str, type, predicate, or several of them, optional
@@ -95,7 +96,8 @@ def search(
     positions : "all", "last", "each" or int
         Of layers with one axis of positions (tokens, time steps): whether a neuron is a channel
         at all of them, at the last or at a certain one alone, or each position has neurons
-        ``(layer, channel, position)``. An attention mask among the inputs is honoured: what is
+        ``(layer, channel, position)``. A mask among the inputs is honoured where moving what it
+        calls padding leaves the target as it is, whichever way it is read: what is
         padding neither moves nor counts. Image maps always move whole.
     contrast : str, tuple or contrast
         Values a neuron moves between: ``"quantiles"`` (0.05 → 0.95 of its activations), a tuple

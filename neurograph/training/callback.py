@@ -111,7 +111,7 @@ class CircuitCallback(Callback):
     def __init__(
         self,
         data: Any,
-        target: int | TargetFunction,
+        target: int | str | TargetFunction | None = None,
         *,
         every: int = 5,
         directory: str | Path = "outputs",
