@@ -37,6 +37,8 @@ def publish(circuit: ng.Circuit, name: str, source: str | None = None) -> None:
     print(f"\ncircuit of {circuit.target}: {neurons} neurons, {edges} edges")
     for line in circuit.screened() or ["measured exactly, by intervention: all neurons and edges"]:
         print(line)
+    for line in (*circuit.notes, str(circuit.audited)):
+        print(line)
     for sign in ("positive", "negative"):
         for path in circuit.paths(3, sign=sign, source=source):
             print(f"  {path}")
