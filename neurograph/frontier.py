@@ -128,7 +128,7 @@ def _score_layer(
     table: dict[str, np.ndarray] = {}
     if len(ways) == len(parts):
         whole = _through(experiment, found, layer, None, is_end)
-        _note(table, "", scorer.nodes(layer, whole, surely=chosen))
+        _note(table, "", scorer.nodes(layer, whole, surely=chosen, alone=True))
     elif ways:
         _note(table, "", *ways.values())
     else:  # what nothing kept reads does nothing through the circuit
@@ -138,8 +138,11 @@ def _score_layer(
     every = range(len(experiment.units(layer)))
     is_last = is_end and not experiment.graph.out_degree(layer)  # there the target sees everything
     found.ends |= {layer} if is_last else set()
-    total = ways["positive"] if is_last else scorer.totals(layer, every, surely=chosen)
-    _note(table, "total_", total)
+    if is_last:
+        _note(table, "total_", ways["positive"])
+    else:  # of inputs all are asked for, of other layers only the kept ones, where not all fit
+        alone = not experiment.recording.layers[layer].is_input
+        _note(table, "total_", scorer.totals(layer, every, surely=chosen, alone=alone))
     if chosen and is_end and not is_last:
         effects = node_effects(experiment, layer, chosen, {TARGET: None})
         neurons = map(experiment.units(layer).neuron, chosen)

@@ -100,7 +100,10 @@ def _left_out(found: Found, layer: str, name: Callable[[str, int], str]) -> str 
     larger = sorted(set(larger) - set(kept), key=lambda i: -abs(total[i]))
     if not larger:
         return None
-    strongest = f"{name(layer, larger[0])} {format_effect(total[larger[0]], stderr[larger[0]])}"
+    first = larger[0]
+    strongest = f"{name(layer, first)} {format_effect(total[first], stderr[first])}"
+    if "total_measured" in table and not table["total_measured"][first]:
+        strongest += ", estimated"
     return f"{len(larger)} of {layer!r} (the strongest {strongest})"
 
 

@@ -66,6 +66,7 @@ class Verifier:
         work: float,
         cost: float,
         surely: Sequence[int] = (),
+        alone: bool = False,
     ) -> Scored:
         """Score a set of items.
 
@@ -83,15 +84,21 @@ class Verifier:
             Of the time, in the unit of the allowance.
         surely : sequence of int
             Items that are measured whatever it takes.
+        alone : bool
+            Measure no others, where not all can be.
         """
         first = torch.as_tensor(list(surely), dtype=torch.long)
         if self.budget.count is not None:
             if items <= 2 * self.budget.count:
                 return self._all(items, measure)
+            if alone:
+                return self._only(estimate, measure, first)
             return self._count(items, estimate, measure, self.budget.count, first)
         seconds = self.allowance.share(cost)
         if items <= _FIRST or work / _SURELY <= seconds:
             return self._all(items, measure)
+        if alone:
+            return self._only(estimate, measure, first)
         return self._time(items, estimate, measure, time.monotonic() + seconds, first)
 
     def report(self) -> Screening:
@@ -101,6 +108,17 @@ class Verifier:
     def _all(self, items: int, measure: Callable[[Tensor], Effects]) -> Scored:
         self.whole += items
         return Scored(measure(torch.arange(items)), None)
+
+    def _only(
+        self, estimate: Callable[[], Effects], measure: Callable[[Tensor], Effects], some: Tensor
+    ) -> Scored:
+        """Measure these, and let all others be estimates."""
+        effects = estimate()
+        some = some.to(effects.effect.device)
+        measured = torch.zeros_like(effects.effect, dtype=torch.bool)
+        if len(some):
+            effects, measured[some] = effects.updated(some, measure(some)), True
+        return Scored(effects, measured)
 
     def _count(
         self,
@@ -239,7 +257,9 @@ class Auto:
         """Layers of which gradients do not tell everything."""
         return blind_layers(self.experiment, find_blocked(self.experiment))
 
-    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
+    def nodes(
+        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
+    ) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         neurons = len(self.experiment.units(writer))
         work = self._work(writer, neurons)
@@ -250,9 +270,17 @@ class Auto:
             work=work,
             cost=work,
             surely=surely,
+            alone=alone,
         )
 
-    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
+    def totals(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        *,
+        surely: Sequence[int] = (),
+        alone: bool = False,
+    ) -> Scored:
         """Effects of neurons through everything."""
         chosen = torch.as_tensor(list(neurons))
         work = self._work(writer, len(chosen))
@@ -263,6 +291,7 @@ class Auto:
             work=work,
             cost=self._work(writer, len(self.experiment.units(writer))),
             surely=surely,
+            alone=alone,
         )
 
     def edges(

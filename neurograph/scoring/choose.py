@@ -31,12 +31,21 @@ class Exact:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
+    def nodes(
+        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
+    ) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         neurons = range(len(self.experiment.units(writer)))
         return Scored(node_effects(self.experiment, writer, neurons, through), None)
 
-    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
+    def totals(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        *,
+        surely: Sequence[int] = (),
+        alone: bool = False,
+    ) -> Scored:
         """Effects of neurons through everything."""
         return Scored(total_effects(self.experiment, writer, neurons), None)
 

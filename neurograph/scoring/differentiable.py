@@ -168,19 +168,28 @@ class Checked:
                 "scorer='exact' or 'auto'"
             )
 
-    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
+    def nodes(
+        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
+    ) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         self._passes()
-        scored = self.scorer.nodes(writer, through, surely=surely)
+        scored = self.scorer.nodes(writer, through, surely=surely, alone=alone)
         if self._is_flat(scored):
             some = range(len(self.experiment.units(writer)))[:_FEW]
             self._refuse_if(node_effects(self.experiment, writer, some, through).effect, writer)
         return scored
 
-    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
+    def totals(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        *,
+        surely: Sequence[int] = (),
+        alone: bool = False,
+    ) -> Scored:
         """Effects of neurons through everything."""
         self._passes()
-        scored = self.scorer.totals(writer, neurons, surely=surely)
+        scored = self.scorer.totals(writer, neurons, surely=surely, alone=alone)
         if self._is_flat(scored):
             some = list(neurons)[:_FEW]
             self._refuse_if(total_effects(self.experiment, writer, some).effect, writer)

@@ -41,12 +41,21 @@ class Gradient:
         self._tables: dict[tuple[str, tuple[int, ...]], dict[str, Effects]] = {}
         self._sums: dict[str, Tensor] = {}
 
-    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
+    def nodes(
+        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
+    ) -> Scored:
         """Gradient through the readers' outputs in `through`, times the move."""
         parts = [point.weight * self._nodes(point, writer, through) for point in self.points]
         return Scored.estimated(estimate(self._added(writer, parts)))
 
-    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
+    def totals(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        *,
+        surely: Sequence[int] = (),
+        alone: bool = False,
+    ) -> Scored:
         """Gradient through everything, times the move."""
         parts = [p.weight * self._moved(p, writer, p.slope(writer)) for p in self.points]
         return Scored.estimated(estimate(self._added(writer, parts)[list(neurons)]))

@@ -34,11 +34,20 @@ class Hybrid:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment, self.point = experiment, Background(experiment)
 
-    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
+    def nodes(
+        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
+    ) -> Scored:
         """Effects of all neurons of a layer through the readers' outputs in `through`."""
         return self._through(writer, range(len(self.experiment.units(writer))), through)
 
-    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
+    def totals(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        *,
+        surely: Sequence[int] = (),
+        alone: bool = False,
+    ) -> Scored:
         """Effects of neurons through all outputs of all readers, and glue."""
         graph, layers = self.experiment.graph, self.experiment.recording.layers
         through: dict[str, Sequence[int] | None] = {

@@ -45,15 +45,25 @@ class Edges(NamedTuple):
 class Scorer(Protocol):
     """One way to say what moving neurons does to the target."""
 
-    def nodes(self, writer: str, through: Through, *, surely: Sequence[int] = ()) -> Scored:
+    def nodes(
+        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
+    ) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers.
 
-        `surely` are measured, whatever it takes, where anything is.
+        `surely` are measured, whatever it takes, where anything is; with `alone` no others, where
+        not all can be.
         """
         ...
 
-    def totals(self, writer: str, neurons: Sequence[int], *, surely: Sequence[int] = ()) -> Scored:
-        """Effects of neurons through everything; `surely` are places among them."""
+    def totals(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        *,
+        surely: Sequence[int] = (),
+        alone: bool = False,
+    ) -> Scored:
+        """Effects of neurons through everything; `surely` are places among them, as above."""
         ...
 
     def edges(
