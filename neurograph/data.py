@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,14 @@ from neurograph.batch import (
 from neurograph.errors import DataError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
-from neurograph.reading import collated, is_scalar, of_numbers, read_inputs, read_labels
+from neurograph.reading import (
+    collated,
+    in_order,
+    is_scalar,
+    of_numbers,
+    read_inputs,
+    read_labels,
+)
 from neurograph.taking import FEW, cast, find_casts, output_of
 
 __all__ = [
@@ -60,14 +67,16 @@ class Source:
         the batches go.
     batch_size : int
         Samples a batch where the data does not come in batches already.
+    class_names : sequence of str, optional
+        What labels that are words stand for, in the order of the model's outputs.
 
     Attributes
     ----------
     feature_names : tuple of str or None
         Columns of a DataFrame.
     classes : tuple of str or None
-        What labels that are words stand for: batches hold their numbers, in sorted order. Known
-        once a batch was read.
+        What labels that are words stand for: batches hold their numbers, in the order of the class
+        names, else in sorted order. Known once a batch was read.
     notes : tuple of str
         What was decided about the data while it was read, in plain sentences.
 
@@ -78,8 +87,15 @@ class Source:
         are NaN or infinite, columns that are not numbers, or samples of different shapes.
     """
 
-    def __init__(self, data: Any, model: nn.Module, *, batch_size: int = 256) -> None:
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        data: Any,
+        model: nn.Module,
+        *,
+        batch_size: int = 256,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._batch_size, self._class_names = batch_size, class_names
         self._model = model
         parameter = next(model.parameters(), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
@@ -151,6 +167,7 @@ class Source:
                 f"data is a tuple of {len(data)}: pass (X, y), and several inputs as ((x1, x2), y)"
             )
         if isinstance(data, list):
+            _check_list(data)
             return self._chunks(data) if data and self._holds_samples else data
         if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
             return data
@@ -302,6 +319,8 @@ class Source:
             for raw in self._raw():
                 labels = read_labels(as_batch(raw, self._parameters).labels, self._dtype)
                 words |= set(labels.tolist())
+        if self._class_names is not None:
+            return in_order(words, self._class_names)
         found = tuple(sorted(words))
         shown = ", ".join(f"{word!r} is {number}" for number, word in enumerate(found[:5]))
         self._note(f"labels are words and read as classes in sorted order: {shown}")
@@ -335,6 +354,17 @@ def _is_listed(inputs: Any) -> bool:
     if isinstance(inputs, (Tensor, tuple, str, Mapping)) or hasattr(inputs, "__array__"):
         return False
     return all(hasattr(inputs, name) for name in ("__getitem__", "__len__"))
+
+
+def _check_list(items: list[Any]) -> None:
+    """DataError for a list that was meant as a pair: its tensors are not alike."""
+    shapes = [tuple(x.shape) for x in items if isinstance(x, (Tensor, np.ndarray))]
+    if len(shapes) == len(items) and len({len(shape) for shape in shapes}) > 1:
+        told = ", ".join("×".join(map(str, shape)) for shape in shapes[:3])
+        raise DataError(
+            f"data is a list of tensors that are not alike ({told}): pass inputs and labels as a "
+            "tuple (X, y), or a list of batches"
+        )
 
 
 def _columns(data: Any) -> Any:

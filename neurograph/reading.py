@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,15 @@ from torch.nn.utils.rnn import PackedSequence
 from neurograph.errors import DataError
 from neurograph.nested import tree_map
 
-__all__ = ["collated", "is_scalar", "label_array", "of_numbers", "read_inputs", "read_labels"]
+__all__ = [
+    "collated",
+    "in_order",
+    "is_scalar",
+    "label_array",
+    "of_numbers",
+    "read_inputs",
+    "read_labels",
+]
 
 _PAD = (
     "pad them to one length, with an attention_mask among the inputs that is 0 where padding is "
@@ -81,6 +89,23 @@ def read_labels(value: Any, dtype: torch.dtype) -> Any:
         return _tensor(_frame(value), dtype)
     found = label_array(value)
     return found if found.dtype.kind == "U" else _tensor(found, dtype)
+
+
+def in_order(words: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Class names, checked to hold all labels that are words.
+
+    Raises
+    ------
+    DataError
+        A label is none of them: its number among the model's outputs is not known.
+    """
+    for word in sorted(words):
+        if word not in names:
+            raise DataError(
+                f"labels hold {word!r}, which is none of class_names ({', '.join(names)}): where "
+                "labels are words, class_names are these words, in the order of the model's outputs"
+            )
+    return tuple(names)
 
 
 def label_array(value: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph import checks
-from neurograph.activations.profile import QUANTILES, check_weights, profile, wired
+from neurograph.activations.profile import QUANTILES, check_weights, model_hash, profile, wired
 from neurograph.checks import is_number, one_of, shown, whole
 from neurograph.contrast import (
     Background,
@@ -34,7 +34,7 @@ from neurograph.data import Batch, Source, concatenate, draw, fingerprint
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.memory import parse_memory
-from neurograph.nested import dense_parts, flatten
+from neurograph.nested import flatten
 from neurograph.padding import Padding, find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.preflight import as_masked, check_samples, mixing, routing, stillness
@@ -59,7 +59,7 @@ from neurograph.target import (
 )
 from neurograph.units import Groups, Units, describe_groups, find_groups, units_of
 
-__all__ = ["Options", "Study", "model_hash", "prepare"]
+__all__ = ["Options", "Study", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ def prepare(
     options = options.checked()
     contrast = as_contrast(options.contrast)
     check_weights(model)
-    if not isinstance(profiled, nx.DiGraph | None):
-        raise OptionError(f"profile={shown(profiled)}: pass what profile() returned")
+    if profiled is not None:
+        _check_profiled(profiled, model)
     with placed(model, options.device):
-        source = Source(data, model)
+        source = Source(data, model, class_names=options.class_names)
         check_samples(target, source, model, options.class_names)
         made = profiled is None
         needed = statistics or _needs_statistics(contrast, options.background)
@@ -261,6 +261,18 @@ def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.D
     padding = find_padding(model, [actual.batch], actual, target)
     known: Padding = padding if padding.tried else profiled.graph.get("padding", padding)
     return known
+
+
+def _check_profiled(profiled: Any, model: nn.Module) -> None:
+    """OptionError for what is no profile, or one of other weights: its quantiles are not these."""
+    if not isinstance(profiled, nx.DiGraph):
+        raise OptionError(f"profile={shown(profiled)}: pass what profile() returned")
+    made = profiled.graph.get("model")
+    if made is not None and made != model_hash(model):
+        raise OptionError(
+            f"the profile was made of another model, or of other weights ({made[:12]}…): call "
+            "profile(model, data) again, or leave profile= out"
+        )
 
 
 def _describe_model(model: nn.Module, sites: Sites) -> dict[str, Any]:
@@ -445,15 +457,6 @@ def _feature_names(
             f"feature_names has {len(names)} names for {inputs[0].neurons} input features"
         )
     return tuple(map(str, names))
-
-
-def model_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, with their names."""
-    digest = fingerprint([])
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(name.encode())
-        fingerprint(dense_parts(tensor), digest)
-    return str(digest.hexdigest())
 
 
 def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from neurograph.checks import shown
 from neurograph.data import Batch, Source
 from neurograph.errors import DataError, OptionError
-from neurograph.reading import label_array
+from neurograph.reading import in_order, label_array
 
 __all__ = ["Label", "Labelled"]
 
@@ -64,6 +64,9 @@ class Labelled:
                 key = label.item()
                 counts[key] = counts.get(key, 0) + int(count)
         self._labels = sorted(counts)
+        if names is not None and any(isinstance(label, str) for label in self._labels):
+            self._labels = [n for n in in_order(map(str, self._labels), names) if n in counts]
+            names = list(map(str, self._labels))
         self.counts = tuple(counts[label] for label in self._labels)
         if names is not None and len(names) != len(self._labels):
             raise OptionError(
@@ -73,14 +76,15 @@ class Labelled:
         if names is not None and len(set(names)) < len(names):
             raise OptionError(f"class_names={shown(names)}: pass names that differ")
         known = source.classes if self._given is True and names is None else None
-        named = self._labels if known is None else [known[int(label)] for label in self._labels]
-        self.classes: tuple[Label, ...] = tuple(named if names is None else names)
+        if known is not None:
+            names = [known[int(label)] for label in self._labels]
+        self.classes: tuple[Label, ...] = tuple(self._labels if names is None else names)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches with the numbers of their samples' classes as labels."""
-        known = np.array(self._labels)
+        numbers = {label: number for number, label in enumerate(self._labels)}
         for batch, found in self._read():
-            yield replace(batch, labels=torch.from_numpy(np.searchsorted(known, found)))
+            yield replace(batch, labels=torch.tensor([numbers[label] for label in found.tolist()]))
 
     def require(self, classes: int, samples: int) -> None:
         """Raise DataError if there are fewer classes, or a class has fewer samples."""

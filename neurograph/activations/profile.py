@@ -13,7 +13,7 @@ from neurograph.activations.collect import Arrived, parts_that_fit, stream
 from neurograph.activations.labels import Label, Labelled
 from neurograph.activations.statistics import ActivationStatistics, Statistics, merged
 from neurograph.checks import a_share, listed, whole
-from neurograph.data import Batch, Source
+from neurograph.data import Batch, Source, fingerprint
 from neurograph.errors import ModelError
 from neurograph.layers import channels_first
 from neurograph.memory import parse_memory
@@ -25,7 +25,7 @@ from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
 from neurograph.sites import Choice, find_sites, refuse_unsupported
 
-__all__ = ["QUANTILES", "check_weights", "profile", "wired"]
+__all__ = ["QUANTILES", "check_weights", "model_hash", "profile", "wired"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _BATCH = 256
@@ -112,7 +112,17 @@ def profile(
                 _add_statistics(graph, name, metrics)
                 for metric in metrics.values():
                     metric.reset()  # else its rows stay until the garbage collector finds them
+        graph.graph["model"] = model_hash(model)
     return graph
+
+
+def model_hash(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names."""
+    digest = fingerprint([])
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(name.encode())
+        fingerprint(dense_parts(tensor), digest)
+    return str(digest.hexdigest())
 
 
 def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGraph, Recording]:

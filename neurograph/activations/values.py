@@ -128,7 +128,7 @@ class Collector:
         self.model, self.samples, self.seed, self.device = model, samples, seed, device
         self.progress = progress
         with placed(model, device):
-            source = Source(data, model, batch_size=_BATCH)
+            source = Source(data, model, batch_size=_BATCH, class_names=class_names)
             self._columns = source.feature_names
             self.batches = Labelled(source, labels, class_names)
             few = capture_few(model, data, find_sites(model, layers))

@@ -816,3 +816,60 @@ def test_one_class_cannot_be_separated() -> None:
     for labels in (np.zeros(50), ["yes"] * 50):
         with pytest.raises(DataError, match=r"all labels are .*at least 2 classes"):
             ng.separation(mlp(), (ROWS, labels))
+
+
+# -- words as labels and the order of the outputs --------------------------------------------------
+
+
+def by_first(batch: Any) -> torch.Tensor:
+    return (batch.args[0][:, 0] > 0.5).long()
+
+
+@pytest.mark.parametrize("kind", ["pair", "given"])
+def test_words_are_numbered_in_the_order_of_the_class_names(kind: str) -> None:
+    x = torch.rand(80, 2, generator=torch.Generator().manual_seed(0))
+    words = np.where(x[:, 0] > 0.5, "young", "old")
+    model = nn.Linear(2, 2)
+    names = ["young", "old"]  # the other way round than sorted
+    data, labels = ((x, words), True) if kind == "pair" else (x, words)
+    table = ng.separation(model, data, labels, class_names=names, progress=False)
+    means = {"young": x[words == "young"].mean(0), "old": x[words == "old"].mean(0)}
+    with torch.no_grad():
+        wanted = {name: float(model(mean)[0]) for name, mean in means.items()}
+    for row in table[(table["layer"] == "output") | (table["index"] == 0)].itertuples():
+        if row.layer != "input":
+            at = table.loc[row.Index]
+            assert at["mean"] == pytest.approx(wanted[at["class"]], rel=1e-4)
+            assert at["mean_rest"] == pytest.approx(wanted[at["rest"]], rel=1e-4)
+
+    def own(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        assert torch.equal(batch.labels, 1 - by_first(batch))  # young is output 0
+        return output.gather(1, batch.labels[:, None])[:, 0]
+
+    if kind == "pair":
+        ng.score(model, data, own, class_names=names, scorer="exact", progress=False)
+
+
+def test_words_that_are_no_class_names_are_named() -> None:
+    x, words = torch.rand(20, 2), np.array(["young", "old"] * 10)
+    with pytest.raises(DataError, match="labels hold 'old', which is none of class_names"):
+        ng.search(nn.Linear(2, 2), (x, words), 1, class_names=["a", "b"], progress=False)
+    with pytest.raises(DataError, match="labels hold 'old', which is none of class_names"):
+        ng.separation(nn.Linear(2, 2), x, words, class_names=["a", "b"], progress=False)
+
+
+def test_a_profile_of_other_weights_is_refused() -> None:
+    x = torch.rand(30, 2)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    profiled = ng.profile(model, x)
+    ng.search(model, x, 1, profile=profiled, progress=False)
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    with pytest.raises(OptionError, match="made of another model, or of other weights"):
+        ng.search(model, x, 1, profile=profiled, progress=False)
+
+
+def test_a_list_of_inputs_and_labels_is_told_from_batches() -> None:
+    x, y = torch.rand(30, 3), torch.arange(30) % 2
+    with pytest.raises(DataError, match=r"\(X, y\)"):
+        ng.search(nn.Linear(3, 2), [x, y], 1, progress=False)
