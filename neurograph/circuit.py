@@ -41,6 +41,7 @@ __all__ = ["Circuit", "Path", "format_effect"]
 _PLACE = ("layer", "index", "position")
 _BOTH_EFFECTS = ("effect", "stderr", "sign", "total_effect", "total_stderr")
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
+_FEATURES_SHOWN = 3
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
 
 
@@ -228,8 +229,7 @@ class Circuit:
         >>> circuit.features()[["name", "total_effect"]].round(2).values.tolist()
         [['age', -2.7], ['dose', 1.8]]
         """
-        inputs = [n for n in self.layers if self.layers.nodes[n]["type"] == INPUT_TYPE]
-        tables = [_totals(self, n) for n in inputs if n in self.scores]
+        tables = [_totals(self, name) for name in self._inputs()]
         if not tables:
             raise OptionError(
                 "the circuit has no effects of input features: the model's inputs are no "
@@ -487,11 +487,32 @@ class Circuit:
             [
                 head,
                 *(f"  {line}" for line in self.screened()),
+                *self._strongest_features(),
                 *(f"  note: {line}" for line in self.notes),
                 *(f"  {path}" for s in SIGNS for path in self._top(s, 3)),
                 *([f"  {self.audited}"] if "audit" in self.provenance else []),
             ]
         )
+
+    def _inputs(self) -> list[str]:
+        """Inputs whose features have total effects."""
+        kinds = self.layers.nodes(data="type")
+        return [
+            n
+            for n, kind in kinds
+            if kind == INPUT_TYPE and "total_effect" in self.scores.get(n, {})
+        ]
+
+    def _strongest_features(self) -> list[str]:
+        """Say which input features do most in total."""
+        if not self._inputs():
+            return []
+        table = self.features().head(_FEATURES_SHOWN)
+        told = (
+            f"{row['name']} {format_effect(row['total_effect'], row['total_stderr'])}"
+            for row in table.to_dict("records")
+        )
+        return [f"  features by total effect: {', '.join(told)}"]
 
     def screened(self) -> list[str]:
         """Say of each step of the search how much of it was measured, where that was not all.

@@ -26,12 +26,12 @@ def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
     data = circuit.graph.nodes[neuron]
     lines = [f"{data['name']} ({neuron}), {data['sign']}"]
     lines.append(
-        f"  effect on {circuit.target}: {_effect(data, '')} through the circuit, "
-        f"{_effect(data, 'total_')} in total{_warning(data)}"
+        f"  effect on {circuit.target}: {_effect(data, '')} through the circuit (the kept neurons "
+        f"that read it), {_effect(data, 'total_')} in total{_warning(data)}"
     )
     parts = {"raise": "through_positive_", "lower": "through_negative_"}
     told = [
-        f"{_effect(data, kind)} through neurons that {way} it"
+        f"{_effect(data, kind)} through those that {way} {circuit.target}"
         for way, kind in parts.items()
         if f"{kind}effect" in data
     ]

@@ -39,16 +39,19 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
         )
     left_out = [text for layer in layers if (text := _left_out(found, layer, name))]
     if left_out:
+        more = len(left_out) - _SHOWN
         said.append(
-            "left out although their total effect is larger than that of a kept neuron of their "
-            f"layer and sign: {'; '.join(left_out)}"
+            "not in the circuit, though their total effect is larger than that of one of their "
+            f"layer and sign that is: {'; '.join(left_out[:_SHOWN])}"
+            f"{f'; and some of {more} layers more' if more > 0 else ''} (a wider keep= holds more)"
         )
     disagreeing = list(_disagreeing(found, layers, name))
     if disagreeing:
         more = len(disagreeing) - _SHOWN
         said.append(
-            "pushing one way through the circuit and the other way in total: "
-            f"{', '.join(disagreeing[:_SHOWN])}{f' and {more} more' if more > 0 else ''}"
+            f"signs differ: {', '.join(disagreeing[:_SHOWN])}"
+            f"{f' and {more} more' if more > 0 else ''}: the total effect says which way a neuron "
+            "works in the whole model"
         )
     return said
 
@@ -56,7 +59,7 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
 def _nothing(found: Found, target: str) -> str:
     effects = [np.abs(table[key]) for table in found.scores.values() for key in table]
     if not any(np.nan_to_num(values).any() for values in effects):
-        return f"nothing was kept: no neuron moves {target} at all, every effect is exactly 0"
+        return f"nothing was kept: every effect on {target} is exactly 0"
     return (
         f"nothing was kept: no effect on {target} passes keep= and is farther from 0 than its "
         "standard error (more reference samples make that smaller)"
@@ -68,8 +71,8 @@ def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
     empty = [layer for layer in layers if not found.kept.get(layer)]
     if empty:
         yield (
-            f"nothing was kept of {_listed(empty)}: through what was kept behind, no effect passes "
-            "keep= and is farther from 0 than its standard error"
+            f"nothing was kept of {_listed(empty)}: no neuron there has an effect, through what was "
+            "kept behind it, that passes keep= and is farther from 0 than its standard error"
         )
     for sign in SIGNS:
         without = [
@@ -78,7 +81,10 @@ def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
             if layer in layers and not (SENSE[sign] * found.scores[layer]["effect"][kept] > 0).any()
         ]
         if without:
-            yield f"nothing that {_VERBS[sign]} {target} was kept of {_listed(without)}"
+            yield (
+                f"no kept neuron of {_listed(without)} {_VERBS[sign]} {target} on balance, though "
+                "single paths through them may"
+            )
 
 
 def _listed(names: Sequence[str]) -> str:

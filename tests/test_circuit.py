@@ -424,6 +424,10 @@ def test_its_repr_says_what_it_is(circuit: Circuit, loaded: Circuit) -> None:
     graph = circuit.graph
     assert head.startswith(f"Circuit of 'ill': {len(graph)} neurons (")
     assert f"in 4 layers, {graph.number_of_edges()} edges" in head
+    features, *paths = paths
+    best = circuit.features().iloc[0]
+    strongest = format_effect(best["total_effect"], best["total_stderr"])
+    assert features.startswith(f"  features by total effect: {best['name']} {strongest}, ")
     notes, paths = paths[: len(circuit.notes)], paths[len(circuit.notes) :]
     assert notes == [f"  note: {note}" for note in circuit.notes]
     assert paths[0].strip() == str(next(circuit.paths(1, sign="positive")))

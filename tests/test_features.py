@@ -204,8 +204,8 @@ def test_a_search_that_keeps_nothing_says_why() -> None:
     with torch.no_grad():
         model[2].weight.zero_()
     dead = ng.search(model, X, 1, progress=False)
-    assert any("every effect is exactly 0" in note for note in dead.notes)
-    assert "every effect is exactly 0" in str(dead)
+    assert any("every effect on output is exactly 0" in note for note in dead.notes)
+    assert "every effect on output is exactly 0" in str(dead)
     with torch.no_grad():
         model[2].weight.fill_(1.0)
     strict = ng.search(model, X, 1, keep="above:1000", progress=False)
@@ -237,8 +237,8 @@ def test_where_signs_disagree_is_told() -> None:
     node = circuit.graph.nodes["input", 0]
     assert node["effect"] == pytest.approx(0.5 * SPAN[0])
     assert node["total_effect"] == pytest.approx(-SPAN[0])
-    (note,) = [note for note in circuit.notes if note.startswith("pushing one way")]
-    assert ": x (" in note
+    (note,) = [note for note in circuit.notes if note.startswith("signs differ: ")]
+    assert note.startswith("signs differ: x (")
     assert "up (" not in note
     assert "the signs disagree" in circuit.explain(("input", 0))
     assert "the signs disagree" not in circuit.explain(("input", 1))
@@ -249,14 +249,14 @@ def test_what_is_left_out_though_it_does_more_in_total_is_told() -> None:
     circuit = ng.search(model, X2, 1, keep="top:1", progress=False)
     assert ("0", 1) not in circuit.graph
     assert circuit.scores["0"]["total_effect"][1] == pytest.approx(4 * SPAN[1])
-    (note,) = [note for note in circuit.notes if note.startswith("left out although")]
+    (note,) = [note for note in circuit.notes if note.startswith("not in the circuit")]
     assert "1 of '0' (the strongest 0[1] +" in note
     whole = ng.search(model, X2, 1, keep="top:3", progress=False)
-    assert not [note for note in whole.notes if note.startswith("left out")]
+    assert not [note for note in whole.notes if note.startswith("not in the circuit")]
 
 
 def test_where_the_search_ends_early_is_told() -> None:
     model = linear_chain([[1.0, 2.0]], [[1.0]])
     circuit = ng.search(model, X2, 1, progress=False)
-    wanted = "nothing that lowers output was kept of '0', 'input'"
+    wanted = "no kept neuron of '0', 'input' lowers output on balance"
     assert any(note.startswith(wanted) for note in circuit.notes)

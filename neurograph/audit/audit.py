@@ -143,8 +143,8 @@ class Audit:
             told = "audit: no effect was computed again"
         else:
             told = (
-                f"audit: {count} effects computed again by hooks alone on {len(self.layers)} "
-                f"layers, largest difference {self.largest:.0e}"
+                f"audit passed: {count} effects computed again by plain forward hooks, on "
+                f"{len(self.layers)} layers; largest difference {self.largest:.0e}"
             )
         if self.failed:
             first = self.disagreements[0]
