@@ -71,8 +71,8 @@ def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
     empty = [layer for layer in layers if not found.kept.get(layer)]
     if empty:
         yield (
-            f"nothing was kept of {_listed(empty)}: no neuron there has an effect, through what was "
-            "kept behind it, that passes keep= and is farther from 0 than its standard error"
+            f"nothing was kept of {_listed(empty)}: no neuron there has an effect, through what "
+            "was kept behind it, that passes keep= and is farther from 0 than its standard error"
         )
     for sign in SIGNS:
         without = [
