@@ -93,8 +93,13 @@ def explore(
     factory: Factory,
     data: Data,
     target: Annotated[
-        int, typer.Option(metavar="N", help="Output to explain; a single logit is 1, minus it 0.")
-    ],
+        str | None,
+        typer.Option(
+            metavar="N|CLASS",
+            help="Output to explain: a number or a class name. Of a single logit 1 is the output, "
+            "0 minus it; left out, it is explained as it is.",
+        ),
+    ] = None,
     weights: Weights = None,
     out: Out = None,
     html: Html = None,
@@ -174,7 +179,7 @@ def explore(
         circuit = search(
             load_model(factory, weights, seed),
             load_data(data, label),
-            target,
+            int(target) if target is not None and target.lstrip("-").isdecimal() else target,
             layers=read_names(choose),
             groups=read_groups(groups),
             positions=read_positions(positions),  # type: ignore[arg-type]  # checked there
@@ -196,10 +201,10 @@ def explore(
         _save_part(stop.found, out)
         raise
     _write(circuit, out, html, quiet)
-    for line in (*circuit.screened(), *circuit.notes):
+    for line in circuit.screened():
         say(line)
-    if not quiet:
-        say(str(circuit.audited))
+    for line in () if quiet else (*circuit.notes, str(circuit.audited)):
+        say(line)
     tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
 
 

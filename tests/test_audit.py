@@ -249,7 +249,9 @@ def test_a_standard_error_that_is_wrong_is_found(data: Tensor) -> None:
 def test_an_audit_is_told_in_a_sentence_and_survives_json(data: Tensor) -> None:
     study = study_of(Perceptron().double(), data, 1)
     audit = audited(study)
-    assert str(audit).startswith(f"audit passed: {sum(audit.counts.values())} effects computed again")
+    assert str(audit).startswith(
+        f"audit passed: {sum(audit.counts.values())} effects computed again"
+    )
     assert Audit.from_json(json.loads(json.dumps(audit.as_json()))) == audit
     wrong = audit_effects(study.experiment, [Claim("total", (Neuron("first", 3),), 99.0)])
     assert "audit failed at layer 'first': 1 of 1 effects" in str(wrong)
