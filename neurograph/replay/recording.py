@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from neurograph.data import Batch, Source, concatenate, draw
 from neurograph.errors import DataError, ModelError, OptionError
@@ -153,11 +152,11 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
     except ModelError as error:
         with contextlib.suppress(ModelError):
             return capture(model, first, sites)
-        if not isinstance(data, DataLoader) or not str(error).startswith("the model raised"):
+        if not str(error).startswith("the model raised"):
             raise
         raise ModelError(
-            f"{error}. If it takes batches of one size alone, pass data in such batches "
-            "(DataLoader(…, drop_last=True)) and that size as reference="
+            f"{error}. (If it was made for batches of one size, pass data in such batches "
+            "— DataLoader(…, drop_last=True) — and that size as reference=.)"
         ) from error.__cause__
 
 
