@@ -374,12 +374,22 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
 
 
 def _check_finite(batch: Batch, position: int) -> None:
-    for tensor in batch.tensors():
+    inputs = (batch.args, dict(batch.kwargs))
+    leaves = zip(leaf_names(inputs), flatten(inputs)[0], strict=True)
+    tensors = {name: leaf for name, leaf in leaves if isinstance(leaf, torch.Tensor)}
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            where = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
+            odd = ~torch.isfinite(tensor)
+            told = f" of input {name.partition('.')[2]!r}" if len(tensors) > 1 else ""
+            if bool((tensor[odd] == -torch.inf).all() & (tensor[~odd] == 0).all()):
+                raise DataError(
+                    f"batch {position}{told} is a mask that adds -infinity, which no effect can be "
+                    "measured with: pass a boolean one and let forward make it, or "
+                    "torch.finfo(dtype).min in place of -infinity"
+                )
             raise DataError(
-                f"data holds NaN or infinity in batch {position} at position {where}: "
-                "fill or drop it first"
+                f"data holds NaN or infinity in batch {position}{told} at position "
+                f"{odd.nonzero()[0].tolist()}: fill or drop it first"
             )
 
 
