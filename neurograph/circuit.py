@@ -42,7 +42,7 @@ __all__ = ["Circuit", "Path", "format_effect"]
 _PLACE = ("layer", "index", "position")
 _BOTH_EFFECTS = ("effect", "stderr", "sign", "total_effect", "total_stderr")
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|&#5[567]\d{3};")
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
 
 
