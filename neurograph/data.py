@@ -225,7 +225,11 @@ class Source:
 
             def cut(leaf: Any, rows: slice = rows) -> Any:
                 by_row = isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0
-                return leaf[rows] if by_row and leaf.shape[0] == size else leaf
+                if not by_row or leaf.shape[0] != size:
+                    return leaf
+                if isinstance(leaf, Tensor) and leaf.layout != torch.strided:
+                    raise DataError("data is a sparse tensor: pass data.to_dense()")
+                return leaf[rows]
 
             yield tree_map(cut, (inputs, labels) if isinstance(whole, tuple) else inputs)
 

@@ -159,9 +159,11 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     except (StopReplay, NeurographError):
         raise
     except Exception as error:
+        inner = "does not require grad" in str(error)
+        told = " (forward takes gradients of layers, which have none while they are held)"
         raise ModelError(
             f"the model raised {type(error).__name__} on inputs of shape "
-            f"{describe_shapes(batch)}: {error}"
+            f"{describe_shapes(batch)}: {error}{told if inner else ''}"
         ) from error
 
 

@@ -838,6 +838,7 @@ def test_what_has_no_value_or_is_not_real_is_told() -> None:
     for data, told in (
         (masked, "masked at position"),
         ((X, np.ma.masked_less((X[:, 0] > 0).astype(int), 1)), "masked at position"),
+        (torch.from_numpy(X).to_sparse(), "to_dense"),
         (pd.DataFrame(X.astype(complex), columns=list("abc")), "'a' .complex128."),
     ):
         with pytest.raises(DataError, match=told):

@@ -795,3 +795,20 @@ def test_layers_inside_a_transform_are_named() -> None:
 
     with pytest.raises(ModelError, match="layer 'one' is called inside a transform"):
         ng.score(Mapped(), torch.rand(20, 3), 1, progress=False)
+
+
+def test_gradients_that_forward_takes_itself_are_told() -> None:
+    class Energy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Linear(3, 4), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                energy = torch.tanh(self.one(x)).sum()
+                (force,) = torch.autograd.grad(energy, x)
+            return self.head(force)
+
+    with pytest.raises(ModelError, match="forward takes gradients of layers"):
+        ng.score(Energy(), torch.rand(20, 3), 1, progress=False)
