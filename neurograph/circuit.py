@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -42,6 +43,7 @@ _PLACE = ("layer", "index", "position")
 _BOTH_EFFECTS = ("effect", "stderr", "sign", "total_effect", "total_stderr")
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
 _FEATURES_SHOWN = 3
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|&#5[567]\d{3};")
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
 
 
@@ -465,11 +467,14 @@ class Circuit:
         write_page(path, lambda: render(self, faithfulness))
 
     def to_graphml(self, path: str | FilePath) -> None:
-        """Write the graph as GraphML, for Gephi, Cytoscape or yEd."""
+        """Write the graph as GraphML, for Gephi, Cytoscape or yEd.
+
+        Control characters in names, which XML cannot hold, become U+FFFD.
+        """
         from neurograph.atomic import write_atomically
 
         text = "\n".join(nx.generate_graphml(nx.relabel_nodes(self.graph, str)))
-        write_atomically(path, text.encode())
+        write_atomically(path, _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text).encode())
 
     def __str__(self) -> str:
         return repr(self)

@@ -242,7 +242,11 @@ class Source:
 
             def cut(leaf: Any, rows: slice = rows) -> Any:
                 by_row = isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0
-                return leaf[rows] if by_row and leaf.shape[0] == size else leaf
+                if not by_row or leaf.shape[0] != size:
+                    return leaf
+                if isinstance(leaf, Tensor) and leaf.layout != torch.strided:
+                    raise DataError("data is a sparse tensor: pass data.to_dense()")
+                return leaf[rows]
 
             yield tree_map(cut, (inputs, labels) if isinstance(whole, tuple) else inputs)
 
@@ -404,12 +408,22 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
 
 
 def _check_finite(batch: Batch, position: int) -> None:
-    for tensor in batch.tensors():
+    inputs = (batch.args, dict(batch.kwargs))
+    leaves = zip(leaf_names(inputs), flatten(inputs)[0], strict=True)
+    tensors = {name: leaf for name, leaf in leaves if isinstance(leaf, torch.Tensor)}
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            where = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
+            odd = ~torch.isfinite(tensor)
+            told = f" of input {name.partition('.')[2]!r}" if len(tensors) > 1 else ""
+            if bool((tensor[odd] == -torch.inf).all() & (tensor[~odd] == 0).all()):
+                raise DataError(
+                    f"batch {position}{told} is a mask that adds -infinity, which no effect can be "
+                    "measured with: pass a boolean one and let forward make it, or "
+                    "torch.finfo(dtype).min in place of -infinity"
+                )
             raise DataError(
-                f"data holds NaN or infinity in batch {position} at position {where}: "
-                "fill or drop it first"
+                f"data holds NaN or infinity in batch {position}{told} at position "
+                f"{odd.nonzero()[0].tolist()}: fill or drop it first"
             )
 
 

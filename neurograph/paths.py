@@ -39,12 +39,16 @@ def format_effect(effect: float, stderr: float) -> str:
     '+0.412 ± 0.021'
     >>> format_effect(-3.2, float("nan"))
     '-3.2'
+    >>> format_effect(2.5e-30, 1e-31)
+    '+2.5e-30 ± 1e-31'
     """
     if math.isnan(stderr):
         return f"{effect:+.3g}"
     # Two digits of the error, but never more than four of the effect: the rest is rounding.
     finest = max(stderr, abs(effect) / 1000)
-    digits = max(0, min(9, 1 - math.floor(math.log10(finest)))) if finest else 0
+    if finest and not 1e-8 < finest < 1e12:
+        return f"{effect:+.4g} ± {stderr:.2g}"
+    digits = max(0, 1 - math.floor(math.log10(finest))) if finest else 0
     return f"{effect:+.{digits}f} ± {stderr:.{digits}f}"
 
 

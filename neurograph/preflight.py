@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from neurograph.data import Source
 from neurograph.errors import DataError, ModelError, NeurographError
 from neurograph.padding import Padding
 from neurograph.positions import INVERTED
+from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
 from neurograph.replay.recording import FEW, Recording
 from neurograph.scoring.experiment import Experiment
@@ -71,16 +73,14 @@ def routing(sites: Sites) -> Iterator[str]:
 
 def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]:
     """Say it where the target of a sample depends on the others of its batch."""
-    half = actual.size // 2
-    some = actual.batch.map(lambda leaf: leaf[:half])
-    try:
-        with undisturbed(model):
-            alone = target(call_model(model, some), lambda: some) if half else None
-    except NeurographError:  # a model made for one batch size
-        return
     together = target(actual.output, lambda: actual.batch)
-    close = 1e-4 * float(together.detach().abs().max())
-    if alone is not None and not torch.allclose(alone, together[:half], rtol=1e-3, atol=close):
+    mixes = False
+    with undisturbed(model):
+        for other, here, there in regrouped(actual.batch):
+            with contextlib.suppress(NeurographError):  # a model made for one batch size
+                found = target(call_model(model, other), itertools.repeat(other).__next__)
+                mixes = mixes or differs(together[here], found[there])
+    if mixes:
         yield (
             "what the model makes of a sample depends on the others of its batch (on statistics of "
             f"it, say): effects are those of the {actual.size} reference samples run together, and "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_complex_dtype, is_numeric_dtype
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -112,6 +112,8 @@ def label_array(value: Any) -> np.ndarray:
     """Labels as an array of numbers where they are, else of str; DataError where one is missing."""
     if isinstance(value, Tensor):
         found = value.detach().cpu().numpy()
+    elif np.ma.is_masked(value):
+        found = _array(value)
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         found = value
     elif isinstance(value, np.ndarray) and value.ndim > 1:
@@ -207,6 +209,11 @@ def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
     # torch warns of memory that it may not write to, and takes no steps backwards.
+    # Nor does it know longer numbers than 64 bits, or bytes in the other order.
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(step < 0 for step in array.strides):
         array = array.copy()
     tensor = torch.as_tensor(array)
@@ -215,6 +222,9 @@ def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def _array(value: Any) -> np.ndarray:
+    if np.ma.is_masked(value):
+        row = np.argwhere(np.ma.getmaskarray(value))[0].tolist()
+        raise DataError(f"data is masked at position {row}, it has no value there: fill it first")
     try:
         found = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
         if found.dtype == object and found.size:
@@ -230,7 +240,7 @@ def _frame(frame: pd.DataFrame) -> np.ndarray:
     """Columns side by side: whole numbers if all are, else floating-point."""
     frame = frame.infer_objects()
     kinds = dict(zip(map(str, frame.columns), frame.dtypes, strict=True))
-    odd = [name for name, kind in kinds.items() if not is_numeric_dtype(kind)]
+    odd = [name for name, kind in kinds.items() if not _is_real(kind)]
     if odd:
         told = ", ".join(f"{name!r} ({kinds[name]})" for name in odd[:_SHOWN])
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
@@ -247,10 +257,14 @@ def _frame(frame: pd.DataFrame) -> np.ndarray:
     return np.stack([c.astype(np.int64 if whole else np.float64) for c in columns], axis=1)
 
 
+def _is_real(kind: Any) -> bool:
+    return is_numeric_dtype(kind) and not is_complex_dtype(kind)
+
+
 def _column(series: pd.Series, name: str) -> np.ndarray:
     series = series.infer_objects()
-    if not is_numeric_dtype(series.dtype):
-        raise DataError(f"{name} is not numbers ({series.dtype}): encode it first")
+    if not _is_real(series.dtype):
+        raise DataError(f"{name} is not real numbers ({series.dtype}): encode it first")
     if not isinstance(series.dtype, np.dtype):
         missing = np.flatnonzero(series.isna())
         if len(missing):

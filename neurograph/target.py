@@ -222,7 +222,12 @@ class Target:
                 "return one number a sample, a tensor of shape [batch], and samples must lie in "
                 "dimension 0 of the inputs"
             )
-        return values
+        if values.is_complex():
+            raise OptionError(
+                f"the target {self.name!r} returned complex numbers: effects are of one real "
+                "number a sample, so take the real part, the angle or the absolute value"
+            )
+        return values.float() if values.dtype == torch.bool else values
 
     def called(self, output: Any, batch: Batch) -> Any:
         """What the function returns; OptionError with what it raised."""

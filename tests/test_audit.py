@@ -219,6 +219,7 @@ def test_interventions_that_influence_each_other_are_found(
     model.mixing = 0.5
     study = study_of(model, data, 1)
     assert audited(study).agrees  # replay notices, and runs them one by one
+    monkeypatch.setattr("neurograph.replay.replay._close", lambda _a, _b: True)
     monkeypatch.setattr(
         "neurograph.replay.replay.Replay._check", lambda _self, _job, plans: plans[0]
     )

@@ -537,3 +537,32 @@ def test_public_names_are_there_whatever_is_imported_first() -> None:
         assert name in dir(neurograph)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = neurograph.nonsense
+
+
+def test_names_that_xml_cannot_hold_can_be_read_back(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    names = ["nul\x00", "bell\x07 <b>&amp;", "line\nbreak", "\ud800"]
+    circuit = neurograph.search(
+        nn.Linear(4, 2), torch.rand(30, 4), 1, feature_names=names, progress=False, keep="top:9"
+    )
+    circuit.to_graphml(tmp_path / "x.graphml")
+    read = nx.read_graphml(tmp_path / "x.graphml")
+    assert (len(read), read.number_of_edges()) == (
+        len(circuit.graph),
+        circuit.graph.number_of_edges(),
+    )
+    found = {data["name"] for _, data in read.nodes(data=True)}
+    wanted = {"nul\ufffd", "bell\ufffd <b>&amp;", "line\nbreak", "\ufffd"}
+    assert wanted <= found
+
+
+def test_tiny_and_huge_effects_are_written_with_digits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 2, bias=False))
+    model = model.double()
+    for scale in (1e-30, 1e30):
+        X = torch.rand(30, 4, dtype=torch.float64) * scale
+        circuit = neurograph.search(model, X, 1, progress=False)
+        text = str(next(circuit.paths(1)))
+        assert ("e-3" if scale < 1 else "e+") in text
+        assert len(text) < 80

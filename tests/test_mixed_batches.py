@@ -1,11 +1,13 @@
-"""Models that mix the samples of a batch: it is said."""
+"""Models that mix the samples of a batch: it is said, and effects are as hooks have them."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import neurograph as ng
+from tests.situations.hooked import by_hooks, first, scored
 
 
 class Centred(nn.Module):
@@ -25,3 +27,46 @@ def test_that_samples_of_a_batch_are_mixed_is_said() -> None:
     for mixes in (True, False):
         circuit = ng.search(Centred(mixes), X, 1, reference=8, progress=False)
         assert any("others of its batch" in note for note in circuit.notes) is mixes
+
+
+class Company(nn.Module):
+    """What a sample gets depends on who shares its batch, not on any mean over it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.one, self.head, self.kind = nn.Linear(4, 6), nn.Linear(6, 2), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.one(x))
+        total = hidden.sum(1)
+        if self.kind == "ranks":
+            chosen = total.argsort().argsort() < len(x) // 2
+        elif self.kind == "gate":  # closed in the data, opened for all by what a move makes of one
+            chosen = 1 + (hidden.max() > 1.45).expand(len(x))
+        elif self.kind == "median":
+            chosen = total < total.median()
+        else:  # who comes first is served, which the first half by itself would not show
+            chosen = (hidden[:, 0] > 0).cumsum(0) <= {"first": 8, "most": 19}[self.kind]
+        return self.head(hidden) * chosen[:, None]
+
+
+@pytest.mark.parametrize("kind", ["ranks", "median", "first", "most", "gate"])
+def test_interventions_do_not_share_a_batch_where_samples_influence_each_other(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Company(kind).double()
+    X = torch.randn(40, 4, dtype=torch.float64)
+    found = scored(model, (X,))
+    for layer in ("input", "one"):
+        wanted = by_hooks(model, (X,), layer, first)
+        assert found[layer] == pytest.approx(wanted, abs=1e-9)
+        assert any(abs(effect) > 1e-3 for effect in wanted.values())
+    if kind == "gate":
+        return  # nothing mixes samples while nothing moves
+    notes = ng.score(model, X, 1, reference=40, progress=False).provenance["notes"]
+    assert any("others of its batch" in note for note in notes)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_target_that_is_no_number_is_told(value: float) -> None:
+    with pytest.raises(ng.NeurographError, match="NaN"):
+        ng.score(Centred(False), torch.rand(40, 3), lambda o, _: o[:, 0] * value, progress=False)

@@ -20,7 +20,7 @@ from neurograph.batch import Batch, describe_shapes
 from neurograph.checks import shown
 from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
-from neurograph.nested import flatten, leaf_names, tree_map
+from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
 from neurograph.replay.state import Generators, KeptModel, keeping, without_trace
 from neurograph.sites import INPUT_SIDE, Sites
 
@@ -159,9 +159,11 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     except (StopReplay, NeurographError):
         raise
     except Exception as error:
+        inner = "does not require grad" in str(error)
+        told = " (forward takes gradients of layers, which have none while they are held)"
         raise ModelError(
             f"the model raised {type(error).__name__} on inputs of shape "
-            f"{describe_shapes(batch)}: {error}"
+            f"{describe_shapes(batch)}: {error}{told if inner else ''}"
         ) from error
 
 
@@ -253,6 +255,7 @@ def observe(
     def stand_in(path: str, forward: Forward) -> Forward:
         def observed(*args: Any, **kwargs: Any) -> Any:
             call = call_name(path, calls)
+            _check_plain(call, (args, kwargs))
             if path in sites.inputs:
                 arriving = main_argument((args, kwargs))
                 if arriving is not None:
@@ -277,3 +280,13 @@ def observe(
     with replaced_forwards(recorded, stand_in), watching:
         seen.output = call_model(model, batch)
     return seen
+
+
+def _check_plain(call: str, arguments: Any) -> None:
+    """ModelError where a layer runs inside a transform, whose tensors hold no numbers to record."""
+    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, iter_tensors(arguments))):
+        raise ModelError(
+            f"layer {call!r} is called inside a transform of torch.func (vmap, grad, jvp), where "
+            "its numbers can be neither seen nor changed: call it on the whole batch outside the "
+            "transform, or leave it out by layers="
+        )

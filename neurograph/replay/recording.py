@@ -16,6 +16,7 @@ from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
 from neurograph.nested import Rebuild
 from neurograph.replay.layouts import Seen, find_layouts, watch
+from neurograph.replay.mixing import mixes_samples
 from neurograph.replay.observe import input_tensors, undisturbed
 from neurograph.replay.repeat import check_repeats
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
@@ -196,7 +197,8 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     """Run the model on a batch and record what every layer returned.
 
     It is run twice before, as only what repeats can be replayed, and once more on a few of the
-    samples: what changes in shape tells where in each tensor the samples lie.
+    samples: what changes in shape tells where in each tensor the samples lie; and in other company,
+    which tells whether samples influence each other.
 
     Raises
     ------
@@ -210,6 +212,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         check_repeats(model, batch, sites, kept)
         run = watch(model, batch, sites)
         layouts = find_layouts(model, batch, sites, run)
+        mixes = layouts.mixes or mixes_samples(model, batch, run.output, layouts.output)
     given = input_tensors(model, batch)
     calls = {
         name: _input_call(tensor.clone(), batch.has_rows(tensor)) for name, tensor in given.items()
@@ -244,7 +247,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         sites,
         layouts.row_bytes,
         layouts.call_bytes,
-        layouts.mixes,
+        mixes,
         layouts.fixed,
     )
 

@@ -873,3 +873,64 @@ def test_a_list_of_inputs_and_labels_is_told_from_batches() -> None:
     x, y = torch.rand(30, 3), torch.arange(30) % 2
     with pytest.raises(DataError, match=r"\(X, y\)"):
         ng.search(nn.Linear(3, 2), [x, y], 1, progress=False)
+
+
+# -- what numbers may look like --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [">f8", "longdouble"])
+def test_numbers_in_other_bytes_are_the_same_numbers(kind: str) -> None:
+    torch.manual_seed(0)
+    model, X = nn.Linear(3, 2).double(), np.random.default_rng(0).normal(size=(20, 3))
+    found = [
+        ng.score(model, data, 1, reference=20, progress=False).table["effect"].tolist()
+        for data in (X, X.astype(kind))
+    ]
+    assert found[0] == found[1]
+
+
+def test_what_has_no_value_or_is_not_real_is_told() -> None:
+    model, X = nn.Linear(3, 2), np.random.default_rng(0).normal(size=(20, 3))
+    masked = np.ma.masked_less(X, 0)
+    for data, told in (
+        (masked, "masked at position"),
+        ((X, np.ma.masked_less((X[:, 0] > 0).astype(int), 1)), "masked at position"),
+        (torch.from_numpy(X).to_sparse(), "to_dense"),
+        (pd.DataFrame(X.astype(complex), columns=list("abc")), "'a' .complex128."),
+    ):
+        with pytest.raises(DataError, match=told):
+            ng.score(model, data, 1, progress=False)
+
+
+def test_an_additive_mask_is_named() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return (self.one(x) * (mask == 0)[..., None]).sum(1)
+
+    mask = torch.zeros(20, 4).index_fill(1, torch.tensor([3]), -torch.inf)
+    with pytest.raises(DataError, match=r"input 'mask' is a mask that adds -infinity"):
+        ng.score(Masked(), {"x": torch.rand(20, 4, 3), "mask": mask}, 1, progress=False)
+    X = torch.rand(20, 4, 3)
+    X[0, 1, 2] = torch.nan
+    with pytest.raises(DataError, match=r"of input 'x' at position \[0, 1, 2\]"):
+        ng.score(Masked(), {"x": X, "mask": torch.zeros(20, 4)}, 1, progress=False)
+
+
+def test_a_target_of_what_is_true_is_a_share_and_a_complex_one_is_refused() -> None:
+    torch.manual_seed(0)
+    model, X = nn.Linear(3, 2), torch.randn(40, 3)
+    table = ng.score(model, X, lambda o, _: o[:, 1] > 0, reference=40, progress=False).table
+    ends = X.quantile(torch.tensor([0.05, 0.95]), dim=0)
+    for index in range(3):
+        at = torch.tensor([index])
+        low, high = (model(X.index_fill(1, at, float(end))) for end in ends[:, index])
+        wanted = ((high[:, 1] > 0).float() - (low[:, 1] > 0).float()).mean().item()
+        here = table[(table["layer"] == "input") & (table["index"] == index)]
+        assert here["effect"].item() == pytest.approx(wanted)
+    assert table["effect"].abs().max() > 0.1
+    with pytest.raises(OptionError, match="complex"):
+        ng.score(model, X, lambda o, _: o[:, 0].to(torch.complex64), progress=False)

@@ -782,3 +782,33 @@ def test_convolutions_are_masked_where_their_weights_say_what_they_compute(kind:
     with study.open() as experiment:
         served = find_linear_readers(experiment, {"2": ["0"], "0": ["input"]})
     assert set(served) == ({"0", "2"} if kind == "plain" else {"0"})
+
+
+def test_layers_inside_a_transform_are_named() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.func.vmap(lambda row: self.head(torch.tanh(self.one(row))))(x)
+
+    with pytest.raises(ModelError, match="layer 'one' is called inside a transform"):
+        ng.score(Mapped(), torch.rand(20, 3), 1, progress=False)
+
+
+def test_gradients_that_forward_takes_itself_are_told() -> None:
+    class Energy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Linear(3, 4), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                energy = torch.tanh(self.one(x)).sum()
+                (force,) = torch.autograd.grad(energy, x)
+            return self.head(force)
+
+    with pytest.raises(ModelError, match="forward takes gradients of layers"):
+        ng.score(Energy(), torch.rand(20, 3), 1, progress=False)

@@ -1,0 +1,65 @@
+"""Whether a model makes of a sample the same whatever other samples share its batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neurograph.batch import Batch
+from neurograph.errors import ModelError
+from neurograph.layers import Layout
+from neurograph.nested import flatten
+from neurograph.replay.observe import call_model
+
+__all__ = ["differs", "mixes_samples", "regrouped"]
+
+
+def regrouped(batch: Batch) -> Iterator[tuple[Batch, slice, slice]]:
+    """Batches that hold samples in other company, with rows of it and the same samples' rows there.
+
+    The first half alone tells of statistics and ranks; all of them behind others, of whatever goes
+    to those who come first (capacities, running sums), which the first half would not notice.
+    """
+    half, size = batch.size // 2, batch.size
+    if half:
+        yield batch.map(lambda leaf: leaf[:half]), slice(0, half), slice(0, half)
+    behind = batch.map(lambda leaf: torch.cat([leaf[half:], leaf[:half], leaf]))
+    yield behind, slice(0, size), slice(size, 2 * size)
+
+
+def mixes_samples(
+    model: nn.Module, batch: Batch, output: object, layouts: Sequence[Layout]
+) -> bool:
+    """Whether the output of a sample changes with the others of its batch.
+
+    Parameters
+    ----------
+    model : Module
+    batch : Batch
+    output : nested structure
+        What the model returns for it.
+    layouts : sequence of Layout
+        Where in each leaf of the output the samples lie.
+    """
+    leaves, _ = flatten(output)
+    for other, here, there in regrouped(batch):
+        with contextlib.suppress(ModelError):  # a model made for one batch size
+            found, _ = flatten(call_model(model, other))
+            for layout, a, b in zip(layouts, leaves, found, strict=False):
+                if not isinstance(a, Tensor) or not isinstance(b, Tensor) or layout.dim is None:
+                    continue
+                lies = a.dim() == b.dim() and b.shape[layout.dim] == layout.many * other.size
+                rows = (layout.rows(a)[here], layout.rows(b)[there]) if lies else None
+                if rows is not None and a.is_floating_point() and differs(*rows):
+                    return True
+    return False
+
+
+def differs(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ by more than the rounding of another batch size."""
+    a, b = a.detach().double(), b.detach().double()
+    close = 1e-4 * float(a.nan_to_num(0, 0, 0).abs().max()) if a.numel() else 0.0
+    return a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=close, equal_nan=True)
