@@ -16,8 +16,15 @@ import pandas as pd
 
 from neurograph.audit.audit import Audit
 from neurograph.checks import listed, one_of, shown, whole
+from neurograph.circuit_tables import (
+    edge_table,
+    feature_table,
+    neuron_table,
+    ranking_of,
+    scored_inputs,
+)
 from neurograph.errors import OptionError
-from neurograph.layers import INPUT_TYPE, Neuron
+from neurograph.layers import Neuron
 from neurograph.paths import (
     Path,
     PathQuery,
@@ -39,8 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Circuit", "Path", "format_effect"]
 
-_PLACE = ("layer", "index", "position")
-_BOTH_EFFECTS = ("effect", "stderr", "sign", "total_effect", "total_stderr")
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
 _FEATURES_SHOWN = 3
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|&#5[567]\d{3};")
@@ -191,13 +196,7 @@ class Circuit:
         check_sign(sign)
         if layer is not None:
             self._check_layer(layer)
-        rows = [
-            (*_place(neuron), *(data[key] for key in ("name", *_BOTH_EFFECTS)))
-            for neuron, data in self.graph.nodes(data=True)
-            if layer in (None, neuron.layer) and sign in (None, data["sign"])
-        ]
-        table = pd.DataFrame(rows, columns=[*_PLACE, "name", *_BOTH_EFFECTS])
-        return _by_strength(_without_empty(table))
+        return neuron_table(self.graph, sign, layer)
 
     def features(self) -> pd.DataFrame:
         """Table of all input features by total effect: which matter most, and which way.
@@ -231,13 +230,12 @@ class Circuit:
         >>> circuit.features()[["name", "total_effect"]].round(2).values.tolist()
         [['age', -2.7], ['dose', 1.8]]
         """
-        tables = [_totals(self, name) for name in self._inputs()]
-        if not tables:
+        if not scored_inputs(self.layers, self.scores):
             raise OptionError(
                 "the circuit has no effects of input features: the model's inputs are no "
                 "floating-point numbers, or the search did not reach them"
             )
-        return _by_strength(_without_empty(pd.concat(tables)), "total_effect")
+        return feature_table(self.graph, self.layers, self.scores)
 
     def edges(self, *, sign: Sign | None = None) -> pd.DataFrame:
         """Table of the edges, strongest first; `sign` is that of an edge's own effect.
@@ -251,19 +249,7 @@ class Circuit:
             source through everything.
         """
         check_sign(sign)
-        nodes = self.graph.nodes
-        rows = [
-            (
-                *(*_place(u), *_place(v)),
-                *(data[key] for key in _BOTH_EFFECTS[:3]),
-                *(nodes[u][key] for key in _BOTH_EFFECTS[3:]),
-            )
-            for u, v, data in self.graph.edges(data=True)
-            if sign in (None, data["sign"])
-        ]
-        columns = [f"{end}_{key}" for end in ("source", "target") for key in _PLACE]
-        table = pd.DataFrame(rows, columns=[*columns, *_BOTH_EFFECTS])
-        return _by_strength(_without_empty(table))
+        return edge_table(self.graph, sign)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -309,17 +295,7 @@ class Circuit:
         """
         if not self.scores:
             raise OptionError("the circuit has no scores of all neurons: pass a ranking of them")
-        rows: list[tuple[Any, ...]] = []
-        effects: list[float] = []
-        for layer in self.scores:
-            found = self.effects_of(layer)
-            rows += [(layer, *(*place, None)[:2]) for place in np.ndindex(found.shape)]
-            effects += found.flatten().tolist()
-        index = pd.MultiIndex.from_frame(pd.DataFrame(rows, columns=[*_PLACE]))
-        if index.get_level_values("position").isna().all():
-            index = index.droplevel("position")
-        series = pd.Series(effects, index, name="circuit")
-        return series.sort_values(key=np.abs, ascending=False, kind="stable")
+        return ranking_of(self.scores)
 
     def subgraph(self, neurons: Iterable[Place]) -> Circuit:
         """Circuit of some of the neurons, with the edges and measured paths among them."""
@@ -499,18 +475,9 @@ class Circuit:
             ]
         )
 
-    def _inputs(self) -> list[str]:
-        """Inputs whose features have total effects."""
-        kinds = self.layers.nodes(data="type")
-        return [
-            n
-            for n, kind in kinds
-            if kind == INPUT_TYPE and "total_effect" in self.scores.get(n, {})
-        ]
-
     def _strongest_features(self) -> list[str]:
         """Say which input features do most in total."""
-        if not self._inputs():
+        if not scored_inputs(self.layers, self.scores):
             return []
         table = self.features().head(_FEATURES_SHOWN)
         told = (
@@ -544,33 +511,3 @@ class Circuit:
     def _top(self, sign: Sign, k: int) -> list[Path]:
         sense = 1 if sign == "positive" else -1
         return [p for p in self.strongest if p.effect * sense > 0][:k]
-
-
-def _place(neuron: Neuron) -> tuple[str, int, int | None]:
-    return neuron.layer, neuron.index, neuron.position
-
-
-def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the columns of positions where no neuron has one."""
-    empty = [c for c in table if c.endswith("position") and table[c].isna().all()]
-    return table.drop(columns=empty)
-
-
-def _by_strength(table: pd.DataFrame, column: str = "effect") -> pd.DataFrame:
-    order = (-table[column].abs()).argsort(kind="stable")
-    return table.iloc[order].reset_index(drop=True)
-
-
-def _totals(circuit: Circuit, layer: str) -> pd.DataFrame:
-    """Total effects of all neurons of an input."""
-    scores, names = circuit.scores[layer], circuit.layers.nodes[layer].get("names")
-    total, every = scores["total_effect"], scores.get("total_measured")
-    rows = []
-    for place in np.ndindex(total.shape):
-        neuron = Neuron(layer, *place)
-        name = names[place[0]] if names and len(place) == 1 else circuit.name(neuron)
-        measured = every is None or bool(every[place])
-        numbers = float(total[place]), float(scores["total_stderr"][place]), measured
-        rows.append((*_place(neuron), name, *numbers, neuron in circuit.graph))
-    columns = [*_PLACE, "name", "total_effect", "total_stderr", "measured", "kept"]
-    return pd.DataFrame(rows, columns=columns)
