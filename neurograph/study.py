@@ -201,7 +201,8 @@ def prepare(
         _check_size(profiled, batch)
         with _told_of_reference(options):
             actual = capture(model, batch, sites)
-            profiled = without_layers(Wiring.of(profiled), actual).layers
+            kept = not isinstance(contrast, Counterfactual | Resample)  # whose rows are others'
+            profiled = without_layers(Wiring.of(profiled), actual, routed=kept).layers
             _check_profile(profiled, actual, needed)
         target = as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
@@ -212,7 +213,7 @@ def prepare(
         twins = _twins(contrast, model, positions, actual, options.seed)
         with Replay(model, actual) as replay:
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
-        mixed = [*routing(actual.sites), *mixing(model, resolved, actual)]
+        mixed = [*routing(actual, profiled), *mixing(model, resolved, actual)]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups({} if options.groups is None else options.groups, searched, model)
@@ -371,6 +372,8 @@ def _told_of_reference(options: Options) -> Iterator[None]:
 def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:
     for name, layer in actual.layers.items():
         whole = Wiring.of(profiled).whole
+        if layer.routed:
+            continue
         if name not in whole and layer.leaf == min(n.leaf for n in actual.by_call[layer.call]):
             raise OptionError(f"the profile lacks layer {name!r}: profile this model, this way")
     for name in profiled:
@@ -459,7 +462,8 @@ def model_hash(model: nn.Module) -> str:
 def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, Any]:
     """Options as JSON can hold them; data among them is only named."""
     keep = as_keep(options.keep)
-    chosen = [*(sites.outputs - sites.left_out), *(n + INPUT_SIDE for n in sites.inputs)]
+    outputs = (sites.outputs | sites.routed) - sites.left_out
+    chosen = [*outputs, *(n + INPUT_SIDE for n in sites.inputs)]
     told: dict[str, Any] = {
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
         "groups": describe_groups({} if options.groups is None else options.groups),

@@ -216,13 +216,17 @@ class _Collect:
         self.parts = parts
         while True:
             metrics = {
-                name: {c: self._metric(name, rows, i) for i, c in enumerate(self.classes)}
+                name: {c: self._metric(name, rows, i) for i, c in enumerate(self._classes(name))}
                 for name in parts
             }
             varying = self._stream(metrics)
             if not varying:
                 return metrics
             self.pooled |= varying
+
+    def _classes(self, name: str) -> tuple[Label | None, ...]:
+        """Classes by which a layer is profiled; nothing says of which sample a routed row is."""
+        return (None,) if self.recording.layers[name].routed else self.classes
 
     def _metric(self, name: str, rows: int, number: int) -> ActivationStatistics:
         layer, example = self.recording.layers[name], self.recording.main(name)

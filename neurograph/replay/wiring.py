@@ -141,8 +141,9 @@ class Wiring:
         """Plan that computes every layer and adds rows to what each searched one passes on."""
         layers = self.whole.nodes
         inputs = frozenset(name for name in layers if layers[name]["type"] == INPUT_TYPE)
-        nudged = frozenset(name for name in self.layers if self.layers.nodes[name]["neurons"])
-        return Plan(live=frozenset(layers) - inputs, frozen=inputs, nudged=nudged)
+        moving = frozenset(name for name in self.layers if self.layers.nodes[name]["neurons"])
+        routed = frozenset(name for name in layers if self.layers.nodes.get(name, {}).get("routed"))
+        return Plan(live=frozenset(layers) - inputs, frozen=inputs, nudged=moving - routed)
 
     def output(self, writers: Sequence[str]) -> Plan:
         """Plan that shows moved layers to the model's output through glue alone."""
@@ -250,6 +251,7 @@ def read_wiring(replay: Replay) -> Wiring:
             neurons=layer.neurons,
             parameters=layer.parameters,
             output=False,
+            **({"routed": True} if layer.routed else {}),
         )
     for writer in recording.layers:
         _join(whole, recording, writer, hearing.heard[writer])
@@ -258,10 +260,18 @@ def read_wiring(replay: Replay) -> Wiring:
     return _wiring(whole, possible, recording)
 
 
-def without_layers(wiring: Wiring, recording: Recording) -> Wiring:
-    """Wiring that sees through the layers of modules that are glue in a recording."""
-    left = {layer.module for layer in recording.layers.values()}
-    gone = {name for name in wiring.possible if _module_of(name) in recording.sites.routed - left}
+def without_layers(wiring: Wiring, recording: Recording, *, routed: bool = True) -> Wiring:
+    """Wiring that sees through the layers of modules that are glue in a recording.
+
+    So it does through all that run on some rows only, if those are not wanted.
+    """
+    nodes, layers = wiring.possible.nodes, recording.layers
+    gone = {
+        name
+        for name in wiring.possible
+        if _module_of(name) in recording.sites.routed
+        and not (routed and "routed" in nodes[name] and name in layers and layers[name].routed)
+    }
     if not gone:
         return wiring
     whole, possible = (_seen_through(graph, gone) for graph in (wiring.whole, wiring.possible))
@@ -385,7 +395,8 @@ class _Hearing:
         """Calls at which something else arrives; the output has the empty name."""
         plan = Plan(given=frozenset({writer}), frozen=self._everyone - {writer})
         both = _perturbed(self.recording, writer)
-        varies = self.recording.layers[writer].layout.varies and not self.recording.fixed
+        own = self.recording.layers[writer]
+        varies = own.layout.varies and not own.routed and not self.recording.fixed
         found: set[str] = set()
         self.reshaped = set()
         for changes in [both] if varies else [[change] for change in both]:
@@ -455,6 +466,7 @@ def _perturbed(recording: Recording, name: str) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     tensor = recording.main(name)
+    tensor = tensor.nan_to_num() if recording.layers[name].routed else tensor
     if tensor.is_floating_point():
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         scale = tensor.abs().max() + 1 if tensor.numel() else 1.0
