@@ -69,13 +69,13 @@ def routing(recording: Recording, profiled: nx.DiGraph) -> Iterator[str]:
     glue = sorted(sites.routed - sites.left_out - set(profiled))
     if layers:
         yield (
-            "run on rows that values choose, so that their neurons move on these alone, what is "
-            f"before them reaches others through them, and no edge ends in them: {', '.join(layers)}"
+            "run on rows that values choose, so that their neurons move on these alone, and no edge "
+            f"ends in them: what is before them reaches others through them: {', '.join(layers)}"
         )
     if glue:
         yield (
-            "glue, without neurons of their own, as they run on rows that values choose (in no "
-            f"order of samples, several times, or none here): {', '.join(glue)}"
+            "glue, without neurons of their own here, as they run on rows that values choose: "
+            f"{', '.join(glue)}"
         )
     if never:
         yield f"values chose no rows for these, so that they have no neurons: {', '.join(never)}"

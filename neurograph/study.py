@@ -175,11 +175,13 @@ def prepare(
     profiled: nx.DiGraph | None,
     *,
     statistics: bool = True,
+    routed: bool = True,
 ) -> Study:
     """Profile, draw the reference samples, record them, and set up the experiment.
 
     Without `statistics` a pass over the data is spared where neither contrast nor background asks
-    for any: then the layer graph holds none.
+    for any: then the layer graph holds none. Without `routed` layers, what runs on some rows only
+    is glue.
     """
     refuse_unsupported(model)
     options = options.checked()
@@ -201,8 +203,8 @@ def prepare(
         _check_size(profiled, batch)
         with _told_of_reference(options):
             actual = capture(model, batch, sites)
-            kept = not isinstance(contrast, Counterfactual | Resample)  # whose rows are others'
-            profiled = without_layers(Wiring.of(profiled), actual, routed=kept).layers
+            routed &= not isinstance(contrast, Counterfactual | Resample)  # rows of other samples
+            profiled = without_layers(Wiring.of(profiled), actual, routed=routed).layers
             _check_profile(profiled, actual, needed)
         target = as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)

@@ -111,7 +111,7 @@ def by_total_effect(
     {('0', 0): 2.7, ('0', 1): 0.9}
     """
     profiled = options.pop("profile", None)
-    study = prepare(model, data, target, Options(**options), profiled)
+    study = prepare(model, data, target, Options(**options), profiled, routed=False)
     found: dict[str, np.ndarray] = {}
     with study.open() as experiment:
         layers = hidden_layers(experiment.graph, inputs=inputs)
@@ -184,7 +184,8 @@ def by_gradient(
     with Replay(model, recording) as replay:
         graph = read_wiring(replay).layers
     searched = {name: recording.layers[name] for name in graph}
-    chosen = {name: searched[name] for name in hidden_layers(graph, inputs=inputs)}
+    hidden = hidden_layers(graph, inputs=inputs)
+    chosen = {name: searched[name] for name in hidden if not searched[name].routed}
     by_group = find_groups({} if groups is None else groups, searched, model)
     # A backward pass needs about all that was computed, and as much again.
     rows = max(1, min(_BATCH, room // (2 * recording.row_bytes)))
