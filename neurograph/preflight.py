@@ -24,7 +24,7 @@ from neurograph.target import LogitDifference, Target, TargetFunction, check_row
 
 _SHOWN = 3  # examples in a sentence
 
-__all__ = ["as_masked", "check_samples", "mixing", "routing", "stillness"]
+__all__ = ["as_masked", "check_samples", "mixing", "numberless", "routing", "stillness"]
 
 
 def stillness(
@@ -63,14 +63,14 @@ def _still(features: Sequence[str]) -> Iterator[str]:
 def routing(recording: Recording, profiled: nx.DiGraph) -> Iterator[str]:
     """Say which modules run on some rows only, and which of them are no layers for that."""
     sites, called = recording.sites, {layer.module for layer in recording.layers.values()}
-    alike = {_numberless(path) for path in sites.routed}
-    never = sorted(n for n in sites.outputs - called if _numberless(n) in alike)
+    alike = {numberless(path) for path in sites.routed}
+    never = sorted(n for n in sites.outputs - called if numberless(n) in alike)
     layers = sorted(sites.routed & set(profiled))
     glue = sorted(sites.routed - sites.left_out - set(profiled))
     if layers:
         yield (
-            "run on rows that values choose, so that their neurons move on these alone, and no edge "
-            f"ends in them: what is before them reaches others through them: {', '.join(layers)}"
+            "run on rows that values choose, so their neurons move on these alone, and what is "
+            f"before them has edges to what is behind, none to them: {', '.join(layers)}"
         )
     if glue:
         yield (
@@ -81,7 +81,7 @@ def routing(recording: Recording, profiled: nx.DiGraph) -> Iterator[str]:
         yield f"values chose no rows for these, so that they have no neurons: {', '.join(never)}"
 
 
-def _numberless(path: str) -> str:
+def numberless(path: str) -> str:
     """Path of a module without its numbers, which experts of one kind have in common."""
     return re.sub(r"\d+", "*", path)
 

@@ -37,7 +37,14 @@ from neurograph.memory import parse_memory
 from neurograph.nested import dense_parts, flatten
 from neurograph.padding import Padding, find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
-from neurograph.preflight import as_masked, check_samples, mixing, routing, stillness
+from neurograph.preflight import (
+    as_masked,
+    check_samples,
+    mixing,
+    numberless,
+    routing,
+    stillness,
+)
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
@@ -202,9 +209,12 @@ def prepare(
         batch, positions, data_hash, samples = _reference(source, model, options)
         _check_size(profiled, batch)
         with _told_of_reference(options):
-            actual = capture(model, batch, sites)
-            routed &= not isinstance(contrast, Counterfactual | Resample)  # rows of other samples
-            profiled = without_layers(Wiring.of(profiled), actual, routed=routed).layers
+            actual = _without_unknown(capture(model, batch, sites), profiled)
+            profiled = without_layers(
+                Wiring.of(profiled),
+                actual,
+                routed=routed and not isinstance(contrast, Counterfactual | Resample),
+            ).layers
             _check_profile(profiled, actual, needed)
         target = as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
@@ -369,6 +379,15 @@ def _told_of_reference(options: Options) -> Iterator[None]:
         if isinstance(options.reference, int):
             raise
         raise DataError(f"reference= does not fit: {error}") from error
+
+
+def _without_unknown(actual: Recording, profiled: nx.DiGraph) -> Recording:
+    """Leave out what values chose for the first time; other unknown layers are another model's."""
+    known = Wiring.of(profiled).whole
+    layers = (layer for layer in actual.layers.values() if layer.call not in known)
+    alike = {numberless(path) for path in actual.sites.routed}
+    unknown = {layer.module for layer in layers if numberless(layer.module) in alike}
+    return actual.without(frozenset(unknown)) if unknown else actual
 
 
 def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:

@@ -26,11 +26,9 @@ from neurograph.layers import Layer
 from neurograph.memory import parse_memory
 from neurograph.progress import Progress
 from neurograph.replay.observe import call_model, undisturbed, without_parameter_gradients
-from neurograph.replay.recording import capture_few
-from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import read_wiring
+from neurograph.replay.wiring import wire
 from neurograph.scoring.exact import total_effects
-from neurograph.sites import INPUT_SIDE, Choice, find_sites, refuse_unsupported
+from neurograph.sites import INPUT_SIDE, Choice, refuse_unsupported
 from neurograph.study import Options, prepare
 from neurograph.target import Target, TargetFunction, check_rows, resolve_target
 from neurograph.units import Groups, find_groups
@@ -180,9 +178,8 @@ def by_gradient(
     refuse_unsupported(model)
     check_weights(model)
     room = parse_memory(memory)
-    recording = capture_few(model, data, find_sites(model, layers))
-    with Replay(model, recording) as replay:
-        graph = read_wiring(replay).layers
+    wiring, recording = wire(model, data, layers)
+    graph = wiring.layers
     searched = {name: recording.layers[name] for name in graph}
     hidden = hidden_layers(graph, inputs=inputs)
     chosen = {name: searched[name] for name in hidden if not searched[name].routed}

@@ -280,8 +280,9 @@ class Masker:
 
         def change(layer: str, tensor: Tensor) -> Tensor:
             known = self.layers.get(layer)
-            whole = known is None or known.routed
-            lying = Layout() if whole else known.layout.fitted(tensor, passage.size)
+            lying = Layout()
+            if known is not None and not known.routed:
+                lying = known.layout.fitted(tensor, passage.size)
             rows = lying.rows(tensor)
             silenced = self._where(layer, parts[layer], rows)
             values = torch.where(silenced, fill(layer, rows, passage.runs), rows)

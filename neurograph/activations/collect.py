@@ -109,7 +109,7 @@ def stream(
                 for layer in wanted:
                     silent.discard(layer.name)
                     if layer.routed:
-                        rows = leaves[main_index(leaves)].flatten(0, -2)
+                        rows = leaves[main_index(leaves) or 0].flatten(0, -2)
                         receive(Arrived(layer, rows, None, batch))
                     elif not receive(_arrived(layer, leaves[layer.leaf], inputs, batch)):
                         refused.add(layer.name)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from neurograph.data import Batch, Source, concatenate, draw
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
-from neurograph.nested import Rebuild, flatten
+from neurograph.nested import Rebuild
 from neurograph.replay.layouts import Seen, find_layouts, watch
-from neurograph.replay.observe import input_tensors, observe, undisturbed
+from neurograph.replay.observe import input_tensors, undisturbed
 from neurograph.replay.repeat import check_repeats
+from neurograph.replay.routed import find_routed
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 
-__all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture", "same_rows"]
+__all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture"]
 
 FEW = 2  # samples: with one, nothing tells a batch dimension from others
 _SPREAD = 8  # samples by which layers are told and who reads whom
@@ -227,7 +228,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     }
     sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
-    order, routed = _find_routed(model, batch, sites)
+    order, routed = find_routed(model, batch, sites)
     convolved = {
         shape[1:]
         for seen in run.calls.values()
@@ -316,56 +317,6 @@ def _describe(
         neurons = int(rows.shape[dim]) if rows.dim() > 1 and layout.varies else 0
         shape = tuple(rows.shape[1:])
         yield Layer(name, seen.path, call, kind, shape, dim, neurons, parameters, leaf, layout)
-
-
-def _find_routed(
-    model: nn.Module, batch: Batch, sites: Sites
-) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """What modules that run on some rows only return, where that can be told apart by samples.
-
-    They are called once in a run, and their rows come in the order of the samples: if these come
-    twice, so do the rows, one after the other. Beside that, the order of all calls.
-    """
-    order: dict[str, int] = {}
-    if not sites.routed - sites.left_out:
-        return order, {}
-    found: list[dict[str, Tensor | None]] = []
-
-    def visit(call: str, path: str, _arguments: Any, output: Any) -> None:
-        order.setdefault(call, len(order))
-        if path in sites.routed:
-            leaves, _ = flatten(output)
-            main = main_index(leaves)
-            once = main is not None and path not in found[-1]
-            found[-1][path] = leaves[main].detach().clone() if once else None
-
-    with undisturbed(model), contextlib.suppress(ModelError):
-        for times in (1, 2):
-            found.append({})
-            again = batch.map(lambda leaf, times=times: torch.cat([leaf] * times))
-            observe(model, again, sites, visit, routed=True)
-        one, two = found
-        return order, {
-            path: tensor
-            for path, tensor in one.items()
-            if path not in sites.left_out
-            and tensor is not None
-            and (other := two.get(path)) is not None
-            and tensor.dim() > 1
-            and tensor.numel()
-            and not is_convolution(model.get_submodule(path))
-            and other.shape == (2 * len(tensor), *tensor.shape[1:])
-            and same_rows(other.view(2, *tensor.shape))
-        }
-    return order, {}
-
-
-def same_rows(parts: Tensor) -> bool:
-    """Whether all parts ``[parts, …]`` are the same but for rounding."""
-    close = 1000 * torch.finfo(parts.dtype).eps
-    first = parts[:1].expand_as(parts)
-    scale = float(first.abs().nan_to_num(0.0, 0.0, 0.0).max())
-    return torch.allclose(parts, first, rtol=close, atol=close * scale, equal_nan=True)
 
 
 def _describe_routed(path: str, module: nn.Module, tensor: Tensor) -> tuple[Layer, Call]:

@@ -26,7 +26,7 @@ from neurograph.replay.observe import (
 )
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
-from neurograph.replay.run import CHECKED, Job, Outcome, Run, Unordered
+from neurograph.replay.run import CHECKED, Job, Outcome, Run
 
 __all__ = ["Replay"]
 
@@ -126,13 +126,7 @@ class Replay:
         if checked is None or self.one_by_one:
             return _joined([self._execute(alone.block(b, rows)) for b in range(blocks)])
         if checked == alone.plan or (plan, blocks * rows) in self._fits:
-            try:
-                return self._execute(replace(job, plan=checked))
-            except Unordered:
-                self._checked[plan] = None
-                return self.run(
-                    plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares
-                )
+            return self._execute(replace(job, plan=checked))
         # Idle rows may fit by chance: of 12 heads, one row can be viewed as 3 heads of 4 rows.
         copies = {name: given.clone() for name, given in job.given.items()}
         try:

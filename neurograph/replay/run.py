@@ -16,17 +16,14 @@ from neurograph.layers import Layer, Layout, main_index
 from neurograph.nested import flatten
 from neurograph.replay.observe import Forward, StopReplay, call_name, main_argument
 from neurograph.replay.plan import Plan
-from neurograph.replay.recording import Call, Recording, same_rows
+from neurograph.replay.recording import Call, Recording
+from neurograph.replay.routed import rows_of_blocks
 from neurograph.sites import INPUT_SIDE
 
-__all__ = ["CHECKED", "Job", "Outcome", "Run", "Unordered"]
+__all__ = ["CHECKED", "Job", "Outcome", "Run"]
 
 CHECKED = 2
 """Samples on which it is checked that interventions can share a batch."""
-
-
-class Unordered(ModelError):
-    """Rows that values choose do not come one intervention after the other."""
 
 
 @dataclass
@@ -219,16 +216,16 @@ class Run:
         if self.job.plan.worlds:
             put = torch.cat([torch.full_like(put, torch.nan), put])
         tensor = leaves[main]
-        if len(tensor) % len(put):
-            parts = None
-        else:
-            parts = tensor.reshape(len(put), -1, tensor.shape[-1])
-        if parts is None or (len(put) > 1 and not same_rows(parts.detach())):
-            raise Unordered(
-                f"the rows of layer {layer.name!r} that values choose for it do not come in the "
-                "order of the samples: leave it out by layers="
+        flat = tensor.flatten(0, -2)
+        whose = rows_of_blocks(flat.detach(), len(put))
+        if whose is None:
+            raise ModelError(
+                f"nothing tells which rows of layer {layer.name!r} are of which samples, as values "
+                "choose them: leave it out by layers="
             )
-        leaves[main] = torch.where(put.isnan(), parts, put).view_as(tensor)
+        values = torch.empty_like(flat)
+        values[whose.flatten()] = put.expand(*whose.shape, -1).flatten(0, 1)
+        leaves[main] = torch.where(values.isnan(), flat, values).view_as(tensor)
         return rebuild(leaves)
 
     def _assemble(

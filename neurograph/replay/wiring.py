@@ -15,7 +15,7 @@ from neurograph.errors import DataError, ModelError
 from neurograph.layers import INPUT_TYPE
 from neurograph.nested import iter_tensors
 from neurograph.replay.plan import Plan
-from neurograph.replay.recording import Recording, capture_few
+from neurograph.replay.recording import Recording, capture, capture_few
 from neurograph.replay.replay import Replay
 from neurograph.replay.trace import Foreign, trace
 from neurograph.sites import Choice, find_sites, refuse_unsupported
@@ -26,6 +26,7 @@ __all__ = [
     "layer_graph",
     "read_wiring",
     "target_layers",
+    "wire",
     "without_layers",
 ]
 
@@ -73,11 +74,9 @@ def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None)
     """
     refuse_unsupported(model)
     try:
-        few = capture_few(model, example, find_sites(model, layers))
+        return wire(model, example, layers)[0].layers
     except DataError as error:
         raise DataError(f"example= cannot be used: {error}") from error
-    with Replay(model, few) as replay:
-        return read_wiring(replay).layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +229,18 @@ def target_layers(graph: nx.DiGraph) -> list[str]:
 
 
 # -- reading it off a model ------------------------------------------------------------------------
+
+
+def wire(model: nn.Module, data: Any, layers: Choice | None) -> tuple[Wiring, Recording]:
+    """Record a few samples of the data and find who reads whom in them."""
+    recording = capture_few(model, data, find_sites(model, layers))
+    while True:
+        with Replay(model, recording) as replay:
+            wiring = read_wiring(replay)
+        if replay.recording is recording:
+            return wiring, recording
+        # What it turned out that values choose rows for can be layers of that kind.
+        recording = capture(model, recording.batch, replay.recording.sites)
 
 
 def read_wiring(replay: Replay) -> Wiring:
