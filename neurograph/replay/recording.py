@@ -124,7 +124,7 @@ class Recording:
         return chosen or layer.module not in self.sites.left_out
 
     def without(self, routed: frozenset[str]) -> Recording:
-        """Return the recording with some modules as glue, which is never recorded."""
+        """Return the recording with some modules as glue, but for layers that run on some rows."""
         layers = {
             n: layer
             for n, layer in self.layers.items()
@@ -160,7 +160,9 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
         if not found.sites.routed:
             return found
         count = max(_SPREAD, min(_SELDOM, _SELDOM_BYTES // found.row_bytes))
-        return capture(model, _few(Source(data, model), count)[1], sites)
+        with contextlib.suppress(ModelError):
+            return capture(model, _few(Source(data, model), count)[1], sites)
+        return found
     except ModelError as error:
         with contextlib.suppress(ModelError):
             return capture(model, first, sites)
