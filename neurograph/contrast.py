@@ -241,7 +241,8 @@ def with_background(actual: Recording, background: Background, graph: nx.DiGraph
 
     `data` leaves the reference samples as they are. `mean` sets each neuron to its mean over the
     data, `zero` to 0, so that all a reader sees besides the moved neuron is what glue makes of
-    that (0 again after ReLU, tanh or GELU). What is no neuron, token ids for one, stays.
+    that (0 again after ReLU, tanh or GELU). What is no neuron, token ids for one, stays; what runs
+    on some rows only is computed from what arrives.
     """
     if background == "data":
         return actual
@@ -250,7 +251,7 @@ def with_background(actual: Recording, background: Background, graph: nx.DiGraph
     rows: dict[str, Tensor] = {}
     for name in graph:
         layer = actual.layers[name]
-        if not layer.neurons:
+        if not layer.neurons or layer.routed:
             continue
         values = actual.main(name)
         if background == "zero":

@@ -166,6 +166,10 @@ class Layer:
     mask : str or None
         The input of the model that says which of its positions are padding, with ``~`` before it
         where it is not 0 for padding; None where all count.
+    routed : bool
+        Whether its module runs on those rows that values choose, as experts do. A neuron of it is
+        its channel on whatever rows these are, and one of its rows holds what all of them are set
+        to, NaN where they stay as computed: so are all recorded ones.
     """
 
     name: str
@@ -179,6 +183,7 @@ class Layer:
     leaf: int = 0
     layout: Layout = Layout()
     mask: str | None = None
+    routed: bool = False
 
     @property
     def is_input(self) -> bool:

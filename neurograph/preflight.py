@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,12 +22,11 @@ from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
 from neurograph.replay.recording import FEW, Recording
 from neurograph.scoring.experiment import Experiment
-from neurograph.sites import Sites
 from neurograph.target import LogitDifference, Target, TargetFunction, check_rows, resolve_target
 
 _SHOWN = 3  # examples in a sentence
 
-__all__ = ["as_masked", "check_samples", "mixing", "routing", "stillness"]
+__all__ = ["as_masked", "check_samples", "mixing", "numberless", "routing", "stillness"]
 
 
 def stillness(
@@ -62,13 +62,30 @@ def _still(features: Sequence[str]) -> Iterator[str]:
         )
 
 
-def routing(sites: Sites) -> Iterator[str]:
-    """Say which modules are no layers though they own parameters."""
-    if sites.routed:
+def routing(recording: Recording, profiled: nx.DiGraph) -> Iterator[str]:
+    """Say which modules run on some rows only, and which of them are no layers for that."""
+    sites, called = recording.sites, {layer.module for layer in recording.layers.values()}
+    alike = {numberless(path) for path in sites.routed}
+    never = sorted(n for n in sites.outputs - called if numberless(n) in alike)
+    layers = sorted(sites.routed & set(profiled))
+    glue = sorted(sites.routed - sites.left_out - set(profiled))
+    if layers:
         yield (
-            "glue, without neurons of their own, as they run on rows that values choose: "
-            f"{', '.join(sorted(sites.routed))}"
+            "run on rows that values choose, so their neurons move on these alone, and what is "
+            f"before them has edges to what is behind, none to them: {', '.join(layers)}"
         )
+    if glue:
+        yield (
+            "glue, without neurons of their own here, as they run on rows that values choose: "
+            f"{', '.join(glue)}"
+        )
+    if never:
+        yield f"values chose no rows for these, so that they have no neurons: {', '.join(never)}"
+
+
+def numberless(path: str) -> str:
+    """Path of a module without its numbers, which experts of one kind have in common."""
+    return re.sub(r"\d+", "*", path)
 
 
 def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]:

@@ -102,7 +102,8 @@ class Sites:
     asked : mapping of str to frozenset of str
         The patterns a user chose by, and the sites each matched.
     routed : frozenset of str
-        Paths of modules that run on some rows only, as values say: glue, and never recorded.
+        Paths of modules that run on some rows only, as values say: what they return is never
+        recorded, and computed in every run.
     """
 
     outputs: frozenset[str]
@@ -114,7 +115,7 @@ class Sites:
     @property
     def paths(self) -> frozenset[str]:
         """Modules that are recorded on either side."""
-        return self.outputs | self.inputs
+        return self.outputs | self.inputs | self.routed
 
     def without(self, routed: frozenset[str]) -> Sites:
         """Sites of the other modules; these run on some rows only."""
@@ -122,7 +123,6 @@ class Sites:
             self,
             outputs=self.outputs - routed,
             inputs=self.inputs - routed,
-            left_out=self.left_out - routed,
             routed=self.routed | routed,
         )
 

@@ -37,7 +37,14 @@ from neurograph.memory import parse_memory
 from neurograph.nested import flatten
 from neurograph.padding import Padding, find_padding
 from neurograph.positions import Positions, check_positions, moving, token_names
-from neurograph.preflight import as_masked, check_samples, mixing, routing, stillness
+from neurograph.preflight import (
+    as_masked,
+    check_samples,
+    mixing,
+    numberless,
+    routing,
+    stillness,
+)
 from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
@@ -175,11 +182,13 @@ def prepare(
     profiled: nx.DiGraph | None,
     *,
     statistics: bool = True,
+    routed: bool = True,
 ) -> Study:
     """Profile, draw the reference samples, record them, and set up the experiment.
 
     Without `statistics` a pass over the data is spared where neither contrast nor background asks
-    for any: then the layer graph holds none.
+    for any: then the layer graph holds none. Without `routed` layers, what runs on some rows only
+    is glue.
     """
     refuse_unsupported(model)
     options = options.checked()
@@ -200,8 +209,12 @@ def prepare(
         batch, positions, data_hash, samples = _reference(source, model, options)
         _check_size(profiled, batch)
         with _told_of_reference(options):
-            actual = capture(model, batch, sites)
-            profiled = without_layers(Wiring.of(profiled), actual).layers
+            actual = _without_unknown(capture(model, batch, sites), profiled)
+            profiled = without_layers(
+                Wiring.of(profiled),
+                actual,
+                routed=routed and not isinstance(contrast, Counterfactual | Resample),
+            ).layers
             _check_profile(profiled, actual, needed)
         target = as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
@@ -212,7 +225,7 @@ def prepare(
         twins = _twins(contrast, model, positions, actual, options.seed)
         with Replay(model, actual) as replay:
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
-        mixed = [*routing(actual.sites), *mixing(model, resolved, actual)]
+        mixed = [*routing(actual, profiled), *mixing(model, resolved, actual)]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups({} if options.groups is None else options.groups, searched, model)
@@ -380,9 +393,20 @@ def _told_of_reference(options: Options) -> Iterator[None]:
         raise DataError(f"reference= does not fit: {error}") from error
 
 
+def _without_unknown(actual: Recording, profiled: nx.DiGraph) -> Recording:
+    """Leave out what values chose for the first time; other unknown layers are another model's."""
+    known = Wiring.of(profiled).whole
+    layers = (layer for layer in actual.layers.values() if layer.call not in known)
+    alike = {numberless(path) for path in actual.sites.routed}
+    unknown = {layer.module for layer in layers if numberless(layer.module) in alike}
+    return actual.without(frozenset(unknown)) if unknown else actual
+
+
 def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:
     for name, layer in actual.layers.items():
         whole = Wiring.of(profiled).whole
+        if layer.routed:
+            continue
         if name not in whole and layer.leaf == min(n.leaf for n in actual.by_call[layer.call]):
             raise OptionError(f"the profile lacks layer {name!r}: profile this model, this way")
     for name in profiled:
@@ -462,7 +486,8 @@ def _feature_names(
 def _describe(options: Options, contrast: Contrast, sites: Sites) -> dict[str, Any]:
     """Options as JSON can hold them; data among them is only named."""
     keep = as_keep(options.keep)
-    chosen = [*(sites.outputs - sites.left_out), *(n + INPUT_SIDE for n in sites.inputs)]
+    outputs = (sites.outputs | sites.routed) - sites.left_out
+    chosen = [*outputs, *(n + INPUT_SIDE for n in sites.inputs)]
     told: dict[str, Any] = {
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
         "groups": describe_groups({} if options.groups is None else options.groups),

@@ -26,11 +26,9 @@ from neurograph.layers import Layer
 from neurograph.memory import parse_memory
 from neurograph.progress import Progress
 from neurograph.replay.observe import call_model, undisturbed, without_parameter_gradients
-from neurograph.replay.recording import capture_few
-from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import read_wiring
+from neurograph.replay.wiring import wire
 from neurograph.scoring.exact import total_effects
-from neurograph.sites import INPUT_SIDE, Choice, find_sites, refuse_unsupported
+from neurograph.sites import INPUT_SIDE, Choice, refuse_unsupported
 from neurograph.study import Options, prepare
 from neurograph.target import Target, TargetFunction, check_rows, resolve_target
 from neurograph.units import Groups, find_groups
@@ -111,7 +109,7 @@ def by_total_effect(
     {('0', 0): 2.7, ('0', 1): 0.9}
     """
     profiled = options.pop("profile", None)
-    study = prepare(model, data, target, Options(**options), profiled)
+    study = prepare(model, data, target, Options(**options), profiled, routed=False)
     found: dict[str, np.ndarray] = {}
     with study.open() as experiment:
         layers = hidden_layers(experiment.graph, inputs=inputs)
@@ -180,11 +178,11 @@ def by_gradient(
     refuse_unsupported(model)
     check_weights(model)
     room = parse_memory(memory)
-    recording = capture_few(model, data, find_sites(model, layers))
-    with Replay(model, recording) as replay:
-        graph = read_wiring(replay).layers
+    wiring, recording = wire(model, data, layers)
+    graph = wiring.layers
     searched = {name: recording.layers[name] for name in graph}
-    chosen = {name: searched[name] for name in hidden_layers(graph, inputs=inputs)}
+    hidden = hidden_layers(graph, inputs=inputs)
+    chosen = {name: searched[name] for name in hidden if not searched[name].routed}
     by_group = find_groups({} if groups is None else groups, searched, model)
     # A backward pass needs about all that was computed, and as much again.
     rows = max(1, min(_BATCH, room // (2 * recording.row_bytes)))

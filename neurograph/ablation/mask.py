@@ -221,6 +221,11 @@ class Masker:
                 f"layer {name!r} has no neurons: its values are no floating-point numbers, or the "
                 "same for every sample"
             )
+        if recording.layers[name].routed and self.how == "resample":
+            raise OptionError(
+                f"how='resample' cannot silence layer {name!r}, which runs on rows that values "
+                "choose: other samples may have none; use how='mean' or 'zero'"
+            )
         return recording.layers[name]
 
     # -- which neurons ---------------------------------------------------------------------------
@@ -275,7 +280,9 @@ class Masker:
 
         def change(layer: str, tensor: Tensor) -> Tensor:
             known = self.layers.get(layer)
-            lying = Layout() if known is None else known.layout.fitted(tensor, passage.size)
+            lying = Layout()
+            if known is not None and not known.routed:
+                lying = known.layout.fitted(tensor, passage.size)
             rows = lying.rows(tensor)
             silenced = self._where(layer, parts[layer], rows)
             values = torch.where(silenced, fill(layer, rows, passage.runs), rows)
@@ -284,7 +291,8 @@ class Masker:
 
         with passing(self.model, places.values(), change) as passage:
             yield
-        missed = [layer for layer in parts if layer not in passage.met]
+        routed = {name for name, layer in self.layers.items() if layer.routed}
+        missed = [layer for layer in parts if layer not in passage.met | routed]
         if passage.runs and missed:
             raise OptionError(
                 f"layer {missed[0]!r} was to be silenced, but the model was run without calling it"

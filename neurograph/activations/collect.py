@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neurograph.data import Batch
 from neurograph.errors import DataError
-from neurograph.layers import Layer, channels_first
+from neurograph.layers import Layer, channels_first, main_index
 from neurograph.nested import flatten
 from neurograph.positions import attended
 from neurograph.progress import Progress
@@ -28,6 +28,7 @@ class Arrived:
     ----------
     layer : Layer
     values : Tensor, [samples, channels, *positions]
+        Of a layer that runs on some rows only ``[rows, channels]``, whatever samples they are of.
     attended : Tensor of bool, [samples, positions], or None
         Which positions hold something; None where all do.
     batch : Batch
@@ -91,27 +92,31 @@ def stream(
     with undisturbed(model), Progress(title, progress, unit="samples") as bar:
         for batch in batches:
             inputs = input_tensors(model, batch)
-            silent = set(names)
+            silent = {name for name in names if not recording.layers[name].routed}
 
             def visit(
                 call: str,
-                _path: str,
+                path: str,
                 _arguments: Any,
                 output: Any,
                 batch: Batch = batch,
                 inputs: Mapping[str, Tensor] = inputs,
                 silent: set[str] = silent,
             ) -> None:
+                call = path if path in recording.sites.routed else call
                 wanted = [x for x in recording.by_call.get(call, ()) if x.name in names]
                 leaves = flatten(output)[0] if wanted else []
                 for layer in wanted:
                     silent.discard(layer.name)
-                    if not receive(_arrived(layer, leaves[layer.leaf], inputs, batch)):
+                    if layer.routed:
+                        rows = leaves[main_index(leaves) or 0].flatten(0, -2)
+                        receive(Arrived(layer, rows, None, batch))
+                    elif not receive(_arrived(layer, leaves[layer.leaf], inputs, batch)):
                         refused.add(layer.name)
 
             for name, tensor in inputs.items():
                 visit(name, "", None, tensor)
-            observe(model, batch, recording.sites, visit)
+            observe(model, batch, recording.sites, visit, routed=True)
             if silent:
                 raise DataError(
                     f"layer {min(silent)!r} ran on the first samples but not on a batch of "

@@ -20,10 +20,9 @@ from neurograph.memory import parse_memory
 from neurograph.nested import dense_parts
 from neurograph.padding import find_padding
 from neurograph.replay.observe import placed
-from neurograph.replay.recording import FEW, Recording, capture_few
-from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import read_wiring
-from neurograph.sites import Choice, find_sites, refuse_unsupported
+from neurograph.replay.recording import FEW, Recording
+from neurograph.replay.wiring import wire
+from neurograph.sites import Choice, refuse_unsupported
 
 __all__ = ["QUANTILES", "check_weights", "model_hash", "profile", "wired"]
 
@@ -127,10 +126,8 @@ def model_hash(model: nn.Module) -> str:
 
 def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGraph, Recording]:
     """The layer graph as `profile` makes it, without statistics, and the few samples it is of."""
-    recording = capture_few(model, data, find_sites(model, layers))
-    with Replay(model, recording) as replay:
-        graph = read_wiring(replay).layers
-        recording = replay.recording
+    wiring, recording = wire(model, data, layers)
+    graph = wiring.layers
     padding = find_padding(model, Source(data, model), recording)
     graph.graph.update(sites=recording.sites, padding=padding)
     if recording.fixed:
@@ -226,13 +223,17 @@ class _Collect:
         self.parts = parts
         while True:
             metrics = {
-                name: {c: self._metric(name, rows, i) for i, c in enumerate(self.classes)}
+                name: {c: self._metric(name, rows, i) for i, c in enumerate(self._classes(name))}
                 for name in parts
             }
             varying = self._stream(metrics)
             if not varying:
                 return metrics
             self.pooled |= varying
+
+    def _classes(self, name: str) -> tuple[Label | None, ...]:
+        """Classes by which a layer is profiled; nothing says of which sample a routed row is."""
+        return (None,) if self.recording.layers[name].routed else self.classes
 
     def _metric(self, name: str, rows: int, number: int) -> ActivationStatistics:
         layer, example = self.recording.layers[name], self.recording.main(name)

@@ -137,11 +137,11 @@ class Collector:
 
     @property
     def layers(self) -> dict[str, Layer]:
-        """Layers that have neurons and were not left out."""
+        """Layers that have neurons in every sample and were not left out."""
         return {
             name: layer
             for name, layer in self.recording.layers.items()
-            if layer.neurons and self.recording.is_searched(name)
+            if layer.neurons and not layer.routed and self.recording.is_searched(name)
         }
 
     def feature_names(self, given: Sequence[str] | None) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from neurograph.layers import Layer, main_index
@@ -49,6 +50,12 @@ class Calls:
             self.computed[name] = value.clone()
         return self.forced[name].clone() if name in self.forced else value
 
+    def _put(self, name: str, value: Tensor) -> Tensor:
+        """Set what is forced of a layer that runs on some rows only, on whatever rows these are."""
+        still = value.new_full(value.shape[-1:], torch.nan)  # what stays as computed
+        row = self.passed(name, still).view(-1, len(still))[0]
+        return torch.where(row.isnan(), value, row)
+
     def enter(self, path: str, args: Any, kwargs: Any) -> Any:
         """See what a module is given, and say what it is called with."""
         call = call_name(path, self._counts)
@@ -71,11 +78,16 @@ class Calls:
     def leave(self, path: str, output: Any) -> Any:
         """See what a module returned, and say what it passes on."""
         call = self._running[path].pop()
+        own = self.wanted.get(path, ())
+        call = path if any(layer.routed for layer in own) else call
         if call not in self.wanted:
             return output
         leaves, rebuild = flatten(output)
         for layer in self.wanted[call]:
-            if layer.leaf < len(leaves) and isinstance(leaves[layer.leaf], Tensor):
+            if layer.routed:
+                main = main_index(leaves) or 0
+                leaves[main] = self._put(layer.name, leaves[main])
+            elif layer.leaf < len(leaves) and isinstance(leaves[layer.leaf], Tensor):
                 leaves[layer.leaf] = self.passed(layer.name, leaves[layer.leaf])
         return rebuild(leaves)
 

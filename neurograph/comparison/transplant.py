@@ -147,7 +147,7 @@ def _fresh(study: Study, options: Options) -> Study:
     )
     data = study.data if options.data is None else options.data
     profiled = study.profiled if options.data is None else None
-    return prepare(study.model, data, study.asked, asked, profiled)
+    return prepare(study.model, data, study.asked, asked, profiled, routed=False)
 
 
 def no_transplants() -> pd.DataFrame:

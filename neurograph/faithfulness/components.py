@@ -39,11 +39,14 @@ class Components:
     sizes : mapping of tuple of str to tuple of int
         How many there are of each part: ``(layer,)`` has so many neurons, ``(writer, reader)``
         has the edges from so many neurons to so many.
+    glue : frozenset of str
+        Modules that run on some rows only: their neurons are always kept.
     """
 
     of: Of
     units: Mapping[str, Units]
     sizes: Mapping[tuple[str, ...], tuple[int, ...]]
+    glue: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return sum(map(math.prod, self.sizes.values()))
@@ -101,6 +104,8 @@ class Components:
         starts = self.starts()
         for key, rows in table.groupby(layers, sort=False).indices.items():
             names = tuple(map(str, key if isinstance(key, tuple) else (key,)))
+            if not self.glue.isdisjoint(names):
+                continue
             self._check(names)
             units = [
                 self._units(name, table.iloc[rows], end)
@@ -155,7 +160,9 @@ def neurons_of(experiment: Experiment, *, inputs: bool) -> Components:
     """
     units = _units(experiment)
     hidden = hidden_layers(experiment.graph, inputs=inputs)
-    return Components("neurons", units, {(n,): (len(units[n]),) for n in units if n in hidden})
+    sizes: dict[tuple[str, ...], tuple[int, ...]]
+    sizes = {(n,): (len(units[n]),) for n in units if n in hidden}
+    return Components("neurons", units, sizes, experiment.recording.sites.routed)
 
 
 def edges_of(experiment: Experiment) -> Components:
@@ -167,7 +174,7 @@ def edges_of(experiment: Experiment) -> Components:
         for writer in experiment.graph.predecessors(reader)
         if writer in units
     }
-    return Components("edges", units, edges)
+    return Components("edges", units, edges, experiment.recording.sites.routed)
 
 
 def _units(experiment: Experiment) -> dict[str, Units]:

@@ -178,7 +178,7 @@ def faithfulness(
         device=device,
         progress=progress,
     )
-    study = prepare(model, data, target, options, profile)
+    study = prepare(model, data, target, options, profile, routed=False)
     components = _components(study.experiment, rankings)
     series = list(_series(rankings, components, sizes, draws, seed))
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.matching.alignment import Align, align_layers
 from neurograph.matching.assignment import assign
-from neurograph.matching.layers_of import is_given, size_of
+from neurograph.matching.layers_of import is_given, layers_with_neurons, size_of
 from neurograph.matching.matching import LayerMatch, Matching
 from neurograph.matching.paired import side_by_side
 from neurograph.matching.similarity import LayerPair, Measured, layer_cka, measure_pairs
@@ -111,10 +112,11 @@ def with_cka(
 
     Similarities of neurons stay as they are.
     """
-    pairs = [(match.a, match.b) for match in matching.layers]
+    whole_a, whole_b = set(layers_with_neurons(a)), set(layers_with_neurons(b))
+    pairs = [(m.a, m.b) for m in matching.layers if m.a in whole_a and m.b in whole_b]
     with side_by_side(a, b, data, samples=samples, seed=seed, progress=progress) as models:
         found = {x.layers: _within(x.cka) for x in measure_pairs(models, pairs, ())}
-    layers = (replace(match, cka=found[match.a, match.b]) for match in matching.layers)
+    layers = (replace(m, cka=found.get((m.a, m.b), math.nan)) for m in matching.layers)
     return replace(matching, layers=tuple(layers))
 
 

@@ -33,5 +33,7 @@ def size_of(circuit: Circuit, layer: str) -> tuple[int, int | None]:
 
 
 def layers_with_neurons(circuit: Circuit) -> Iterator[str]:
-    """Yield the layers that have neurons, in the order they run."""
-    return (layer for layer in circuit.layers if circuit.layers.nodes[layer]["neurons"])
+    """Yield the layers that have neurons in every sample, in the order they run."""
+    routed = circuit.provenance.get("model", {}).get("routed", ())
+    nodes = circuit.layers.nodes
+    return (name for name in circuit.layers if nodes[name]["neurons"] and name not in routed)

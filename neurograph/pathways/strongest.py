@@ -201,7 +201,7 @@ def strongest_paths(
     sense = {"positive": 1, "negative": -1, None: 0}[sign]
     found, study, beam = _Found(k), None, None
     try:
-        study = prepare(model, data, target, options, profile, statistics=False)
+        study = prepare(model, data, target, options, profile, statistics=False, routed=False)
         begin = read_sources(study, sources)
         asked = {"k": k, "sign": sign, "sources": begin}
         with study.open() as experiment:

@@ -234,6 +234,8 @@ def observe(
     sites: Sites,
     visit: Visit,
     inside: Callable[[Observed], contextlib.AbstractContextManager[Any]] | None = None,
+    *,
+    routed: bool = False,
 ) -> Observed:
     """Run the model for real and show every call of a recorded module to `visit`.
 
@@ -248,9 +250,12 @@ def observe(
         it ran for its output, unless it is a container.
     inside : callable, optional
         Makes a context to run in from what is being observed.
+    routed : bool
+        Whether modules that run on some rows only are shown, too.
     """
     seen = Observed()
     calls: Counter[str] = Counter()
+    outputs = sites.outputs | (sites.routed if routed else frozenset())
 
     def stand_in(path: str, forward: Forward) -> Forward:
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -260,7 +265,7 @@ def observe(
                 arriving = main_argument((args, kwargs))
                 if arriving is not None:
                     visit(call + INPUT_SIDE, path, ((arriving,), {}), arriving)
-            if path not in sites.outputs:
+            if path not in outputs:
                 return forward(*args, **kwargs)
             seen.containers.update(seen.running)
             seen.running.append(path)

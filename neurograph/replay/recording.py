@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from neurograph.data import Batch, Source, concatenate, draw
@@ -19,12 +20,14 @@ from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.mixing import mixes_samples
 from neurograph.replay.observe import input_tensors, undisturbed
 from neurograph.replay.repeat import check_repeats
+from neurograph.replay.routed import find_routed
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 
 __all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture"]
 
 FEW = 2  # samples: with one, nothing tells a batch dimension from others
 _SPREAD = 8  # samples by which layers are told and who reads whom
+_SELDOM, _SELDOM_BYTES = 128, 2**28  # the same where values choose what is run, in that memory
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,12 @@ class Recording:
         return chosen or layer.module not in self.sites.left_out
 
     def without(self, routed: frozenset[str]) -> Recording:
-        """Return the recording with some modules as glue, which is never recorded."""
-        layers = {n: layer for n, layer in self.layers.items() if layer.module not in routed}
+        """Return the recording with some modules as glue, but for layers that run on some rows."""
+        layers = {
+            n: layer
+            for n, layer in self.layers.items()
+            if layer.routed or layer.module not in routed
+        }
         gone = {layer.call for layer in self.layers.values()} - {x.call for x in layers.values()}
         calls = {name: call for name, call in self.calls.items() if name not in gone}
         sites = self.sites.without(routed)
@@ -145,11 +152,18 @@ class Recording:
 def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Recording:
     """Record a few samples, drawn from all of the data, of any kind; see `capture`.
 
-    Where the model does not take so few, it gets the first batch as it comes.
+    Where the model does not take so few, it gets the first batch as it comes; where values choose
+    what is run, more, as few would miss what is chosen seldom.
     """
-    first, few = _few(Source(data, model))
+    first, few = _few(Source(data, model), _SPREAD)
     try:
-        return capture(model, few, sites)
+        found = capture(model, few, sites)
+        if not found.sites.routed:
+            return found
+        count = max(_SPREAD, min(_SELDOM, _SELDOM_BYTES // found.row_bytes))
+        with contextlib.suppress(ModelError):
+            return capture(model, _few(Source(data, model), count)[1], sites)
+        return found
     except ModelError as error:
         with contextlib.suppress(ModelError):
             return capture(model, first, sites)
@@ -161,8 +175,8 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
         ) from error.__cause__
 
 
-def _few(source: Source) -> tuple[Batch, Batch]:
-    """The first batch, and a few samples of all batches in which samples have the same shape.
+def _few(source: Source, count: int) -> tuple[Batch, Batch]:
+    """The first batch, and so many samples of all batches in which samples have the same shape.
 
     Among them the very first ones.
     """
@@ -177,7 +191,7 @@ def _few(source: Source) -> tuple[Batch, Batch]:
                 yield bare
 
     try:
-        few, positions = draw(alike(), _SPREAD, 0)
+        few, positions = draw(alike(), count, 0)
         assert first is not None
         ahead = [i for i in range(min(FEW, first.size)) if i not in positions]
         if ahead:
@@ -185,7 +199,7 @@ def _few(source: Source) -> tuple[Batch, Batch]:
     except DataError:
         if first is None:
             raise
-        few = first.map(lambda leaf: leaf[:_SPREAD])
+        few = first.map(lambda leaf: leaf[:count])
     return first, few
 
 
@@ -219,6 +233,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     }
     sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
+    order, routed = find_routed(model, batch, sites)
     convolved = {
         shape[1:]
         for seen in run.calls.values()
@@ -230,12 +245,16 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     for call, seen in run.calls.items():
         if seen.path in run.containers and not call.endswith(INPUT_SIDE):
             continue
-        if seen.path in layouts.routed:
+        if seen.path in sites.routed:
             continue
         out, arriving = layouts.calls[call]
         calls[call] = Call(seen.leaves, seen.rebuild, out, arriving)
         for layer in _describe(call, seen, modules[seen.path], out):
             layers[layer.name] = layer
+    for path, tensor in routed.items():
+        layers[path], calls[path] = _describe_routed(path, modules[path], tensor)
+    if routed:  # where they are called, as layers come in that order
+        layers = dict(sorted(layers.items(), key=lambda item: order.get(item[1].call, -1)))
     _check_found(sites, layers)
     return Recording(
         layers,
@@ -269,6 +288,9 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
     for call, known in like.calls.items():
         if call in calls:
             continue
+        if like.by_call[call][0].routed:
+            calls[call] = known
+            continue
         seen = run.calls.get(call)
         if seen is None or len(seen.leaves) != len(known.leaves):
             raise ModelError(
@@ -300,6 +322,16 @@ def _describe(
         neurons = int(rows.shape[dim]) if rows.dim() > 1 and layout.varies else 0
         shape = tuple(rows.shape[1:])
         yield Layer(name, seen.path, call, kind, shape, dim, neurons, parameters, leaf, layout)
+
+
+def _describe_routed(path: str, module: nn.Module, tensor: Tensor) -> tuple[Layer, Call]:
+    """Layer of a module that runs on some rows only; in its one row, all stay as computed."""
+    channels, layout = tensor.shape[-1], Layout(None, spread=True)
+    parameters = sum(p.numel() for p in module.parameters(recurse=False))
+    kind, shape = type(module).__name__, (channels,)
+    layer = Layer(path, path, path, kind, shape, 1, channels, parameters, 0, layout, routed=True)
+    row = torch.full_like(tensor.flatten(0, -2)[0], torch.nan)
+    return layer, Call([row], lambda leaves: leaves[0], (layout,))
 
 
 def _input_call(tensor: Tensor, has_rows: bool) -> Call:

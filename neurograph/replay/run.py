@@ -12,11 +12,12 @@ from torch import Tensor
 
 from neurograph.batch import Batch
 from neurograph.errors import ModelError
-from neurograph.layers import Layer, Layout
+from neurograph.layers import Layer, Layout, main_index
 from neurograph.nested import flatten
 from neurograph.replay.observe import Forward, StopReplay, call_name, main_argument
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Call, Recording
+from neurograph.replay.routed import rows_of_blocks
 from neurograph.sites import INPUT_SIDE
 
 __all__ = ["CHECKED", "Job", "Outcome", "Run"]
@@ -158,6 +159,9 @@ class Run:
             args, kwargs = self._enter(call + INPUT_SIDE, args, kwargs)
         if path not in self.recording.modules:
             return forward(*args, **kwargs)
+        own = self.recording.layers.get(path)
+        if own is not None and own.routed:
+            return self._routed(own, forward(*args, **kwargs))
         return self._layer(call, forward, args, kwargs)
 
     def _enter(self, call: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -197,6 +201,32 @@ class Run:
         if listen is not None:
             listen("returned", call, output)
         return output
+
+    def _routed(self, layer: Layer, output: Any) -> Any:
+        """Set what is given of a layer that runs on some rows only, on whatever rows these are.
+
+        What moves is behind whatever chose the rows: each intervention has the same ones.
+        """
+        leaves, rebuild = flatten(output)
+        main = main_index(leaves)
+        if layer.name not in self.job.plan.given or main is None or not leaves[main].numel():
+            return output
+        rows = self.job.given[layer.name]
+        put = rows.view(self.job.blocks, -1, rows.shape[-1])[:, :1]  # the same for all samples
+        if self.job.plan.worlds:
+            put = torch.cat([torch.full_like(put, torch.nan), put])
+        tensor = leaves[main]
+        flat = tensor.flatten(0, -2)
+        whose = rows_of_blocks(flat.detach(), len(put))
+        if whose is None:
+            raise ModelError(
+                f"nothing tells which rows of layer {layer.name!r} are of which samples, as values "
+                "choose them: leave it out by layers="
+            )
+        values = torch.empty_like(flat)
+        values[whose.flatten()] = put.expand(*whose.shape, -1).flatten(0, 1)
+        leaves[main] = torch.where(values.isnan(), flat, values).view_as(tensor)
+        return rebuild(leaves)
 
     def _assemble(
         self, recorded: Call, layers: tuple[Layer, ...], names: set[str], computed: _Computed

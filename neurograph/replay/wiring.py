@@ -15,7 +15,7 @@ from neurograph.errors import DataError, ModelError
 from neurograph.layers import INPUT_TYPE
 from neurograph.nested import iter_tensors
 from neurograph.replay.plan import Plan
-from neurograph.replay.recording import Recording, capture_few
+from neurograph.replay.recording import Recording, capture, capture_few
 from neurograph.replay.replay import Replay
 from neurograph.replay.trace import Foreign, trace
 from neurograph.sites import Choice, find_sites, refuse_unsupported
@@ -26,6 +26,7 @@ __all__ = [
     "layer_graph",
     "read_wiring",
     "target_layers",
+    "wire",
     "without_layers",
 ]
 
@@ -73,11 +74,9 @@ def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None)
     """
     refuse_unsupported(model)
     try:
-        few = capture_few(model, example, find_sites(model, layers))
+        return wire(model, example, layers)[0].layers
     except DataError as error:
         raise DataError(f"example= cannot be used: {error}") from error
-    with Replay(model, few) as replay:
-        return read_wiring(replay).layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +140,9 @@ class Wiring:
         """Plan that computes every layer and adds rows to what each searched one passes on."""
         layers = self.whole.nodes
         inputs = frozenset(name for name in layers if layers[name]["type"] == INPUT_TYPE)
-        nudged = frozenset(name for name in self.layers if self.layers.nodes[name]["neurons"])
-        return Plan(live=frozenset(layers) - inputs, frozen=inputs, nudged=nudged)
+        moving = frozenset(name for name in self.layers if self.layers.nodes[name]["neurons"])
+        routed = frozenset(name for name in layers if self.layers.nodes.get(name, {}).get("routed"))
+        return Plan(live=frozenset(layers) - inputs, frozen=inputs, nudged=moving - routed)
 
     def output(self, writers: Sequence[str]) -> Plan:
         """Plan that shows moved layers to the model's output through glue alone."""
@@ -231,6 +231,18 @@ def target_layers(graph: nx.DiGraph) -> list[str]:
 # -- reading it off a model ------------------------------------------------------------------------
 
 
+def wire(model: nn.Module, data: Any, layers: Choice | None) -> tuple[Wiring, Recording]:
+    """Record a few samples of the data and find who reads whom in them."""
+    recording = capture_few(model, data, find_sites(model, layers))
+    while True:
+        with Replay(model, recording) as replay:
+            wiring = read_wiring(replay)
+        if replay.recording is recording:
+            return wiring, recording
+        # What it turned out that values choose rows for can be layers of that kind.
+        recording = capture(model, recording.batch, replay.recording.sites)
+
+
 def read_wiring(replay: Replay) -> Wiring:
     """Find who reads whom in an open replay; a glue-only run for each layer.
 
@@ -250,6 +262,7 @@ def read_wiring(replay: Replay) -> Wiring:
             neurons=layer.neurons,
             parameters=layer.parameters,
             output=False,
+            **({"routed": True} if layer.routed else {}),
         )
     for writer in recording.layers:
         _join(whole, recording, writer, hearing.heard[writer])
@@ -258,10 +271,18 @@ def read_wiring(replay: Replay) -> Wiring:
     return _wiring(whole, possible, recording)
 
 
-def without_layers(wiring: Wiring, recording: Recording) -> Wiring:
-    """Wiring that sees through the layers of modules that are glue in a recording."""
-    left = {layer.module for layer in recording.layers.values()}
-    gone = {name for name in wiring.possible if _module_of(name) in recording.sites.routed - left}
+def without_layers(wiring: Wiring, recording: Recording, *, routed: bool = True) -> Wiring:
+    """Wiring that sees through the layers of modules that are glue in a recording.
+
+    So it does through all that run on some rows only, if those are not wanted.
+    """
+    nodes, layers = wiring.possible.nodes, recording.layers
+    gone = {
+        name
+        for name in wiring.possible
+        if _module_of(name) in recording.sites.routed
+        and not (routed and "routed" in nodes[name] and name in layers and layers[name].routed)
+    }
     if not gone:
         return wiring
     whole, possible = (_seen_through(graph, gone) for graph in (wiring.whole, wiring.possible))
@@ -385,7 +406,8 @@ class _Hearing:
         """Calls at which something else arrives; the output has the empty name."""
         plan = Plan(given=frozenset({writer}), frozen=self._everyone - {writer})
         both = _perturbed(self.recording, writer)
-        varies = self.recording.layers[writer].layout.varies and not self.recording.fixed
+        own = self.recording.layers[writer]
+        varies = own.layout.varies and not own.routed and not self.recording.fixed
         found: set[str] = set()
         self.reshaped = set()
         for changes in [both] if varies else [[change] for change in both]:
@@ -455,6 +477,7 @@ def _perturbed(recording: Recording, name: str) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     tensor = recording.main(name)
+    tensor = tensor.nan_to_num() if recording.layers[name].routed else tensor
     if tensor.is_floating_point():
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         scale = tensor.abs().max() + 1 if tensor.numel() else 1.0

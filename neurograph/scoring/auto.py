@@ -255,7 +255,9 @@ class Auto:
     @functools.cached_property
     def blind(self) -> frozenset[str]:
         """Layers of which gradients do not tell everything."""
-        return blind_layers(self.experiment, find_blocked(self.experiment))
+        layers = self.experiment.recording.layers
+        routed = {name for name in self.experiment.graph if layers[name].routed}
+        return blind_layers(self.experiment, find_blocked(self.experiment)) | routed
 
     def nodes(
         self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False

@@ -96,4 +96,43 @@ def choose_scorer(
         estimating = Gradient(experiment, [Background(experiment)])
     elif scorer == "integrated":
         estimating = Gradient(experiment, along(experiment, _STEPS))
-    return Checked(experiment, estimating, scorer)
+    return _ByLayer(experiment, Checked(experiment, estimating, scorer))
+
+
+class _ByLayer:
+    """What runs on some rows only, which gradients do not see, is measured, all else estimated."""
+
+    def __init__(self, experiment: Experiment, estimating: Scorer) -> None:
+        self.experiment, self.estimating = experiment, estimating
+
+    def _of(self, writer: str) -> Scorer:
+        routed = self.experiment.recording.layers[writer].routed
+        return Exact(self.experiment) if routed else self.estimating
+
+    def nodes(
+        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
+    ) -> Scored:
+        """Effects of all neurons of a layer through chosen outputs of its readers."""
+        return self._of(writer).nodes(writer, through, surely=surely, alone=alone)
+
+    def totals(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        *,
+        surely: Sequence[int] = (),
+        alone: bool = False,
+    ) -> Scored:
+        """Effects of neurons through everything."""
+        return self._of(writer).totals(writer, neurons, surely=surely, alone=alone)
+
+    def edges(
+        self,
+        writer: str,
+        neurons: Sequence[int],
+        readers: Mapping[str, Sequence[int]],
+        *,
+        transfers: bool = True,
+    ) -> Iterator[Edges]:
+        """Effects of edges."""
+        return self._of(writer).edges(writer, neurons, readers, transfers=transfers)

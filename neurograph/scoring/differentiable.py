@@ -76,7 +76,7 @@ def find_blocked(experiment: Experiment) -> list[tuple[str, str]]:
     graph, layers = experiment.graph, experiment.recording.layers
     ends = target_layers(graph)
     matter = set(ends).union(*(nx.ancestors(graph, name) for name in ends))
-    moving = frozenset(name for name in matter if layers[name].neurons)
+    moving = frozenset(n for n in matter if layers[n].neurons and not layers[n].routed)
     edges = [(w, r) for w, r in graph.edges if w in moving and r in matter]
     edges += [(name, "") for name in ends if name in moving]
     try:

@@ -138,7 +138,8 @@ class Gradient:
     def _pulled(self, reader: str, outputs: Sequence[int]) -> dict[str, Effects]:
         """Pull the slope of each output back to all writers of a reader at once."""
         layers = self.experiment.recording.layers
-        writers = [w for w in self.experiment.graph.predecessors(reader) if layers[w].neurons]
+        before = self.experiment.graph.predecessors(reader)
+        writers = [w for w in before if layers[w].neurons and not layers[w].routed]
         whole: dict[str, Tensor] = {}
         for point in self.points:
             pieces: dict[str, list[Tensor]] = {name: [] for name in writers}

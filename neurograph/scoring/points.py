@@ -160,7 +160,7 @@ def along(experiment: Experiment, steps: int) -> list[Point]:
     2017, arXiv:1703.01365). What EAP-IG (Hanna, Pezzelle & Belinkov 2024, arXiv:2403.17806) moves
     is the model's input; here all layers go, since neurons may move to levels that no input gives.
     """
-    layers = [name for name in experiment.graph if experiment.recording.layers[name].neurons]
+    layers = experiment.wiring.everything().nudged
     points: list[Point] = []
     for end, sense in ((0, -1.0), (-1, 1.0)):
         pairs = ((experiment.end(name, end), experiment.recording.main(name)) for name in layers)

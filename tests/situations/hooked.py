@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import neurograph as ng
 
 Target = Callable[[Any], Tensor]
+SAMPLES = 40
 
 
 @contextlib.contextmanager
@@ -113,3 +115,33 @@ def path(
 def first(output: Any) -> Tensor:
     """The target that index 1 means: column 1, or the only one."""
     return output[:, min(1, output.shape[1] - 1)]
+
+
+def inputs(*sizes: int, seed: int = 0, samples: int = SAMPLES) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(samples, size, generator=generator, dtype=torch.float64) for size in sizes
+    )
+
+
+def check(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    layers: dict[str, str] | list[str],
+    *,
+    tolerance: float = 1e-9,
+    **options: Any,
+) -> dict[str, dict]:
+    """Compare the total effects of layers; the library may call them otherwise than hooks do."""
+    found = scored(model, args, **options)
+    names = layers if isinstance(layers, dict) else {name: name for name in layers}
+    for mine, theirs in names.items():
+        wanted = by_hooks(model, args, theirs, first)
+        assert found[mine] == pytest.approx(wanted, rel=tolerance, abs=tolerance), mine
+        assert any(abs(effect) > 100 * tolerance for effect in wanted.values()), mine
+    return found
+
+
+def seeded(kind: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return kind().double()

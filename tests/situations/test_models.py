@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -20,40 +19,18 @@ from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
 from neurograph.study import Options, prepare
-from tests.situations.hooked import by_hooks, first, path, scored, total, values
-
-SAMPLES = 40
-
-
-def inputs(*sizes: int, seed: int = 0, samples: int = SAMPLES) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn(samples, size, generator=generator, dtype=torch.float64) for size in sizes
-    )
-
-
-def check(
-    model: nn.Module,
-    args: tuple[Tensor, ...],
-    layers: dict[str, str] | list[str],
-    *,
-    tolerance: float = 1e-9,
-    **options: Any,
-) -> dict[str, dict]:
-    """Compare the total effects of layers; the library may call them otherwise than hooks do."""
-    found = scored(model, args, **options)
-    names = layers if isinstance(layers, dict) else {name: name for name in layers}
-    for mine, theirs in names.items():
-        wanted = by_hooks(model, args, theirs, first)
-        assert found[mine] == pytest.approx(wanted, rel=tolerance, abs=tolerance), mine
-        assert any(abs(effect) > 100 * tolerance for effect in wanted.values()), mine
-    return found
-
-
-def seeded(kind: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return kind().double()
-
+from tests.situations.hooked import (
+    SAMPLES,
+    by_hooks,
+    check,
+    first,
+    inputs,
+    path,
+    scored,
+    seeded,
+    total,
+    values,
+)
 
 # -- who reads whom --------------------------------------------------------------------------------
 
@@ -414,135 +391,7 @@ def test_where_gradients_pass_nothing_is_said() -> None:
         assert scored(model, args, scorer=scorer)["a"]
 
 
-# -- layers that run on some rows ------------------------------------------------------------------
-
-
-class Experts(nn.Module):
-    """Every sample goes to one expert, one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.head = nn.Linear(4, 4), nn.Linear(6, 2)
-        self.experts = nn.ModuleList(self.expert() for _ in range(4))
-
-    def expert(self) -> nn.Module:
-        return nn.Linear(4, 6)
-
-    def mixed(self, x: Tensor) -> Tensor:
-        top, chosen = self.gate(x).softmax(-1).max(-1)
-        out = x.new_zeros(len(x), 6)
-        for i, expert in enumerate(self.experts):
-            rows = (chosen == i).nonzero()[:, 0]
-            if len(rows):
-                out[rows] = top[rows, None] * torch.relu(expert(x[rows]))
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.mixed(x))
-
-
-class Added(Experts):
-    """Two experts for each sample, added up by index; those nobody chose are called too."""
-
-    def expert(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6))
-
-    def mixed(self, x: Tensor) -> Tensor:
-        weights, chosen = self.gate(x).softmax(-1).topk(2, -1)
-        out = x.new_zeros(len(x), 6)
-        for i, expert in enumerate(self.experts):
-            rows, which = (chosen == i).nonzero(as_tuple=True)
-            out.index_add_(0, rows, expert(x[rows]) * weights[rows, which, None])
-        return out
-
-
-class Sorted(Experts):
-    """Samples are sorted by their experts, and back."""
-
-    def mixed(self, x: Tensor) -> Tensor:
-        top, chosen = self.gate(x).softmax(-1).max(-1)
-        order = chosen.argsort(stable=True)
-        parts = x[order].split(chosen.bincount(minlength=4).tolist())
-        done = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
-        return torch.relu(torch.cat(done)[order.argsort()]) * top[:, None]
-
-
-class Masked(Experts):
-    """Booleans for indices."""
-
-    def mixed(self, x: Tensor) -> Tensor:
-        chosen = self.gate(x).argmax(-1)
-        out = x.new_zeros(len(x), 6)
-        for i, expert in enumerate(self.experts):
-            out[chosen == i] = expert(x[chosen == i])
-        return out
-
-
-class Picky(Experts):
-    """Experts choose the samples, always as many."""
-
-    def mixed(self, x: Tensor) -> Tensor:
-        scores = self.gate(x).softmax(-1)
-        out = x.new_zeros(len(x), 6)
-        for i, expert in enumerate(self.experts):
-            top, rows = scores[:, i].topk(max(1, len(x) // 4))
-            out = out.index_add(0, rows, top[:, None] * expert(x[rows]))
-        return out
-
-
-@pytest.mark.parametrize(
-    ("kind", "seed"),
-    [(Experts, seed) for seed in range(6)]
-    + [(kind, seed) for kind in (Added, Sorted, Masked, Picky) for seed in range(2)],
-)
-def test_experts_give_right_numbers(kind: type[nn.Module], seed: int) -> None:
-    model, args = seeded(kind, seed), inputs(4, seed=seed)
-    found = check(model, args, ["input", "gate", "head"])
-    assert set(found) == {"input", "gate", "head"}
-    if not seed:
-        circuit = ng.search(model, args[0], 1, progress=False, keep="top:2", reference=8)
-        assert circuit.strongest
-        assert any("experts.0" in note for note in circuit.notes)
-
-
-class Tokens(Experts):
-    """Tokens choose, in one flat tensor of all samples."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        samples, length, width = x.shape
-        return self.head(self.mixed(x.reshape(-1, width)).view(samples, length, 6).mean(1))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_experts_of_tokens_give_right_numbers(seed: int) -> None:
-    model = seeded(Tokens, seed)
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(SAMPLES, 3, 4, generator=generator, dtype=torch.float64)
-    check(model, (x,), ["input", "head"])
-
-
-def test_experts_are_told_by_name() -> None:
-    model, (x,) = seeded(Experts), inputs(4)
-    scores = ng.score(model, x, 1, scorer="exact", progress=False)
-    routed = scores.provenance["model"]["routed"]
-    assert routed
-    assert set(routed) <= {f"experts.{i}" for i in range(4)}
-    with pytest.raises(OptionError, match=r"experts\.0"):
-        ng.search(model, x, 1, layers=["experts.0"], progress=False)
-
-
-def test_an_expert_that_only_a_move_calls() -> None:
-    model, (x,) = seeded(Experts), inputs(4)
-    with torch.no_grad():
-        model.gate.bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))
-        assert (model.gate(x).argmax(1) == 0).all()
-    found = scored(model, (x,), contrast="zero")
-    rows = values(model, (x,), "gate")
-    for i in range(4):
-        ends = torch.zeros(len(rows), dtype=rows.dtype), rows[:, i]
-        wanted = total(model, (x,), "gate", i, ends, first)
-        assert found["gate"][i] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
-    assert abs(found["gate"][0]) > 1e-3
+# -- layers that are called as often as values say -------------------------------------------------
 
 
 class Loop(nn.Module):
