@@ -150,7 +150,12 @@ def logit_difference(
             "correct= and wrong= belong together: pass both tokens, or none and labels"
         )
     if not (isinstance(position, str) and position == "last"):
-        position = whole(position, "position")
+        try:
+            position = whole(position, "position")
+        except OptionError:
+            raise OptionError(
+                f"position={shown(position)} is neither 'last' nor a number"
+            ) from None
     right, other = (None if w is None else _token_id(w, tokenizer) for w in (correct, wrong))
     told = [f"logit({word})" for word in (correct, wrong)]
     name = "logit difference" if correct is None else " − ".join(told)

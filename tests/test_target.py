@@ -124,8 +124,8 @@ def test_words_are_read_by_a_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("given", "options", "reason"),
     [
-        ((4,), {}, "takes both tokens, or none"),
-        ((None, 4), {}, "takes both tokens, or none"),
+        ((4,), {}, "pass both tokens, or none"),
+        ((None, 4), {}, "pass both tokens, or none"),
         ((4, 1), {"position": "first"}, "position='first' is neither 'last' nor a number"),
         ((4, 1), {"position": True}, "position=True is neither"),
         ((4, 1), {"position": 1.0}, "position=1.0 is neither"),

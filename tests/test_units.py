@@ -246,7 +246,7 @@ def test_the_input_side_has_groups_of_its_own() -> None:
         ({"q_proj": [0, 1]}, r"lists of its channels 0…7"),
         ({"q_proj": [["a"]]}, r"lists of its channels 0…7"),
         ({"q_proj": [[0.5]]}, r"lists of its channels 0…7"),
-        ({"q_proj": 2.0}, r"pass 'heads', a number"),
+        ({"q_proj": 2.0}, "groups=2.0 is no whole number"),
         ({"q_proj": None}, r"pass 'heads', a number"),
         ({"q_proj": True}, r"pass 'heads', a number"),
     ],

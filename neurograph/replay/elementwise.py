@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _ATEN = torch.ops.aten
-_RENAMES = {_ATEN.detach.default, _ATEN.alias.default}
+_RENAMES = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.clone.default}
 _RESHAPES = {_ATEN.view.default, _ATEN._unsafe_view.default}
 _READS = {_ATEN._local_scalar_dense.default, _ATEN.equal.default}
 _LEAVES = {"tolist", "numpy", "__array__", "__dlpack__"}  # run no operation

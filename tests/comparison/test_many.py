@@ -112,7 +112,7 @@ def test_what_is_no_list_of_circuits_is_told(circuits: object, told: str) -> Non
 
 def test_measures_that_are_none_are_told() -> None:
     found = ng.compare(CIRCUITS, draws=0)
-    with pytest.raises(OptionError, match="no measure 'jaccard'"):
+    with pytest.raises(OptionError, match="name='jaccard' is none of"):
         found.measure("jaccard")
     with pytest.raises(OptionError, match="of='layers'"):
         found.stable("layers")  # type: ignore[arg-type]

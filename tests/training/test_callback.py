@@ -280,7 +280,7 @@ def lost(output: Tensor, batch: Batch) -> Tensor:
     [
         ({"target": 2}, OptionError, "target 2 is out of range"),
         ({"target": wrong}, OptionError, "the target 'wrong' returned"),
-        ({"target": lost}, LookupError, "no such thing"),
+        ({"target": lost}, OptionError, "raised LookupError: no such thing"),
         ({"data": X[:, :1]}, ModelError, "1"),
         ({"data": X * torch.nan}, DataError, "NaN"),
         ({"module": "backbone"}, OptionError, "module='backbone'"),

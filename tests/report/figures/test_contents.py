@@ -513,7 +513,7 @@ def test_history_beside_another() -> None:
     [
         ({"beside": "epoch 9"}, "beside='epoch 9' is none of epoch 0"),
         ({"at": [1, 2]}, "at has 2 places for 3 circuits"),
-        ({"measures": ["likeness"]}, "no measure 'likeness'"),
+        ({"measures": ["likeness"]}, "name='likeness' is none of"),
         ({"measures": []}, "measures is empty"),
     ],
 )
