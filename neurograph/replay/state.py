@@ -215,7 +215,9 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.drew |= torch.Tag.nondeterministic_seeded in func.tags
+        # Attention is tagged for its dropout; where that draws, the generator's state shows it.
+        if "scaled_dot_product" not in func.name():
+            self.drew |= torch.Tag.nondeterministic_seeded in func.tags
         if self._large and func._schema.is_mutable:
             for tensor in iter_tensors((args, kwargs or {})):
                 if tensor.layout == torch.strided:
