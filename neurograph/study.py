@@ -45,7 +45,7 @@ from neurograph.preflight import (
     routing,
     stillness,
 )
-from neurograph.replay.observe import input_tensors, placed, undisturbed
+from neurograph.replay.observe import input_tensors, placed
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, recapture
 from neurograph.replay.replay import Replay
@@ -196,7 +196,7 @@ def prepare(
     check_weights(model)
     if profiled is not None:
         _check_profiled(profiled, model)
-    with placed(model, options.device), undisturbed(model):
+    with placed(model, options.device):
         source = Source(data, model, class_names=options.class_names)
         check_samples(target, source, model, options.class_names)
         made = profiled is None

@@ -273,3 +273,8 @@ def test_every_effect_is_what_hooks_say_or_the_program_is_refused(plan: Plan) ->
         if refused
         else f"agreed: {min(compared, 30) // 10 * 10} effects or more"
     )
+
+
+def test_runs_before_anything_is_known_leave_no_trace() -> None:
+    """Ids are tried as other numbers before a run was watched: the counter must not go on."""
+    judge(Plan((Step("counter", 0, 0, 1),), ("ids",), "tensor", 0, False))

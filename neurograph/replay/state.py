@@ -177,19 +177,15 @@ _OPEN: weakref.WeakKeyDictionary[nn.Module, KeptModel] = weakref.WeakKeyDictiona
 
 @contextlib.contextmanager
 def keeping(model: nn.Module) -> Iterator[KeptModel]:
-    """Leave everything that can be reached from a model as it was, whatever happens inside.
-
-    Blocks inside one another share what the outermost keeps: looking at everything takes time.
-    """
+    """Leave everything that can be reached from a model as it was, whatever happens inside."""
     outer = _OPEN.get(model)
-    if outer is not None:
-        yield outer
-        return
     kept = _OPEN[model] = KeptModel(model)
     try:
         yield kept
     finally:
         _OPEN.pop(model)
+        if outer is not None:
+            _OPEN[model] = outer
         kept.restore()
 
 
