@@ -1,9 +1,11 @@
 """The original algorithm against this library: same network, same reference samples, same numbers.
 
-The original runs the whole model once for every neuron, quantile and sign, with a masked
-pre-forward hook on the layer that reads the neuron. Its mask is put right here: outputs outside
-the frontier keep what they compute from the unmoved input. The loop is run for a random sample of
-neurons of each layer and its time scaled to all of them; every effect of the sample is compared.
+The original runs the whole model once for every neuron, quantile and part of the frontier, with a
+masked pre-forward hook on the layer that reads the neuron. Its mask is put right here: outputs
+outside the frontier keep what they compute from the unmoved input. The parts are what a search
+measures: what raises the target, what lowers it, both, and everything. The loop is run for a random
+sample of neurons of each layer and its time scaled to all of them; every effect of the sample is
+compared.
 
 Then the exact search of a wide network: the rate of its matrix products as a share of what this
 machine multiplies in the same run, and the memory it takes above the model.
@@ -116,12 +118,15 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     calls = 0
     for writer, reader in itertools.pairwise(LAYERS):
         table = found.scores[writer]
-        for sign in SIGNS:  # through what raises, through what lowers: the loop's two searches
-            if f"through_{sign}_effect" not in table:
+        outputs = range(len(study.experiment.units(reader)))
+        parts = {f"through_{sign}_effect": found.part(reader, sign) for sign in SIGNS}
+        parts |= {"effect": found.part(reader, None), "total_effect": outputs}
+        for key, seen in parts.items():
+            if key not in table:
                 continue
-            scores = torch.from_numpy(table[f"through_{sign}_effect"])
+            scores = torch.from_numpy(table[key])
             chosen = torch.randperm(len(scores), generator=generator)[:sample].tolist()
-            effects, took = loop_effects(study, reader, writer, chosen, found.part(reader, sign))
+            effects, took = loop_effects(study, reader, writer, chosen, seen)
             mine = scores[chosen]
             worst = max(worst, float((effects - mine).abs().max() / mine.abs().max()))
             loop += took * len(scores) / len(chosen)
@@ -169,7 +174,7 @@ def search_rate(width: int, depth: int) -> str:
     rate, after = counter.get_total_flops() / seconds, matmul_rate()
     peak = statistics.median([before, after])
     return (
-        f"{depth} × {width} MLP, 32 reference samples, all node effects of both signs: "
+        f"{depth} × {width} MLP, 32 reference samples, all effects of all neurons: "
         f"{counter.get_total_flops() / 1e12:.2f} TFLOP of matrix products in {seconds:.1f} s are "
         f"{rate / 1e9:.0f} GFLOP/s. In the same run this machine multiplied 2048 × 2048 float32 "
         f"matrices at {peak / 1e9:.0f} GFLOP/s: **{100 * rate / peak:.0f}%**."
@@ -190,10 +195,11 @@ def search_memory(width: int, budget: str) -> str:
 
 LOOP = """## The original loop on the heart-disease network
 
-All node effects of all layers (17 → 512 → 1024 → 1), 7 quantiles, both signs: one hooked call of
-the whole model for each neuron, quantile and sign, against `find_neurons`. The loop ran for
-{sample} random neurons of each layer and sign, and its time is scaled to all; these effects are
-compared.
+All effects of all neurons of all layers (17 → 512 → 1024 → 1), through what raises the target,
+through what lowers it, through both, and in total: one hooked call of the whole model for each
+neuron, quantile (7) and part, against `find_neurons`, which runs the two quantiles that an effect
+is made of. The loop ran for {sample} random neurons of each layer and part, and its time is scaled
+to all; these effects are compared.
 
 | reference samples | loop calls | loop | neurograph | ratio | largest difference / largest effect |
 | --- | --- | --- | --- | --- | --- |"""

@@ -41,7 +41,6 @@ from peak_memory import PeakMemory
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))  # trained networks, where it exists
 
-LEVELS = {2: (0.05, 0.95), 4: (0.05, 0.25, 0.75, 0.95), 7: "sweep"}
 BUDGETS = ("64MB", "256MB", "1GB")
 MOVED = 4  # neurons, and outputs that they have edges to
 
@@ -147,18 +146,18 @@ def row_flops(experiment: Experiment, writer: str) -> int:
     return counter.get_total_flops()
 
 
-def node_cost(build: Build, width: int, depth: int, levels: int, samples: int) -> float:
+def node_cost(build: Build, width: int, depth: int, samples: int) -> float:
     """Seconds of exact effects of a whole layer, for each FLOP that they need."""
-    with opened(build, width, depth, levels, samples) as (experiment, writer):
+    with opened(build, width, depth, samples) as (experiment, writer):
         through, flops = through_everything(experiment, writer), row_flops(experiment, writer)
         neurons = range(len(experiment.units(writer).members))
         seconds = cpu_seconds(lambda: node_effects(experiment, writer, neurons, through))
-        return seconds / (len(neurons) * levels * samples * flops)
+        return seconds / (2 * len(neurons) * samples * flops)  # both ends of the contrast
 
 
 def edge_cost(build: Build, width: int, neurons: int, outputs: int) -> float:
     """Seconds of exact effects of edges to one reader, for each of them."""
-    with opened(build, width, 2, 2, 16) as (experiment, writer):
+    with opened(build, width, 2, 16) as (experiment, writer):
         reader = next(iter(experiment.graph.successors(writer)))
         wanted = {reader: range(outputs)}
 
@@ -170,12 +169,12 @@ def edge_cost(build: Build, width: int, neurons: int, outputs: int) -> float:
 
 @contextlib.contextmanager
 def opened(
-    build: Build, width: int, depth: int, levels: int, samples: int
+    build: Build, width: int, depth: int, samples: int
 ) -> Iterator[tuple[Experiment, str]]:
     """Open an experiment on a network with random weights."""
     torch.manual_seed(0)
     case = build(width, depth)
-    options = Options(contrast=LEVELS[levels], reference=samples, progress=False)
+    options = Options(reference=samples, progress=False)
     study = prepare(case.model.eval(), case.data, first_output, options, None)
     with study.open() as experiment:
         yield experiment, case.writer
@@ -193,10 +192,9 @@ def time_rows(build: Build, width: int) -> Iterator[str]:
     name = build.__name__
     at = functools.partial(node_cost, build)
     widths, depths, samples = [width * 2**i for i in range(4)], [2, 4, 8], [8, 16, 32, 64, 128]
-    yield grown(f"{name}: neurons", widths, (at(w, 2, 2, 16) for w in widths))
-    yield grown(f"{name}: levels", list(LEVELS), (at(width, 2, n, 16) for n in LEVELS))
-    yield grown(f"{name}: layers behind", depths, (at(width, d, 2, 16) for d in depths))
-    yield grown(f"{name}: reference samples", samples, (at(width, 2, 2, n) for n in samples))
+    yield grown(f"{name}: neurons", widths, (at(w, 2, 16) for w in widths))
+    yield grown(f"{name}: layers behind", depths, (at(width, d, 16) for d in depths))
+    yield grown(f"{name}: reference samples", samples, (at(width, 2, n) for n in samples))
     edges = [(4, 4), (8, 8), (16, 16)]
     costs = (edge_cost(build, width, n, m) for n, m in edges)
     yield grown(f"{name}: edges", [n * m for n, m in edges], costs)
@@ -300,7 +298,7 @@ def told_within(peak: int, budget: int) -> str:
 TIME = """## Time
 
 Exact effects of all neurons of one layer through everything that reads it, by processor time. It
-is divided by neurons × levels × reference samples × the FLOPs of one move, and told relative to the
+is divided by neurons × ends × reference samples × the FLOPs of one move, and told relative to the
 smallest size: 1 is linear, less is fixed cost shared among more, and what grows along a row would
 be a hidden quadratic. Edges are told by their number, all of one layer's to one reader.
 

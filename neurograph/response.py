@@ -196,7 +196,7 @@ def response_curves(
     ):
         for layer, units in chosen.items():
             bar.describe(f"response curves of {layer}")
-            effects = total_effects(experiment, layer, units)
+            effects = total_effects(experiment, layer, units, levels=True)
             names = _names(study, layer, units)
             values = _values(experiment, layer, units)
             tables.append(_long(names, sweep.levels, values, effects.response))

@@ -63,7 +63,7 @@ def probe_edges(
             yield beside
     far = {name: seen for name, seen in readers.items() if name not in near}
     for some, group in _groups(experiment, len(neurons), far):
-        moves, block = experiment.ends(writer, neurons[some])
+        moves, block = experiment.moves(writer, neurons[some])
         for reader, moved in probe_outputs(experiment, moves, group).items():
             probe: Probe = _Far(experiment, reader, group[reader], moved, block, some.start)
             if len(probe.pairs):
@@ -101,7 +101,7 @@ class _Near:
     def _measure(self, pairs: Tensor) -> Effects:
         first, rest = torch.unique(pairs[:, 0], return_inverse=True)
         neurons = [self.neurons[i] for i in first.tolist()]
-        moves, block = self.experiment.ends(self.writer, neurons)
+        moves, block = self.experiment.moves(self.writer, neurons)
         outputs = torch.as_tensor(self.outputs, device=pairs.device)
         keys, index = _different(block[rest], pairs[:, 1], len(outputs))
         source = keys // len(outputs)

@@ -26,7 +26,8 @@ class Effects:
     stderr : Tensor of float64, [neurons]
         Standard error of that mean; NaN where there is a single sample.
     response : Tensor of float64, [neurons, levels]
-        Mean target at each level; NaN where the effects are estimates.
+        Mean target at each level that was run (both ends at least); NaN where the effects are
+        estimates.
     """
 
     effect: Tensor

@@ -40,14 +40,19 @@ def node_differences(
     experiment: Experiment, writer: str, neurons: Sequence[int], through: Through
 ) -> Tensor:
     """The same sample by sample: target(last level) − target(first), ``[neurons, samples]``."""
-    moves, block = experiment.ends(writer, neurons)
+    moves, block = experiment.moves(writer, neurons)
     targets = _targets(experiment, moves, choose(experiment, writer, through)).double()
     return targets[block[:, 1]] - targets[block[:, 0]]
 
 
-def total_effects(experiment: Experiment, writer: str, neurons: Sequence[int]) -> Effects:
-    """Effects of neurons on the target through everything: what an ordinary ablation measures."""
-    return _measure(experiment, writer, neurons, total_route(experiment, writer))
+def total_effects(
+    experiment: Experiment, writer: str, neurons: Sequence[int], *, levels: bool = False
+) -> Effects:
+    """Effects of neurons on the target through everything: what an ordinary ablation measures.
+
+    With `levels` the response is at all levels of the contrast, else at its ends alone.
+    """
+    return _measure(experiment, writer, neurons, total_route(experiment, writer), levels)
 
 
 def reader_effects(experiment: Experiment, moves: Moves, block: Tensor) -> Effects:
@@ -116,9 +121,15 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     return gathered(pieces(), len(moves), experiment.recording.size)
 
 
-def _measure(experiment: Experiment, writer: str, neurons: Sequence[int], route: Route) -> Effects:
+def _measure(
+    experiment: Experiment,
+    writer: str,
+    neurons: Sequence[int],
+    route: Route,
+    levels: bool = False,
+) -> Effects:
     """Run every move of the neurons along a route and read the target."""
-    moves, block = experiment.moves(writer, neurons)
+    moves, block = experiment.moves(writer, neurons, levels=levels)
     effects = summarise(_targets(experiment, moves, route), block)
     _check_finite(effects, writer)
     return effects

@@ -136,7 +136,7 @@ class Experiment:
         self.units = functools.cache(units)
         self.moving = functools.cache(moving)
         self.levels = functools.cache(self._restricted(levels))
-        self._moves: dict[str, tuple[list[int], Moves, Tensor]] = {}
+        self._moves: dict[str, tuple[list[int], bool, Moves, Tensor]] = {}
         self._arriving: dict[tuple[str, str], Tensor] = {}
         self._computed: dict[tuple[str, str], Tensor] = {}
 
@@ -185,20 +185,20 @@ class Experiment:
             self._computed[edge] = self.linear(reader)(self.arriving(*edge))
         return self._computed[edge]
 
-    def moves(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:
-        """Moves of some neurons through the contrast; see `Moves.between`.
+    def moves(
+        self, layer: str, neurons: Sequence[int], *, levels: bool = False
+    ) -> tuple[Moves, Tensor]:
+        """Moves of some neurons to both ends of the contrast, or to all its levels.
 
-        The last ones of each layer are kept, as both signs move the same neurons.
+        See `Moves.between`. The last ones of each layer are kept, as both signs move the same
+        neurons.
         """
         wanted = list(neurons)
         known = self._moves.get(layer)
-        if known is None or known[0] != wanted:
-            known = self._moves[layer] = (wanted, *self._between(layer, wanted, slice(None)))
-        return known[1:]
-
-    def ends(self, layer: str, neurons: Sequence[int]) -> tuple[Moves, Tensor]:
-        """Moves of some neurons to the two ends of the contrast; see `Moves.between`."""
-        return self._between(layer, list(neurons), [0, -1])
+        if known is None or known[:2] != (wanted, levels):
+            which = slice(None) if levels else [0, -1]
+            known = self._moves[layer] = (wanted, levels, *self._between(layer, wanted, which))
+        return known[2:]
 
     def end(self, layer: str, which: int) -> Tensor:
         """Rows of a layer with all its neurons at one level of the contrast."""

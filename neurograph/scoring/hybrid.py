@@ -93,7 +93,7 @@ class Hybrid:
     def _far(self, writer: str, neurons: Sequence[int], slopes: Mapping[str, Tensor]) -> Tensor:
         """Differences by way of readers that are replayed, ``[neurons, samples]``."""
         experiment = self.experiment
-        moves, block = experiment.ends(writer, neurons)
+        moves, block = experiment.moves(writer, neurons)
         plan = experiment.wiring.direct(writer, slopes)
         shape = len(moves), experiment.recording.size
         answers = torch.zeros(shape, dtype=torch.float64, device=block.device)
