@@ -168,9 +168,7 @@ def edge_cost(build: Build, width: int, neurons: int, outputs: int) -> float:
 
 
 @contextlib.contextmanager
-def opened(
-    build: Build, width: int, depth: int, samples: int
-) -> Iterator[tuple[Experiment, str]]:
+def opened(build: Build, width: int, depth: int, samples: int) -> Iterator[tuple[Experiment, str]]:
     """Open an experiment on a network with random weights."""
     torch.manual_seed(0)
     case = build(width, depth)

@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,18 @@ import numpy as np
 
 from neurograph.errors import OptionError
 
-__all__ = ["a_share", "is_number", "is_path", "listed", "names", "one_of", "shown", "whole"]
+__all__ = [
+    "a_share",
+    "different_names",
+    "is_number",
+    "is_path",
+    "listed",
+    "names",
+    "one_of",
+    "printable",
+    "shown",
+    "whole",
+]
 
 _SHOWN = 60
 
@@ -90,6 +102,36 @@ def names(value: Any, option: str) -> tuple[str, ...] | None:
     if value is None:
         return None
     return tuple(map(str, listed(value, option, "names")))
+
+
+def different_names(value: Any, option: str) -> tuple[str, ...] | None:
+    r"""Read names by which things are told apart; OptionError for one that stands twice.
+
+    Examples
+    --------
+    >>> different_names(["age", "two\nlines"], "feature_names")
+    ('age', 'two\\nlines')
+    """
+    found = names(value, option)
+    if found is None:
+        return None
+    known = Counter(map(printable, found))
+    for name, count in known.items():
+        if count > 1:
+            raise OptionError(f"{option}: {name!r} stands there {count} times; names must differ")
+    return tuple(known)
+
+
+def printable(name: str) -> str:
+    r"""Write what would break a line, or turn its direction, as an escape.
+
+    Examples
+    --------
+    >>> printable("Größe\u202e\n")
+    'Größe\\u202e\\n'
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return "".join(escaped)
 
 
 def listed(values: Any, option: str, what: str = "values") -> list[Any]:

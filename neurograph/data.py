@@ -26,6 +26,7 @@ from neurograph.batch import (
     shape_of,
     unknown_key,
 )
+from neurograph.checks import different_names
 from neurograph.errors import DataError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
@@ -113,8 +114,7 @@ class Source:
         if isinstance(data, list) and of_numbers(data):
             data = collated(data)
         self._data = data
-        columns = _columns(data)
-        self.feature_names = None if columns is None else tuple(map(str, columns))
+        self.feature_names = different_names(_columns(data), "the columns of data")
 
     @property
     def notes(self) -> tuple[str, ...]:

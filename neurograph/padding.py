@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neurograph.batch import Batch
 from neurograph.errors import ModelError
 from neurograph.nested import flatten
-from neurograph.positions import INVERTED, is_mask, masks_for, says_token
+from neurograph.positions import INVERTED, is_mask, masks_for, may_say_padding, says_token
 from neurograph.replay.observe import input_tensors
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture
@@ -81,18 +81,34 @@ def find_padding(
         Of no layer where no sample has padding.
     """
     inputs = input_tensors(model, recording.batch)
+    unread = _unread(inputs, recording)
     if not any(is_mask(name, tensor) for name, tensor in inputs.items()):
-        return Padding({})
+        return Padding({}, unread)
     padded = _padded(model, batches)
     if padded is None:
-        return Padding({})
+        return Padding({}, unread)
     try:
         few = capture(model, padded, recording.sites)
         with Replay(model, few) as replay:
-            return _Trial(replay, input_tensors(model, padded), target).found()
+            found = _Trial(replay, input_tensors(model, padded), target).found()
+            return replace(found, notes=found.notes + unread)
     except ModelError:  # a model made for one batch size
         told = ", ".join(sorted(n.split(".")[-1] for n, t in inputs.items() if is_mask(n, t)))
-        return Padding({}, (f"it could not be tried what {told} calls padding: nothing is",))
+        told = f"it could not be tried what {told} calls padding: nothing is"
+        return Padding({}, (told, *unread))
+
+
+def _unread(inputs: Mapping[str, Tensor], recording: Recording) -> tuple[str, ...]:
+    """Tell of inputs that are called masks, or lengths, and say padding in a way not read here."""
+    if not any(layer.is_sequence for layer in recording.layers.values()):
+        return ()
+    names = [n for n, t in inputs.items() if may_say_padding(n) and not is_mask(n, t)]
+    varied = [n.split(".")[-1] for n in names if bool((inputs[n] != inputs[n].flatten()[0]).any())]
+    return tuple(
+        f"{name!r} is not read as a mask: only one of 0 and 1, [samples, positions], is. Where it "
+        "says padding, that moves and counts like all else"
+        for name in varied
+    )
 
 
 def _padded(model: nn.Module, batches: Iterable[Batch]) -> Batch | None:

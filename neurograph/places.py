@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from neurograph.checks import listed, shown, whole
+from neurograph.checks import listed, printable, shown, whole
 from neurograph.errors import OptionError
 from neurograph.layers import Neuron
 
@@ -128,11 +128,12 @@ def read_places(
 
 
 def _named(place: str, option: str, names: Names) -> Neuron | None:
-    if place in names and names[place] is None:
+    called = place if place in names else printable(place)
+    if called in names and names[called] is None:
         raise OptionError(
             f"{option}={place!r}: several neurons are called so, name one as (layer, index)"
         )
-    return names.get(place)
+    return names.get(called)
 
 
 def _written(place: str, layers: Collection[str] | None) -> Neuron | None:

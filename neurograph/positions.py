@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from neurograph.checks import shown, whole
+from neurograph.checks import printable, shown, whole
 from neurograph.errors import OptionError
 from neurograph.layers import Layer
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_positions",
     "is_mask",
     "masks_for",
+    "may_say_padding",
     "moving",
     "says_token",
     "token_names",
@@ -88,6 +89,13 @@ def is_mask(name: str, tensor: Tensor) -> bool:
     if called.endswith(_MASK) and not tensor.is_floating_point():
         return True
     return bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def may_say_padding(name: str) -> bool:
+    """Whether an input is called a mask, or lengths, whatever it holds."""
+    called = name.split(".")[-1].lower()
+    lengths = any(part.startswith("len") for part in called.split("_"))
+    return lengths or any(word in called for word in _CALLED)
 
 
 def masks_for(inputs: Mapping[str, Tensor], layer: Layer) -> list[str]:
@@ -206,9 +214,9 @@ def _are_ids(tensor: Tensor) -> bool:
 
 def _token(tokenizer: Any, token: int) -> str:
     if hasattr(tokenizer, "decode"):
-        return str(tokenizer.decode([token]))
+        return printable(str(tokenizer.decode([token])))
     if callable(tokenizer):
-        return str(tokenizer(token))
+        return printable(str(tokenizer(token)))
     raise OptionError(
         f"tokenizer is {type(tokenizer).__name__}: pass an object with decode([id]), or a function "
         "from a token id to its name"

@@ -49,6 +49,11 @@ def refuse_unsupported(model: nn.Module) -> None:
                 raise ModelError(
                     f"{where} is wrapped in {base.__name__}: {_WRAPPERS[base.__name__]}"
                 )
+        if name.endswith(INPUT_SIDE):
+            raise ModelError(
+                f"{where} is called like the input side of another: rename it, without "
+                f"{INPUT_SIDE!r} at its end"
+            )
         if getattr(module, "_compiled_call_impl", None) is not None:
             raise ModelError(f"{where} was compiled in place: pass a copy that was not")
         if ".quantized" in type(module).__module__:

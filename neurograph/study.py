@@ -108,7 +108,7 @@ class Options:
             paths=whole(self.paths, "paths", least=0),
             memory=self.memory if isinstance(self.memory, str) else int(self.memory),
             seed=whole(self.seed, "seed", least=0, most=2**63 - 1),
-            feature_names=checks.names(self.feature_names, "feature_names"),
+            feature_names=checks.different_names(self.feature_names, "feature_names"),
             class_names=checks.names(self.class_names, "class_names"),
         )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neurograph.batch import Batch, shape_of
-from neurograph.checks import shown, whole
+from neurograph.checks import printable, shown, whole
 from neurograph.errors import DataError, ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, leaf_names
@@ -300,10 +300,10 @@ def resolve_target(
         raise OptionError(f"class_names has {len(class_names)} names for {choices} targets")
     index = _index(target, choices, class_names)
     if columns > 1:
-        name = f"output[{index}]" if class_names is None else str(class_names[index])
+        name = f"output[{index}]" if class_names is None else printable(class_names[index])
         return Target(name, index, asked=index, leaf=leaf, notes=notes)
     plain = "output" if index else "-output (target 0 of a binary logit)"
-    name = plain if class_names is None else str(class_names[index])
+    name = plain if class_names is None else printable(class_names[index])
     if not index:
         notes += (
             "the model has a single output, which is read as a binary logit: target 0 is minus the "
@@ -316,8 +316,8 @@ def _whole(columns: int, class_names: Sequence[str] | None) -> Target:
     """The only output as it is."""
     if columns == 1:
         alone = class_names is not None and len(class_names) == 1
-        return Target(str(class_names[0]) if class_names and alone else "output", 0)
-    names = [repr(str(name)) for name in class_names or ()]
+        return Target(printable(class_names[0]) if class_names and alone else "output", 0)
+    names = [repr(name) for name in class_names or ()]
     told = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     raise OptionError(
         f"the model has {columns} outputs: pass target=, one of 0…{columns - 1}"

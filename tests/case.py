@@ -62,7 +62,7 @@ class Case:
             contrast=chosen,
             background=background,  # type: ignore[arg-type]
             reference=SAMPLES,
-            memory=20_000,  # small, so that work is cut into many pieces
+            memory=100_000,  # small, so that work is cut into many pieces
             progress=False,
             **network.options,
         )

@@ -238,7 +238,9 @@ class _Collect:
     def _metric(self, name: str, rows: int, number: int) -> ActivationStatistics:
         layer, example = self.recording.layers[name], self.recording.main(name)
         first = channels_first(example, layer.channel_dim)[:, self.parts[name]]
-        shape = tuple(first.shape[1:2] if name in self.pooled else first.shape[1:])
+        shape = first.shape[1:]
+        if name in self.pooled:  # a row is a position then, and takes as much less
+            shape, rows = shape[:1], min(_MOST_ROWS, rows * shape[1:].numel())
         metric = ActivationStatistics(
             shape,
             quantiles=self.levels,

@@ -146,7 +146,7 @@ class Collector:
 
     def feature_names(self, given: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
         """Name the features of the one input that has neurons; OptionError if they do not fit."""
-        names = self._columns if given is None else checks.names(given, "feature_names")
+        names = self._columns if given is None else checks.different_names(given, "feature_names")
         inputs = [layer for layer in self.layers.values() if layer.is_input]
         if names is None:
             return {}

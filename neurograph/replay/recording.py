@@ -169,8 +169,10 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
             return capture(model, first, sites)
         if not str(error).startswith("the model raised"):
             raise
+        flat = all(leaf.dim() < 2 for leaf in few.tensors())
+        alone = "Numbers alone are samples of one feature: pass X[:, None]. " if flat else ""
         raise ModelError(
-            f"{error}. (If it was made for batches of one size, pass data in such batches "
+            f"{error}. ({alone}If it was made for batches of one size, pass data in such batches "
             "— DataLoader(…, drop_last=True) — and that size as reference=.)"
         ) from error.__cause__
 

@@ -330,7 +330,7 @@ def test_small_budgets_find_the_same(memory: str) -> None:
     small = matched(*(circuit_of(m, X, memory=memory) for m in models))
     for one, other in zip(whole.layers, small.layers, strict=True):
         np.testing.assert_array_equal(one.pairs, other.pairs)
-        np.testing.assert_allclose(one.similarity, other.similarity, atol=1e-9)
+        np.testing.assert_allclose(one.similarity, other.similarity, rtol=1e-6, atol=1e-9)
 
 
 def test_models_are_left_as_they_were() -> None:
