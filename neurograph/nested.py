@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 # torch has no public pytree module yet; this one is stable and knows Hugging Face's outputs.
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path
 
 __all__ = ["dense_parts", "flatten", "iter_tensors", "leaf_names", "storages", "tree_map"]
 
 Rebuild = Callable[[Sequence[Any]], Any]
+
+_PLAIN = {type(None), bool, int, float, str}
 
 
 def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
@@ -30,13 +33,32 @@ def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
     >>> leaves, rebuild([x * 10 for x in leaves])
     ([1, 2, 3], {'a': 10, 'b': (20, 30)})
     """
-    if isinstance(tree, Tensor):  # what most modules return
+    # What most calls take and return, without asking which of many kinds it is.
+    if isinstance(tree, Tensor) or type(tree) in _PLAIN:
         return [tree], _only
+    if type(tree) is tuple or type(tree) is list:
+        return _joined(type(tree), map(flatten, tree))
+    if type(tree) is dict:
+        keys = list(tree)
+        return _joined(lambda new: dict(zip(keys, new, strict=True)), map(flatten, tree.values()))
     tops, spec = tree_flatten(tree)
     if not any(map(_is_record, tops)):
         return tops, spec.unflatten
-    parts = [_flatten_record(top) if _is_record(top) else ([top], _only) for top in tops]
-    return [leaf for leaves, _ in parts for leaf in leaves], _Joined(spec, parts)
+    parts = (_flatten_record(top) if _is_record(top) else ([top], _only) for top in tops)
+    return _joined(spec.unflatten, parts)
+
+
+def _joined(
+    join: Callable[[list[Any]], Any], parts: Iterable[tuple[list[Any], Rebuild]]
+) -> tuple[list[Any], Rebuild]:
+    """Leaves of all parts, and what puts the parts together again."""
+    known = list(parts)
+
+    def rebuild(new: Sequence[Any]) -> Any:
+        rest = iter(new)
+        return join([put(list(itertools.islice(rest, len(old)))) for old, put in known])
+
+    return [leaf for leaves, _ in known for leaf in leaves], rebuild
 
 
 def _is_record(value: Any) -> bool:
@@ -64,21 +86,6 @@ def _flatten_record(record: Any) -> tuple[list[Any], Rebuild]:
         return twin
 
     return leaves, put_together
-
-
-@dataclasses.dataclass(frozen=True)
-class _Joined:
-    """Puts a structure together whose leaves were themselves structures."""
-
-    spec: TreeSpec
-    parts: Sequence[tuple[list[Any], Rebuild]]
-
-    def __call__(self, leaves: Sequence[Any]) -> Any:
-        tops, start = [], 0
-        for old, rebuild in self.parts:
-            tops.append(rebuild(leaves[start : start + len(old)]))
-            start += len(old)
-        return tree_unflatten(tops, self.spec)
 
 
 def leaf_names(tree: Any) -> list[str]:
