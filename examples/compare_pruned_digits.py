@@ -134,6 +134,7 @@ def report(
     sizes: Sequence[int] = (10, 6, 16),
     draws: int = 1000,
     transplants: int = 20,
+    budget: str = "10s",
 ) -> ng.Comparisons:
     """Train, prune, tune, search, compare and write; the pages go to `folder`."""
     digits = load() if digits is None else digits
@@ -147,7 +148,7 @@ def report(
         _accuracies(models, digits.test, shown),
     )
     by_size = {
-        keep: compared(models, digits, shown, keep, draws, 0 if place else transplants)
+        keep: compared(models, digits, shown, keep, draws, 0 if place else transplants, budget)
         for place, keep in enumerate(sizes)
     }
     keep, found = next(iter(by_size.items()))
@@ -204,6 +205,7 @@ def compared(
     keep: int,
     draws: int,
     transplants: int,
+    budget: str,
 ) -> ng.Comparisons:
     """Circuits of each digit in each network, beside each other."""
     circuits = {
@@ -222,7 +224,12 @@ def compared(
     if not transplants:  # then nothing needs to be run
         circuits = {name: circuit.detach() for name, circuit in circuits.items()}
     return ng.compare(
-        circuits, across=("target", "data"), draws=draws, transplants=transplants, progress=False
+        circuits,
+        across=("target", "data"),
+        draws=draws,
+        transplants=transplants,
+        budget=budget,
+        progress=False,
     )
 
 

@@ -123,6 +123,7 @@ def test_pruned_digits(example: Any, tmp_path: Path) -> None:
         sizes=(2,),
         draws=20,
         transplants=2,
+        budget="0.5s",
     )
     assert len(found.cells) == 15
     cell = found["3 dense", "3 pruned"]
