@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import neurograph as ng
+from neurograph.errors import ModelError
 from tests.situations.hooked import by_hooks, first, scored
 
 
@@ -64,6 +67,23 @@ def test_interventions_do_not_share_a_batch_where_samples_influence_each_other(k
         return  # nothing mixes samples while nothing moves
     notes = ng.score(model, X, 1, reference=40, progress=False).provenance["notes"]
     assert any("others of its batch" in note for note in notes)
+
+
+class Skipped(Company):
+    """A residual sum, so that the target sees a layer beside those who read it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x[:, :2]
+
+
+def test_two_runs_in_one_batch_are_refused_where_they_would_influence_each_other() -> None:
+    torch.manual_seed(0)
+    X = torch.randn(40, 4)
+    options: dict[str, Any] = {"reference": 40, "progress": False}
+    with pytest.raises(ModelError, match=r"'one' .*two runs in one batch.*depends on the others"):
+        ng.search(Skipped("median"), X, 1, **options)
+    totals = ng.score(Skipped("median"), X, 1, **options)
+    assert totals.audit().agrees
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -116,6 +116,8 @@ class Replay:
         Outcome
             With no output if the plan has probed layers: the run stops at the last of them.
         """
+        if plan.worlds and self.one_by_one:
+            self._refuse_worlds(plan)
         job = Job(plan, given or {}, blocks, samples, masks or {}, shares or {}, listen)
         alone = replace(job, plan=self._full(plan))
         if listen is not None or blocks == 1:
@@ -144,6 +146,20 @@ class Replay:
             return self.run(plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares)
         self._fits.add((plan, blocks * rows))
         return outcome
+
+    def _refuse_worlds(self, plan: Plan) -> None:
+        """Raise ModelError: rows of two worlds would be one batch, and influence each other."""
+        size, names = self.recording.size, ", ".join(sorted(map(repr, plan.given)))
+        why = (
+            f"the model takes batches of {size} samples and no others: make it take any number"
+            if self.recording.fixed
+            else "what the model makes of a sample depends on the others of its batch (on "
+            "statistics of it, say): take them of each sample"
+        )
+        raise ModelError(
+            f"what layer {names} does by way of some of its readers takes two runs in one batch, "
+            f"but {why}, or score total effects"
+        )
 
     def _rows(self, job: Job) -> int:
         return len(range(self.recording.size)[job.samples])

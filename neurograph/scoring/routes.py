@@ -13,7 +13,6 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.errors import ModelError
 from neurograph.replay.plan import Plan
 from neurograph.replay.wiring import target_layers
 from neurograph.scoring.experiment import Experiment, Moves
@@ -58,12 +57,6 @@ def choose(experiment: Experiment, writer: str, through: Through) -> Route:
     if not readers:
         return _Whole(experiment, experiment.wiring.output([writer]))
     if TARGET in through or not _independent(graph, readers):
-        if experiment.recording.fixed:
-            raise ModelError(
-                f"what layer {writer!r} does by way of {', '.join(readers)} takes two runs in one "
-                f"batch, but the model takes batches of {experiment.recording.size} samples and no "
-                "others: make it take any number, or score total effects"
-            )
         return _Worlds(experiment, writer, through)
     if len(readers) == 1 and fits_narrow(experiment, writer, readers[0]):
         return _Narrow(experiment, writer, readers[0], through[readers[0]])
