@@ -56,6 +56,7 @@ class Verifier:
         self.generator = np.random.default_rng(seed)
         self.screened: list[Screened] = []
         self.whole = 0  # items that were measured without a screen
+        self.estimated = 0  # and those beside them that were not asked to be measured
 
     def verify(
         self,
@@ -85,7 +86,7 @@ class Verifier:
         surely : sequence of int
             Items that are measured whatever it takes.
         alone : bool
-            Measure no others, where not all can be.
+            Measure these alone, where not all can be.
         """
         first = torch.as_tensor(list(surely), dtype=torch.long)
         if self.budget.count is not None:
@@ -98,27 +99,37 @@ class Verifier:
         if items <= _FIRST or work / _SURELY <= seconds:
             return self._all(items, measure)
         if alone:
-            return self._only(estimate, measure, first)
+            return self._only(estimate, measure, first, time.monotonic() + seconds)
         return self._time(items, estimate, measure, time.monotonic() + seconds, first)
 
     def report(self) -> Screening:
         """Sum up all sets so far."""
-        return Screening.of(self.screened, self.whole)
+        return Screening.of(self.screened, self.whole, self.estimated)
 
     def _all(self, items: int, measure: Callable[[Tensor], Effects]) -> Scored:
         self.whole += items
         return Scored(measure(torch.arange(items)), None)
 
     def _only(
-        self, estimate: Callable[[], Effects], measure: Callable[[Tensor], Effects], some: Tensor
+        self,
+        estimate: Callable[[], Effects],
+        measure: Callable[[Tensor], Effects],
+        some: Tensor,
+        until: float = -math.inf,
     ) -> Scored:
-        """Measure these, and let all others be estimates."""
-        effects = estimate()
-        some = some.to(effects.effect.device)
-        measured = torch.zeros_like(effects.effect, dtype=torch.bool)
-        if len(some):
-            effects, measured[some] = effects.updated(some, measure(some)), True
-        return Scored(effects, measured)
+        """Measure these; the others too if that turns out to fit, else they are estimates."""
+        pieces = _Pieces(estimate(), measure)
+        if not len(some) and until > time.monotonic():
+            some = torch.arange(_FIRST)  # they tell what one takes
+        pieces(some.to(pieces.known.device))
+        rest = (~pieces.known).nonzero()[:, 0]
+        if pieces.each * len(rest) <= until - time.monotonic():
+            pieces(rest)
+            self.whole += len(pieces.known)
+            return Scored(pieces.effects, None)
+        self.whole += len(some)
+        self.estimated += len(rest)
+        return Scored(pieces.effects, pieces.known)
 
     def _count(
         self,
@@ -187,14 +198,14 @@ class _Pieces:
 
     def __init__(self, estimated: Effects, measure: Callable[[Tensor], Effects]) -> None:
         self.effects, self.each, self._measure = estimated, 0.0, measure
-        self._known = torch.zeros_like(estimated.effect, dtype=torch.bool)
+        self.known = torch.zeros_like(estimated.effect, dtype=torch.bool)
 
     def __call__(self, some: Tensor) -> None:
         """Measure some items."""
         start = time.monotonic()
         if len(some):
             self.effects = self.effects.updated(some, self._measure(some))
-            self._known[some] = True
+            self.known[some] = True
             self.each = (time.monotonic() - start) / len(some)
 
     def until(self, moment: float, items: Tensor, fewest: int) -> Tensor:
@@ -203,7 +214,7 @@ class _Pieces:
         while done < len(items) and (left := moment - time.monotonic()) > 0:
             more = max(fewest, int(left / max(self.each, 1e-9) / _PIECES))
             some = items[done : done + more]
-            self(some[~self._known[some]])
+            self(some[~self.known[some]])
             done += more
         return items[:done]
 

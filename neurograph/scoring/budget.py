@@ -59,7 +59,11 @@ class Allowance:
         self.until, self.left = until, cost
 
     def share(self, cost: float) -> float:
-        """Seconds for the next piece of work, of what is left; what it saves goes to the others."""
-        seconds = max(0.0, self.until - time.monotonic()) * min(1.0, cost / max(self.left, 1e-9))
+        """Seconds for the next piece of work, of what is left; what it saves goes to the others.
+
+        A small piece has a fiftieth of what is left: loading code can take that.
+        """
+        part = max(0.02, min(1.0, cost / max(self.left, 1e-9)))
+        seconds = max(0.0, self.until - time.monotonic()) * part
         self.left -= cost
         return seconds

@@ -79,7 +79,7 @@ class Screening:
         layers, by how many. None where nothing was screened, or all effects are equal.
     recall : float or None
         Estimated share of the strongest 5% that was measured; 1 where everything was. None where
-        there was no time for any at random.
+        none were measured at random.
     blind : int
         How many of those scored had no estimates, since no gradients pass: of these, random ones
         were measured.
@@ -100,13 +100,16 @@ class Screening:
         if self.spearman is not None:
             told += f", the screen ranks with Spearman {self.spearman:.2f}"
         if self.recall is None:
-            return f"{told}, no time to judge the screen"
+            return f"{told}, the rest are estimates and the screen was not judged"
         return f"{told}, estimated recall of the strongest {_STRONGEST:.0%}: {self.recall:.2f}"
 
     @staticmethod
-    def of(screened: Sequence[Screened], whole: int) -> Screening:
-        """Sum up sets that were screened, and so many items that were measured without."""
-        scored = whole + sum(len(s.effects) for s in screened)
+    def of(screened: Sequence[Screened], whole: int, estimated: int = 0) -> Screening:
+        """Sum up sets that were screened, and so many items that were measured without.
+
+        `estimated` were not asked to be measured: they do not speak for the screen.
+        """
+        scored = whole + estimated + sum(len(s.effects) for s in screened)
         measured = whole + sum(int(s.measured.sum()) for s in screened)
         ranks = [(s.spearman(), len(s.spot)) for s in screened]
         known = [(r, n) for r, n in ranks if not math.isnan(r)]
@@ -115,6 +118,8 @@ class Screening:
         blind = sum(len(s.effects) for s in screened if not s.estimates.any())
         pairs = [pair for s in screened if (pair := s.found()) is not None]
         if not pairs:
-            return Screening(scored, measured, spearman, None if screened else 1.0, blind)
+            return Screening(
+                scored, measured, spearman, None if screened or estimated else 1.0, blind
+            )
         strongest, found = (sum(column) for column in zip(*pairs, strict=True))
         return Screening(scored, measured, spearman, found / strongest, blind)

@@ -123,7 +123,7 @@ def test_nothing_is_said_of_a_screen_that_was_not_judged() -> None:
     measured[first] = True
     report = Screening.of([Screened(values, values, measured, first[:0], first)], 0)
     assert (report.measured, report.spearman, report.recall) == (4, None, None)
-    assert str(report) == "4 of 50 measured, no time to judge the screen"
+    assert str(report) == "4 of 50 measured, the rest are estimates and the screen was not judged"
 
 
 def test_time_is_shared_out_by_cost(monkeypatch: pytest.MonkeyPatch) -> None:
