@@ -268,6 +268,8 @@ class Source:
         batch = replace(batch, fixed=self._without_rows(batch))
         if sole:
             self._check_sole(batch)
+        if isinstance(raw, (tuple, list)):
+            self._tell_unlike_labels(split)
         for key in sorted(taken):
             self._note(f"{key!r} of the data is passed to the model, whose forward takes it")
         if isinstance(raw, Mapping) and not sole:
@@ -288,6 +290,20 @@ class Source:
                     f"{batch.size} samples: it is the same for all of them"
                 )
         return self._fixed
+
+    def _tell_unlike_labels(self, split: Batch) -> None:
+        """Say of labels with several numbers a sample that they are no input, where one is free."""
+        if not isinstance(split.labels, Tensor) or split.labels.dim() < 2:
+            return
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [name for name, p in self._parameters.items() if p.kind in kinds]
+        free = [name for name in names[len(split.args) :] if name not in split.kwargs]
+        if free:
+            self._note(
+                f"the second of the pair, [samples, {shape_of(split.labels[0])}], is taken for "
+                f"labels, and {free[0]!r} of forward is left out: pass ((inputs, {free[0]}), None) "
+                "if it is that"
+            )
 
     def _tell_left_out(self, raw: Mapping[str, Any], split: Batch) -> None:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
@@ -362,11 +378,11 @@ def _is_listed(inputs: Any) -> bool:
 
 def _check_list(items: list[Any]) -> None:
     """DataError for a list that was meant as a pair: its tensors are not alike."""
-    shapes = [tuple(x.shape) for x in items if isinstance(x, (Tensor, np.ndarray))]
+    shapes = [tuple(x.shape) for x in items if hasattr(x, "shape")]
     if len(shapes) == len(items) and len({len(shape) for shape in shapes}) > 1:
         told = ", ".join("×".join(map(str, shape)) for shape in shapes[:3])
         raise DataError(
-            f"data is a list of tensors that are not alike ({told}): pass inputs and labels as a "
+            f"data is a list of things that are not alike ({told}): pass inputs and labels as a "
             "tuple (X, y), or a list of batches"
         )
 

@@ -41,8 +41,8 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
     if left_out:
         more = len(left_out) - _SHOWN
         said.append(
-            "not in the circuit, though their total effect is larger than that of one of their "
-            f"layer and sign that is: {'; '.join(left_out[:_SHOWN])}"
+            "left out, though stronger in total than a kept one of their layer and sign: "
+            f"{'; '.join(left_out[:_SHOWN])}"
             f"{f'; and some of {more} layers more' if more > 0 else ''} (a wider keep= holds more)"
         )
     disagreeing = list(_disagreeing(found, layers, name))
@@ -82,8 +82,8 @@ def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
         ]
         if without:
             yield (
-                f"no kept neuron of {_listed(without)} {_VERBS[sign]} {target} on balance, though "
-                "single paths through them may"
+                f"no kept neuron of {_listed(without)} {_VERBS[sign]} {target} through the "
+                "circuit, though single paths through them may"
             )
 
 

@@ -164,9 +164,12 @@ def kept_neuron(place: Place, option: str, graph: nx.DiGraph, layers: nx.DiGraph
     """Read a neuron of a circuit, by any of its names; OptionError if it was not kept."""
     neuron = read_neuron(place, option, layers, names_in(graph, layers))
     if neuron not in graph:
+        if neuron.index >= layers.nodes[neuron.layer]["neurons"] and neuron.position is None:
+            has = f"{neuron.layer!r} has {layers.nodes[neuron.layer]['neurons']} neurons"
+            raise OptionError(f"{option}={shown(place)}: there is no {neuron}, {has}")
         raise OptionError(
             f"{option}={shown(place)}: the circuit did not keep {neuron}; circuit.neurons() lists "
-            "what it kept"
+            "what it kept, circuit.scores has effects of all"
         )
     return neuron
 

@@ -17,7 +17,7 @@ from neurograph.batch import Batch, shape_of
 from neurograph.data import Source
 from neurograph.errors import DataError, ModelError, NeurographError
 from neurograph.padding import Padding
-from neurograph.positions import INVERTED
+from neurograph.positions import INVERTED, Positions
 from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
 from neurograph.replay.recording import FEW, Recording
@@ -30,10 +30,15 @@ __all__ = ["as_masked", "check_samples", "mixing", "numberless", "routing", "sti
 
 
 def stillness(
-    experiment: Experiment, profiled: nx.DiGraph, names: Sequence[str] | None
+    experiment: Experiment,
+    profiled: nx.DiGraph,
+    names: Sequence[str] | None,
+    positions: Positions,
 ) -> Iterator[str]:
     """Say where nothing can be seen to move, or be told from chance; `names` are features'."""
     recording = experiment.recording
+    if positions != "all" and not any(layer.is_sequence for layer in recording.layers.values()):
+        yield f"positions={positions!r} changes nothing: no layer has one axis of positions"
     if recording.size == 1:
         yield "there is one reference sample: effects have no standard error"
     has = {name for name in profiled if recording.layers[name].neurons}

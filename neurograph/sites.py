@@ -198,6 +198,8 @@ def _chosen(
         raise OptionError(f"layers={shown(choice)}: pass patterns, module types or predicates")
     if not found:
         told = choice if isinstance(choice, str) else getattr(choice, "__name__", choice)
+        if told == "input" or str(told).startswith("input."):
+            hint = " (inputs are no modules; they are there without being named)"
         raise OptionError(f"layers={told!r} matches no module of the model{hint}")
     return frozenset(found)
 

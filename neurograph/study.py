@@ -255,7 +255,7 @@ def prepare(
         real=options.background == "data",
     )
     names = _feature_names(options.feature_names, source.feature_names, actual)
-    still = stillness(experiment, profiled, names)
+    still = stillness(experiment, profiled, names, options.positions)
     notes = [*still, *source.notes, *resolved.notes, *padding.notes, *mixed]
     provenance = {
         "model": _describe_model(model, actual.sites),

@@ -243,6 +243,8 @@ class Target:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())
+            if batch.labels is None:
+                reason += " (these data hold no labels, batch.labels is None: pass (X, y) for some)"
             raise OptionError(
                 f"the target {self.name!r} raised {type(error).__name__}: {reason}"
             ) from error
@@ -293,7 +295,8 @@ def resolve_target(
             "sample: pass target=callable(output, batch) -> [batch]"
         )
     columns = 1 if logits.dim() < 2 else logits.shape[1]
-    if target is None:
+    alone = columns == 1 and isinstance(target, str) and [target] == list(class_names or ())
+    if target is None or alone:
         return replace(_whole(columns, class_names), leaf=leaf, notes=notes)
     choices = 2 if columns == 1 else columns
     if class_names is not None and len(class_names) != choices:
@@ -336,7 +339,8 @@ def _index(target: Any, choices: int, class_names: Sequence[str] | None) -> int:
         index = None
     if index is None:
         raise OptionError(
-            f"target is {shown(target)}: pass an output index, a class name, or a callable"
+            f"target is {shown(target)}: pass an output index, a class name, or a callable "
+            "(labels go beside the inputs: data=(X, y))"
         )
     if index < 0:
         raise OptionError(
@@ -426,7 +430,8 @@ def logits_of(output: Any, size: int | None = None) -> Tensor:
     if index is None:
         raise ModelError(
             f"the model returned {type(output).__name__}, which holds no floating-point tensor: "
-            "pass target=callable(output, batch) -> [batch]"
+            "pass target=callable(output, batch) -> [batch], or a model that returns logits (no "
+            "argmax)"
         )
     tensor: Tensor = leaves[index]
     return tensor
@@ -460,5 +465,12 @@ def check_rows(target: Target, output: Any, batch: Batch) -> None:
             f"dimension 0 of the inputs is {batch.size} ({inputs}) but {told}: samples must lie in "
             "dimension 0 of the first input and of the output. Time first: wrap the model in a "
             "Module whose forward calls model(x.transpose(0, 1)), and pass samples first. A mean "
-            "over the batch: return a row for each sample"
+            "over the batch: return a row for each sample. A single sample: pass X[None]"
+        )
+    labels = batch.labels
+    if target.sign < 0 and isinstance(labels, Tensor) and not ((labels == 0) | (labels == 1)).all():
+        raise OptionError(
+            f"target={target.asked} is class {target.asked} of a binary logit, minus the output, "
+            f"but the labels are no 0 and 1 ({shown(labels.flatten()[:3].tolist())}…): pass "
+            "target=None for a number as it is"
         )

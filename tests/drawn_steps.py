@@ -413,6 +413,7 @@ class Run:
         self.program.cache["last"] = tensor.detach().clone()
         if self.step.c % 2 == 0:
             return tensor * 1.0
+        self.program.branches = True  # its mean is that of a batch, if a step before kept it
         return tensor - 0.1 * before.mean() if before is not None else tensor * 1.0
 
     def do_running(self) -> Tensor:

@@ -402,13 +402,14 @@ def test_names_that_are_none_or_several_are_told() -> None:
         found.explain("ages")
     with pytest.raises(OptionError, match="neuron='0' is a layer"):
         found.explain("0")
-    with pytest.raises(OptionError, match=r"neuron='0\[51\]': the circuit did not keep"):
+    with pytest.raises(OptionError, match=r"neuron='0\[51\]': there is no 0\[51\]"):
         found.explain("0[51]")
-    twice = ng.search(
-        model(), data()[0], 1, feature_names=["a", "a", "b"], reference=4, progress=False
-    )
+    quiet: dict[str, Any] = {"reference": 4, "progress": False}
+    twice = ng.search(model(), data()[0], 1, feature_names=["a", "output[1]", "b"], **quiet)
     with pytest.raises(OptionError, match="several neurons are called so"):
-        twice.explain("a")
+        twice.explain("output[1]")
+    with pytest.raises(OptionError, match="feature_names: 'a' stands there 2 times"):
+        ng.search(model(), data()[0], 1, feature_names=["a", "a", "b"], **quiet)
 
 
 def test_rankings_begin_with_the_strongest() -> None:

@@ -249,14 +249,14 @@ def test_what_is_left_out_though_it_does_more_in_total_is_told() -> None:
     circuit = ng.search(model, X2, 1, keep="top:1", progress=False)
     assert ("0", 1) not in circuit.graph
     assert circuit.scores["0"]["total_effect"][1] == pytest.approx(4 * SPAN[1])
-    (note,) = [note for note in circuit.notes if note.startswith("not in the circuit")]
+    (note,) = [note for note in circuit.notes if note.startswith("left out")]
     assert "1 of '0' (the strongest 0[1] +" in note
     whole = ng.search(model, X2, 1, keep="top:3", progress=False)
-    assert not [note for note in whole.notes if note.startswith("not in the circuit")]
+    assert not [note for note in whole.notes if note.startswith("left out")]
 
 
 def test_where_the_search_ends_early_is_told() -> None:
     model = linear_chain([[1.0, 2.0]], [[1.0]])
     circuit = ng.search(model, X2, 1, progress=False)
-    wanted = "no kept neuron of '0', 'input' lowers output on balance"
+    wanted = "no kept neuron of '0', 'input' lowers output through the circuit"
     assert any(note.startswith(wanted) for note in circuit.notes)

@@ -309,7 +309,10 @@ def _criteria(importance: pd.Series | Mapping[str, pd.Series]) -> dict[str, pd.S
     if isinstance(importance, pd.Series):
         importance = {str(importance.name or "importance"): importance}
     if not isinstance(importance, Mapping) or not importance:
-        raise OptionError("importance is no Series, and no mapping from names to Series")
+        raise OptionError(
+            "importance is no Series, and no mapping from names to Series (of a circuit: "
+            "importance.by_circuit)"
+        )
     found: dict[str, pd.Series] = {}
     first: pd.MultiIndex | None = None
     for name, series in importance.items():

@@ -172,8 +172,9 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
         flat = all(leaf.dim() < 2 for leaf in few.tensors())
         alone = "Numbers alone are samples of one feature: pass X[:, None]. " if flat else ""
         raise ModelError(
-            f"{error}. ({alone}If it was made for batches of one size, pass data in such batches "
-            "— DataLoader(…, drop_last=True) — and that size as reference=.)"
+            f"{error}. ({alone}Are these the features that the model takes, without labels, "
+            "samples first? If it was made for batches of one size, pass data in such batches — "
+            "DataLoader(…, drop_last=True) — and that size as reference=.)"
         ) from error.__cause__
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class Replay:
         # Set too where glue is found to mix the samples of a batch.
         self.one_by_one = recording.mixes or recording.fixed
         self._checked: dict[Plan, Plan | None] = {}
+        self._apart: set[Plan] = set()  # whose two worlds leave each other alone
         self._fits: set[tuple[Plan, int]] = set()  # plans that ran with so many rows
         self._run: Run | None = None
 
@@ -116,17 +117,15 @@ class Replay:
         Outcome
             With no output if the plan has probed layers: the run stops at the last of them.
         """
-        if plan.worlds and self.one_by_one:
-            self._refuse_worlds(plan)
         job = Job(plan, given or {}, blocks, samples, masks or {}, shares or {}, listen)
         alone = replace(job, plan=self._full(plan))
         if listen is not None or blocks == 1:
-            return self._execute(alone)
+            return self._alone(alone)
         if plan not in self._checked:
             self._checked[plan] = self._check(job, [plan, alone.plan])
         checked, rows = self._checked[plan], self._rows(job)
         if checked is None or self.one_by_one:
-            return _joined([self._execute(alone.block(b, rows)) for b in range(blocks)])
+            return _joined([self._alone(alone.block(b, rows)) for b in range(blocks)])
         if (plan, blocks * rows) in self._fits:
             return self._execute(replace(job, plan=checked))
         # Idle rows may fit by chance: of 12 heads, one row can be viewed as 3 heads of 4 rows.
@@ -147,14 +146,42 @@ class Replay:
         self._fits.add((plan, blocks * rows))
         return outcome
 
-    def _refuse_worlds(self, plan: Plan) -> None:
-        """Raise ModelError: rows of two worlds would be one batch, and influence each other."""
+    def _alone(self, job: Job) -> Outcome:
+        """Run one intervention by itself.
+
+        Two worlds are one batch even then. ModelError where one of them influences the other: what
+        is moved but not seen must not matter, nor that there are two while nothing is moved.
+        """
+        if job.plan.worlds and self.one_by_one:
+            still = {name: self.recording.main(name)[job.samples] for name in job.given}
+            base = self._of_worlds(job, still, seen=False)
+            others = [(job.given, False)]
+            if job.plan not in self._apart:
+                others.append((still, True))
+            if not all(_close(base, self._of_worlds(job, g, seen=seen)) for g, seen in others):
+                self._refuse_worlds(job.plan)
+            self._apart.add(job.plan)
+        return self._execute(job)
+
+    def _of_worlds(self, job: Job, given: Mapping[str, Tensor], *, seen: bool) -> Outcome:
+        """Run with the moved world seen by all that may see it, or by nothing."""
+        masks = {name: torch.full_like(mask, seen) for name, mask in job.masks.items()}
+        copies = {name: rows.clone() for name, rows in given.items()}
+        plan = replace(job.plan, output_moved=seen)
+        try:
+            return self._execute(replace(job, plan=plan, given=copies, masks=masks))
+        except ModelError:
+            if self.recording.fixed:
+                self._refuse_worlds(plan)
+            raise
+
+    def _refuse_worlds(self, plan: Plan) -> NoReturn:
         size, names = self.recording.size, ", ".join(sorted(map(repr, plan.given)))
         why = (
             f"the model takes batches of {size} samples and no others: make it take any number"
             if self.recording.fixed
-            else "what the model makes of a sample depends on the others of its batch (on "
-            "statistics of it, say): take them of each sample"
+            else "there they would influence each other, as what the model makes of a sample "
+            "depends on the others of its batch (statistics of it, say): take them of each sample"
         )
         raise ModelError(
             f"what layer {names} does by way of some of its readers takes two runs in one batch, "

@@ -341,6 +341,72 @@ def test_one_dict_may_be_the_only_argument() -> None:
         ng.layer_graph(Named().double(), {"features": ROWS})
 
 
+class Maskable(nn.Module):
+    """Takes a mask by keyword, in a form of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.o = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden = torch.tanh(self.e(x))
+        there = x.new_ones(x.shape[:2]) if mask is None else mask.flatten(1)[:, -x.shape[1] :].exp()
+        return self.o((hidden * there[..., None]).sum(1))  # type: ignore[no-any-return]
+
+
+def test_what_may_be_an_input_but_is_read_as_labels_is_told() -> None:
+    X = torch.randn(30, 6, 3, generator=torch.Generator().manual_seed(0)).double()
+    model, mask = seeded(Maskable), PAD[:30].double() * -30
+    wanted = "'mask' of forward is left out: pass ((inputs, mask), None)"
+    assert wanted in notes(model, (X, mask))
+    assert wanted not in notes(model, ((X, mask), None))
+    assert wanted not in notes(model, (X, torch.arange(30) % 2))
+
+
+def test_masks_and_lengths_that_are_not_read_are_told() -> None:
+    X = torch.randn(30, 6, 3, generator=torch.Generator().manual_seed(0)).double()
+    model, mask = seeded(Maskable), PAD[:30].double() * -30
+    for additive in (mask, mask[:, None, None]):
+        assert "'mask' is not read as a mask" in notes(model, {"x": X, "mask": additive})
+    assert "not read as a mask" not in notes(model, X)
+    lengths = torch.arange(30) % 6 + 1
+    assert "'lengths' is not read" in notes(seeded(Packing), {"x": X, "lengths": lengths})
+
+
+def test_positions_that_there_are_not_are_told() -> None:
+    assert "changes nothing" in notes(mlp(), ROWS, positions="each")
+    assert "changes nothing" not in notes(seeded(Maskable), ROWS[:, None, :3], positions="each")
+
+
+def test_numbers_are_not_explained_as_a_binary_logit() -> None:
+    model = mlp(outputs=1)
+    with pytest.raises(OptionError, match=r"target=0 .*labels are no 0 and 1.*target=None"):
+        ng.search(model, (ROWS, ROWS[:, 1]), 0, **QUIET)
+    assert effects(model, (ROWS, ROWS[:, 1]), None) == effects(
+        model, ROWS, "price", class_names=["price"]
+    )
+    assert ng.search(model, (ROWS, (ROWS[:, 1] > 0).long()), 0, **QUIET).target.startswith("-")
+
+
+def test_names_are_different_and_on_one_line() -> None:
+    frame = pd.DataFrame(ROWS.numpy(), columns=["a", "b", "a", "c"])
+    with pytest.raises(OptionError, match="the columns of data: 'a' stands there 2 times"):
+        ng.search(mlp(), frame, 1, **QUIET)
+    with pytest.raises(DataError, match=r"not alike \(50×4, 50\).*tuple \(X, y\)"):
+        ng.search(mlp(), [frame, frame["c"]], 1, **QUIET)
+    names = ["two\nlines", "\u202eturned", "plain", "d"]
+    circuit = ng.search(mlp(), ROWS, 1, feature_names=names, keep="top:4", **QUIET)
+    assert {r"two\nlines", r"\u202eturned", "plain"} < set(circuit.features()["name"])
+    assert circuit.explain("two\nlines") == circuit.explain(r"two\nlines")
+
+
+def test_numbers_without_a_second_dimension_are_told() -> None:
+    with pytest.raises(ng.NeurographError, match=r"pass X\[:, None\]"):
+        ng.search(mlp(1), ROWS[:, 0], 1, **QUIET)
+    with pytest.raises(ng.NeurographError, match=r"A single sample: pass X\[None\]"):
+        ng.search(mlp(), ROWS[0], 1, **QUIET)
+
+
 def test_an_argument_that_nobody_gives_is_named() -> None:
     class Two(nn.Module):
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
