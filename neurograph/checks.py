@@ -7,7 +7,7 @@ import numbers
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,8 @@ def names(value: Any, option: str) -> tuple[str, ...] | None:
     """Read several names; None stays None; OptionError for a single string and for no sequence."""
     if value is None:
         return None
+    if isinstance(value, Set):
+        raise OptionError(f"{option}={shown(value)} has no order: pass a list of names")
     return tuple(map(str, listed(value, option, "names")))
 
 

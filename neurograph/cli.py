@@ -6,6 +6,7 @@ one line, 2 wrong usage, 130 interrupted. What takes long to import is imported 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from enum import StrEnum
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _SHOWN = 10  # paths of each sign in a summary
+_FEATURES_SHOWN = 6
 _PLACE = "LAYER|LAYER:N|LAYER[N]@POSITION"
 
 app = typer.Typer(
@@ -205,7 +207,7 @@ def explore(
         say(line)
     for line in () if quiet else (*circuit.notes, str(circuit.audited)):
         say(line)
-    tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
+    _show_strongest(circuit)
 
 
 @app.command()
@@ -318,10 +320,18 @@ def report(file: File, html: Html = None, quiet: Quiet = False) -> None:
     _write(circuit, None, html, quiet)
     tables.show(tables.facts_table(circuit))
     typer.echo()
-    tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
+    _show_strongest(circuit)
 
 
 app.command()(compare)
+
+
+def _show_strongest(circuit: Circuit) -> None:
+    """Print the input features that do most in total, and the strongest paths."""
+    with contextlib.suppress(OptionError):  # there are none with neurons
+        tables.show(tables.effects_table(circuit.features().head(_FEATURES_SHOWN)))
+        typer.echo()
+    tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))
 
 
 @_demos.command()

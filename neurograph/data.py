@@ -13,7 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+)
 
 from neurograph.batch import (
     LABEL_KEYS,
@@ -123,8 +129,12 @@ class Source:
 
     @property
     def shuffled(self) -> bool:
-        """Whether samples come in another order every time."""
-        return isinstance(self._data, DataLoader) and isinstance(self._data.sampler, RandomSampler)
+        """Whether samples may come in another order every time."""
+        if not isinstance(self._data, DataLoader):
+            return False
+        plain = type(self._data.batch_sampler) in (BatchSampler, type(None))
+        in_order = isinstance(self._data.sampler, SequentialSampler)
+        return not (isinstance(self._data.dataset, IterableDataset) or (plain and in_order))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield checked batches; DataError if there are none."""

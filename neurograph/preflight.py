@@ -15,12 +15,13 @@ from torch import nn
 
 from neurograph.batch import Batch, shape_of
 from neurograph.data import Source
-from neurograph.errors import DataError, ModelError, NeurographError
+from neurograph.errors import DataError, ModelError, NeurographError, OptionError
 from neurograph.padding import Padding
 from neurograph.positions import INVERTED, Positions
 from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
 from neurograph.replay.recording import FEW, Recording
+from neurograph.replay.run import Outcome
 from neurograph.scoring.experiment import Experiment
 from neurograph.target import LogitDifference, Target, TargetFunction, check_rows, resolve_target
 
@@ -93,8 +94,41 @@ def numberless(path: str) -> str:
     return re.sub(r"\d+", "*", path)
 
 
+def check_alone(model: nn.Module, target: Target, actual: Recording) -> None:
+    """OptionError for a target function that mixes samples: it is called on some of them, too."""
+    few = actual.size // 2
+    if target.function is None or not few:
+        return
+    cut = Outcome(actual.output, actual.layouts).first(few).output
+    some = actual.batch.map(lambda leaf: leaf[:few])
+    mixes = False
+    with undisturbed(model):
+        together = target(actual.output, lambda: actual.batch)
+        with contextlib.suppress(NeurographError):
+            mixes = differs(together[:few], target(cut, lambda: some))
+    if mixes:
+        raise OptionError(
+            f"the target {target.name!r} makes of a sample something that depends on the others of "
+            "its batch: one number of each sample by itself is needed (no means, ranks or softmax "
+            "over dimension 0)"
+        )
+
+
+def _check_again(target: Target, output: Any, batch: Batch) -> None:
+    """OptionError for a target function that gives something else when it is called again."""
+    if target.function is not None:
+        first, again = (target(output, lambda: batch).nan_to_num() for _ in range(2))
+        if not torch.equal(first, again):
+            raise OptionError(
+                f"the target {target.name!r} gives something else for the same output when it is "
+                "called again: make it depend on the output and the batch alone (no random "
+                "numbers, no counting)"
+            )
+
+
 def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]:
     """Say it where the target of a sample depends on the others of its batch."""
+    check_alone(model, target, actual)
     together = target(actual.output, lambda: actual.batch)
     mixes = False
     with undisturbed(model):
@@ -143,6 +177,7 @@ def check_samples(
                 with contextlib.suppress(ModelError):
                     check_rows(resolved, call_model(model, first), first)
                 raise
+            _check_again(resolved, output, batch)
             if batch is few[-1]:
                 return
 

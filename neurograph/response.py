@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES
+from neurograph.audit.audit import Claim, audit_effects
 from neurograph.checks import one_of, shown
 from neurograph.contrast import Background, Quantiles
 from neurograph.errors import OptionError
@@ -20,6 +21,7 @@ from neurograph.named_neurons import find_named
 from neurograph.places import Places
 from neurograph.positions import Positions
 from neurograph.progress import Progress
+from neurograph.replay.observe import placed
 from neurograph.scoring.effects import Effects, rounding
 from neurograph.scoring.exact import total_effects
 from neurograph.scoring.experiment import Experiment
@@ -189,7 +191,7 @@ def response_curves(
     )
     study = prepare(model, data, target, options, profile)
     chosen = _chosen(study, neurons)
-    tables, summaries = [], []
+    tables, summaries, claims = [], [], list[Claim]()
     with (
         study.open() as experiment,
         Progress("response curves", progress, total=len(chosen), unit="layers") as bar,
@@ -202,7 +204,10 @@ def response_curves(
             tables.append(_long(names, sweep.levels, values, effects.response))
             dtype = experiment.recording.main(layer).dtype  # that of the targets
             summaries.append(_summarised(names, effects, dtype))
+            claims += _claims(experiment, layer, units, effects)
             bar.advance()
+    with placed(model, device):
+        audit_effects(study.experiment, claims).check()
     summary = pd.concat(summaries, ignore_index=True)
     order = summary["variation"].sort_values(ascending=False, kind="stable").index
     return ResponseCurves(
@@ -212,6 +217,18 @@ def response_curves(
         _provenance(study, sweep),
         summary.loc[order].reset_index(drop=True),
     )
+
+
+def _claims(
+    experiment: Experiment, layer: str, units: Sequence[int], effects: Effects
+) -> list[Claim]:
+    """The strongest and the weakest effect of a layer, to be computed again by hooks alone."""
+    order = effects.effect.abs().argsort(descending=True).tolist()
+    known, effect, stderr = experiment.units(layer), effects.effect, effects.stderr
+    return [
+        Claim("total", (known.neuron(units[i]),), float(effect[i]), float(stderr[i]))
+        for i in dict.fromkeys(order[:1] + order[-1:])
+    ]
 
 
 def _sweep(levels: Sequence[float]) -> Quantiles:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from neurograph.audit.audit import Audit, audit_effects
+from neurograph.audit.audit import Audit, audit_effects, take_slower
 from neurograph.audit.collect import claims_of_table
 from neurograph.checks import one_of, whole
 from neurograph.contrast import Background, Contrast
@@ -36,6 +36,7 @@ from neurograph.units import Groups, Units
 __all__ = ["Scores", "score"]
 
 _NUMBERS = ["effect", "stderr", "rms", "measured"]
+_AUDIT, _AUDIT_SECONDS, _AUDITED = 0.1, 1.0, 16  # a share of the time, or so long; how many
 _PHASES = {"neurons": "totals", "edges": "edges"}
 
 
@@ -105,11 +106,13 @@ class Scores:
         if study is None:
             raise OptionError("these scores hold no model to audit with: make them by score()")
         study.check_unchanged()
-        with placed(study.model, study.options.device):
-            claims, estimates = claims_of_table(
-                self.table, study.experiment, most=effects, seed=study.options.seed
-            )
-            return audit_effects(study.experiment, claims, estimates=estimates)
+        return _audited(study, self.table, most=effects, seconds=None)
+
+    @property
+    def audited(self) -> Audit:
+        """The audit that scoring ended with; an empty one where all are estimates."""
+        told = self.provenance.get("audit")
+        return Audit() if told is None else Audit.from_json(told)
 
     def __repr__(self) -> str:
         kind = "edges" if "source_layer" in self.table else "neurons"
@@ -209,14 +212,7 @@ def score(
     )
     start = time.monotonic()
     study = prepare(model, data, target, options, profile, statistics=False)
-    chosen = choose_scorer(
-        scorer,
-        study.experiment,
-        budget=parse_budget(budget),
-        start=start,
-        seed=seed,
-        phases={_PHASES[of]: 1.0},
-    )
+    chosen: Scorer | None = None
     pieces: list[_Piece] = []
     if not _scored_layers(study, of):
         raise OptionError(f"of={of!r}: on these data no layer reads another: nothing is to score")
@@ -233,7 +229,17 @@ def score(
         provenance = {**study.provenance, "of": of}
         return Scores(table, study.target.name, told, provenance, study)
 
-    try:
+    def run() -> Scores:
+        nonlocal chosen
+        pieces.clear()
+        chosen = choose_scorer(
+            scorer,
+            study.experiment,
+            budget=parse_budget(budget),
+            start=time.monotonic() if chosen else start,
+            seed=seed,
+            phases={_PHASES[of]: 1.0},
+        )
         with (
             study.open() as experiment,
             Progress(f"scoring {of}", progress, total=len(study.profiled), unit="layers") as bar,
@@ -242,9 +248,32 @@ def score(
                 bar.describe(f"scoring {of} of {layer}")
                 pieces.extend(_pieces(experiment, chosen, layer, of))
                 bar.advance()
+        found = scores()
+        if not found.table["measured"].any():
+            return found
+        seconds = max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start))
+        audit = _audited(study, found.table, most=_AUDITED, seconds=seconds)
+        return replace(found, provenance={**found.provenance, "audit": audit.as_json()})
+
+    try:
+        found = run()
+        while told := take_slower(study.experiment, found.audited):
+            found = run()
+            notes = [told, *found.provenance["notes"]]
+            found = replace(found, provenance={**found.provenance, "notes": notes})
+        found.audited.check()
+        return found
     except KeyboardInterrupt as stop:
         raise SearchInterrupted(scores() if pieces else None) from stop
-    return scores()
+
+
+def _audited(study: Study, table: pd.DataFrame, *, most: int, seconds: float | None) -> Audit:
+    """Compute some of a table's effects again by forward hooks alone."""
+    with placed(study.model, study.options.device):
+        claims, estimates = claims_of_table(
+            table, study.experiment, most=most, seed=study.options.seed
+        )
+        return audit_effects(study.experiment, claims, seconds=seconds, estimates=estimates)
 
 
 def _scored_layers(study: Study, of: str) -> list[str]:

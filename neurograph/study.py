@@ -99,7 +99,7 @@ class Options:
         parse_budget(self.budget)
         parse_memory(self.memory)
         one_of(self.background, "background", get_args(Background))
-        told = is_number(self.reference)
+        told = is_number(self.reference) or isinstance(self.reference, bool)
         return replace(
             self,
             positions=check_positions(self.positions),
@@ -222,7 +222,7 @@ def prepare(
         padding = _padding(model, actual, resolved, profiled)
         actual = padding.on(actual)
         inputs = input_tensors(model, actual.batch)
-        twins = _twins(contrast, model, positions, actual, options.seed)
+        twins = _twins(contrast, model, source, positions, samples, actual, options)
         with Replay(model, actual) as replay:
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
         mixed = [*routing(actual, profiled), *mixing(model, resolved, actual)]
@@ -374,8 +374,10 @@ def _reference(
     else:
         for _ in hashed():
             pass
+        given = Source(options.reference, model)
+        _check_columns(source, given, "reference")
         try:
-            batch = concatenate(list(Source(options.reference, model)))
+            batch = concatenate(list(given))
         except DataError as error:
             raise DataError(f"reference: {error}") from error
         positions = tuple(range(batch.size))
@@ -427,34 +429,58 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) ->
 def _twins(
     contrast: Contrast,
     model: nn.Module,
+    source: Source,
     positions: tuple[int, ...],
+    samples: int,
     actual: Recording,
-    seed: int,
+    options: Options,
 ) -> Twins | None:
     """Find what neurons move from, where that is other samples."""
     if isinstance(contrast, Counterfactual):
-        return _corrupt(contrast, model, positions, actual)
+        count = samples if isinstance(options.reference, int) else actual.size
+        return _corrupt(contrast, model, source, positions, count, actual)
     if not isinstance(contrast, Resample):
         return None
-    inputs, donors = input_tensors(model, actual.batch), draw_donors(actual.size, seed)
-    return Resampled(actual, inputs, donors, seed if contrast.positions else None)
+    inputs, donors = input_tensors(model, actual.batch), draw_donors(actual.size, options.seed)
+    return Resampled(actual, inputs, donors, options.seed if contrast.positions else None)
+
+
+def _check_columns(source: Source, other: Source, option: str) -> None:
+    """DataError for a table whose columns are not those of the data, in their order."""
+    known, found = source.feature_names, other.feature_names
+    if known is not None and found is not None and known != found:
+        first = next((n for n, m in zip(found, known, strict=False) if n != m), found[-1])
+        raise DataError(
+            f"{option}: its columns are not those of the data in the same order ({first!r} is the "
+            "first that differs): reorder them, as other[list(data.columns)]"
+        )
 
 
 def _corrupt(
     contrast: Counterfactual,
     model: nn.Module,
+    source: Source,
     positions: tuple[int, ...],
+    count: int,
     actual: Recording,
 ) -> Recording:
-    """Record the counterfactual twins of the reference samples."""
+    """Record the counterfactual twins of the reference samples, of so many samples in all."""
+    twins = Source(contrast.data, model)
+    if source.shuffled or twins.shuffled:
+        raise DataError(
+            "contrast=Counterfactual(data): a loader that shuffles or draws gives no sample its "
+            "twin: pass data and counterfactuals in one order (shuffle=False)"
+        )
+    _check_columns(source, twins, "contrast=Counterfactual(data)")
     try:
-        everything = concatenate(list(Source(contrast.data, model)))
+        everything = concatenate(list(twins))
     except DataError as error:
         raise DataError(f"contrast=Counterfactual(data): {error}") from error
-    if max(positions) >= everything.size:
+    if everything.size != count:
         raise DataError(
-            f"the counterfactual data has {everything.size} samples, fewer than the data: "
-            "give each sample its twin, in the same order"
+            f"the counterfactual data has {everything.size} samples, not {count}: give each sample "
+            "of the data its twin, in the same order (of the reference samples, where reference= "
+            "holds them)"
         )
     batch = everything.map(lambda leaf: leaf[list(positions)])
     for clean, twin in zip(actual.batch.tensors(), batch.tensors(), strict=True):

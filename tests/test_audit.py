@@ -339,8 +339,8 @@ def test_a_search_on_a_layer_graph_that_lacks_an_edge_is_refused(
         monkeypatch.setattr(sys.modules[step], "prepare", lacking)
     with pytest.raises(ModelError, match="'beside' reads 'first', which the layer graph does not"):
         searched(data)
-    scores = ng.score(Perceptron().double(), data, 1, progress=False)
-    assert not scores.audit().agrees
+    with pytest.raises(ModelError, match="'beside' reads 'first', which the layer graph does not"):
+        ng.score(Perceptron().double(), data, 1, progress=False)
 
 
 def test_a_search_takes_the_slower_route_where_a_shortcut_is_wrong(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -138,9 +139,19 @@ def test_what_is_interrupted_keeps_the_layers_done(monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
         return output[:, 0]
 
+    def stopped(*_args: Any, **_options: Any) -> None:
+        nonlocal stop_at
+        stop_at = calls - 1
+        raise KeyboardInterrupt
+
     x = sample.data(20, 0)
-    ng.score(sample.model, x, target, scorer="exact", progress=False)
-    calls, stop_at = 0, calls - 1
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["neurograph.score"], "_audited", stopped)
+        with pytest.raises(SearchInterrupted) as stop:
+            ng.score(sample.model, x, target, scorer="exact", progress=False)
+    assert isinstance(stop.value.found, Scores)
+    assert len(stop.value.found.table) == 13  # all there is, before it was audited
+    calls = 0
     with pytest.raises(SearchInterrupted) as stop:
         ng.score(sample.model, x, target, scorer="exact", progress=False)
     part = stop.value.found

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from neurograph.audit.audit import Claim, audit_effects
 from neurograph.checks import whole
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
@@ -25,6 +26,7 @@ from neurograph.pathways.beam import Beam, Pass, Strength
 from neurograph.places import Places
 from neurograph.positions import Positions
 from neurograph.progress import Progress
+from neurograph.replay.observe import placed
 from neurograph.scoring.budget import Budget, parse_budget
 from neurograph.selection import Sign
 from neurograph.sites import Choice
@@ -37,6 +39,7 @@ __all__ = ["StrongestPaths", "strongest_paths"]
 
 _WIDTH = 1024  # prefixes kept at each layer in the first pass
 _WIDER = 4  # times as many in each further one
+_AUDITED = 4  # of the paths, the strongest
 _NO_PART = ("keep", "scorer", "paths")  # options of `search` alone
 
 
@@ -209,7 +212,11 @@ def strongest_paths(
             if not beam.total:
                 raise OptionError(f"no path leads from {', '.join(begin)} to the target")
             _widen(beam, found, allowed, progress)
-            return _result(study, beam, found, asked)
+        result = _result(study, beam, found, asked)
+        with placed(model, device):
+            claims = [Claim("path", p.neurons, p.effect, p.stderr) for p in result.paths[:_AUDITED]]
+            audit_effects(study.experiment, claims).check()
+        return result
     except KeyboardInterrupt as stop:
         if study is None or beam is None or not found.passes:
             raise SearchInterrupted(None) from stop

@@ -287,6 +287,8 @@ def _find_layout(
 
 def _same(layout: Layout, a: Tensor, b: Tensor, samples: int) -> bool:
     x, y = layout.rows(a)[:samples], layout.rows(b)[:samples]
+    if x.shape != y.shape:
+        return False
     return torch.allclose(x.double(), y.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
 
 

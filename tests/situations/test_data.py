@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 import neurograph as ng
 from neurograph.activations.values import class_values
@@ -398,6 +398,74 @@ def test_names_are_different_and_on_one_line() -> None:
     circuit = ng.search(mlp(), ROWS, 1, feature_names=names, keep="top:4", **QUIET)
     assert {r"two\nlines", r"\u202eturned", "plain"} < set(circuit.features()["name"])
     assert circuit.explain("two\nlines") == circuit.explain(r"two\nlines")
+
+
+def test_a_set_of_names_has_no_order() -> None:
+    with pytest.raises(OptionError, match=r"feature_names=.* has no order"):
+        ng.search(mlp(), ROWS, 1, feature_names={"a", "b", "c", "d"}, **QUIET)  # type: ignore[arg-type]
+
+
+def test_twins_are_paired_or_refused() -> None:
+    model, twins = mlp(), ROWS + 1.0
+    wanted = {
+        i: effects(model, ROWS, contrast=ng.Counterfactual(twins))["input", i] for i in (0, 3)
+    }
+    chosen, theirs = ROWS[[5, 3, 9]], ng.Counterfactual(twins[[5, 3, 9]])
+    some = effects(model, ROWS, contrast=theirs, reference=chosen)
+    one = ROWS[[5, 3, 9]].clone()
+    one[:, 0] = twins[[5, 3, 9], 0]
+    by_hand = (model(ROWS[[5, 3, 9]]) - model(one))[:, 1].mean().item()
+    assert some["input", 0] == pytest.approx(by_hand, rel=1e-9)
+    with pytest.raises(DataError, match="50 samples, not 3"):
+        effects(model, ROWS, contrast=ng.Counterfactual(twins), reference=chosen)
+    more = torch.cat([twins, twins[:1]])
+    with pytest.raises(DataError, match="51 samples, not 50"):
+        effects(model, ROWS, contrast=ng.Counterfactual(more))
+    loaders = [
+        DataLoader(TensorDataset(ROWS), batch_size=8, shuffle=True),
+        DataLoader(TensorDataset(ROWS), 8, sampler=WeightedRandomSampler([1.0] * 50, 50)),
+    ]
+    for loader in loaders:
+        with pytest.raises(DataError, match="shuffles or draws"):
+            effects(model, loader, contrast=ng.Counterfactual(twins))
+        with pytest.raises(DataError, match="shuffles or draws"):
+            effects(model, ROWS, contrast=ng.Counterfactual(loader))
+    in_order = DataLoader(TensorDataset(ROWS), batch_size=8)
+    assert effects(model, in_order, contrast=ng.Counterfactual(twins))["input", 0] == wanted[0]
+
+
+def test_columns_in_another_order_are_refused() -> None:
+    frame = pd.DataFrame(ROWS.numpy(), columns=list("abcd"))
+    turned = frame[list("abdc")]
+    assert effects(mlp(), frame, reference=frame[:8])
+    for options in ({"reference": turned}, {"contrast": ng.Counterfactual(turned)}):
+        with pytest.raises(DataError, match=r"columns are not those of the data.*'d'"):
+            effects(mlp(), frame, **options)
+
+
+def test_targets_must_repeat_and_tell_of_each_sample_alone() -> None:
+    calls = []
+
+    def counted(output: Tensor, _batch: Any) -> Tensor:
+        calls.append(1)
+        return output[:, 0] * len(calls)
+
+    model = mlp()
+    before = torch.get_rng_state()
+    odd = {
+        "called again": [counted, lambda o, _: nn.functional.dropout(o)[:, 0]],
+        "others of its batch": [
+            lambda o, _: o[:, 0] - o[:, 0].mean(0),
+            lambda o, _: o.softmax(0)[:, 1],
+            lambda o, _: o[:, 0].argsort().argsort().double(),
+        ],
+    }
+    for told, targets in odd.items():
+        for target in targets:
+            for ask in (ng.score, ng.search, ng.response_curves):
+                with pytest.raises(OptionError, match=told):
+                    ask(model, ROWS, target, **QUIET)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_numbers_without_a_second_dimension_are_told() -> None:

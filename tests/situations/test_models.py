@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import neurograph as ng
 from neurograph.data import Batch
-from neurograph.errors import ModelError, OptionError
+from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.faithfulness.linear_readers import find_linear_readers
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
@@ -566,8 +566,46 @@ class ResidualOneSize(OneSize):
         return self.o(h) + h[:, :2]
 
 
-def test_what_one_batch_size_does_not_allow_is_named() -> None:
-    model, data = seeded(ResidualOneSize), batches()
+class Closure(nn.Module):
+    """Hands a layer's output on inside a function, where nothing sees it arrive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.called = Called()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.head(self.called(lambda: h))
+
+
+class Called(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, get: Callable[[], Tensor]) -> Tensor:
+        return torch.tanh(get() @ self.weight)
+
+
+@pytest.mark.parametrize("ask", [ng.score, ng.response_curves, ng.search, ng.strongest_paths])
+def test_what_arrives_unseen_is_refused_whoever_asks(ask: Callable[..., object]) -> None:
+    X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)).double()
+    with pytest.raises(NeurographError):
+        ask(seeded(Closure), X, 0, progress=False)
+
+
+class GluedOneSize(OneSize):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.r(x, x.new_zeros(1, 16, 5))[0][:, -1]
+        return self.o(h + x.new_zeros(16, 5)) + h[:, :2]
+
+
+def test_two_runs_in_one_batch_where_a_model_takes_one_size() -> None:
+    """Where only layers that are held take no more it works, else it is named."""
+    circuit = ng.search(seeded(ResidualOneSize), batches(), 1, reference=16, progress=False)
+    assert circuit.audited.agrees
+    model, data = seeded(GluedOneSize), batches()
     assert len(ng.score(model, data, 1, scorer="exact", reference=16, progress=False).table)
     with pytest.raises(ModelError, match="batches of 16 samples and no others"):
         ng.search(model, data, 1, reference=16, progress=False)
