@@ -126,9 +126,27 @@ def _check_again(target: Target, output: Any, batch: Batch) -> None:
             )
 
 
+def _habits(model: nn.Module, actual: Recording) -> Iterator[str]:
+    """Say what a model does beside computing: random numbers that it draws, hooks of its own."""
+    if actual.draws:
+        yield (
+            "the model draws random numbers in eval mode; they did not matter in the runs "
+            "that were compared, but where they do seldom, effects hold that chance, too"
+        )
+    modules = dict(model.named_modules())
+    hooked = sorted(path for path in actual.modules if modules[path]._forward_hooks)
+    if hooked:
+        more = f" and {len(hooked) - _SHOWN} more" if len(hooked) > _SHOWN else ""
+        yield (
+            f"forward hooks stand behind {', '.join(hooked[:_SHOWN])}{more}: a neuron is what "
+            "forward returns, before them, and moves there"
+        )
+
+
 def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]:
-    """Say it where the target of a sample depends on the others of its batch."""
+    """Say where the target of a sample depends on the others of its batch, or on chance."""
     check_alone(model, target, actual)
+    yield from _habits(model, actual)
     together = target(actual.output, lambda: actual.batch)
     mixes = False
     with undisturbed(model):

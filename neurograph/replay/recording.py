@@ -81,6 +81,8 @@ class Recording:
         Whether what the model returns for a sample depends on how many others there are.
     fixed : bool
         Whether the model takes this number of samples and no other.
+    draws : bool
+        Whether a run draws random numbers, though none that were seen to matter.
     """
 
     layers: Mapping[str, Layer]
@@ -94,6 +96,7 @@ class Recording:
     call_bytes: Mapping[str, int]
     mixes: bool = False
     fixed: bool = False
+    draws: bool = False
 
     def main(self, name: str) -> Tensor:
         """Return the rows of a layer, ``[size, …]``; one row if all must have the same."""
@@ -226,7 +229,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     refuse_unsupported(model)
     sites = find_sites(model) if sites is None else sites
     with undisturbed(model) as kept:
-        check_repeats(model, batch, sites, kept)
+        draws = check_repeats(model, batch, sites, kept)
         run = watch(model, batch, sites)
         layouts = find_layouts(model, batch, sites, run)
         mixes = layouts.mixes or mixes_samples(model, batch, run.output, layouts.output)
@@ -271,6 +274,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
         layouts.call_bytes,
         mixes,
         layouts.fixed,
+        draws,
     )
 
 

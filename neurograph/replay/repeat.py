@@ -30,7 +30,7 @@ _DRAW = (
 _ALONE = f"so what a sample gets depends on who shares its batch: {_DRAW}"
 
 
-def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel) -> None:
+def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel) -> bool:
     """Run a model again from the same state and compare what every layer gets and returns.
 
     The first run also shows what a run changes in the model, to be put back after each. Where
@@ -44,6 +44,11 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel)
     sites : Sites
     kept : KeptModel
         What `undisturbed` keeps of the model.
+
+    Returns
+    -------
+    bool
+        Whether random numbers are drawn.
 
     Raises
     ------
@@ -83,6 +88,7 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel)
             )
     if kept.changing:
         _check_handed_on(run, first, kept)
+    return drew
 
 
 def _learn(run: _Runs, kept: KeptModel) -> tuple[_Events, bool]:

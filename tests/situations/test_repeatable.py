@@ -648,3 +648,23 @@ def test_what_a_layer_leaves_for_another_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="something inside layer 'b' depends on what a layer"):
         ng.score(model, x, 1, scorer="exact", progress=False)
     assert everything(model) == before
+
+
+def test_random_numbers_that_do_not_matter_and_hooks_are_told() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.rand(2)
+            return self.head(torch.tanh(self.one(x)))
+
+    X = torch.rand(30, 3)
+    model = Idle()
+    notes = ng.score(model, X, 1, progress=False).provenance["notes"]
+    assert any("draws random numbers" in note for note in notes)
+    assert not any("forward hooks" in note for note in notes)
+    model.one.register_forward_hook(lambda _module, _args, output: 2 * output)
+    notes = ng.score(model, X, 1, progress=False).provenance["notes"]
+    assert any("forward hooks stand behind one: a neuron is what" in note for note in notes)
