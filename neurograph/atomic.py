@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path as FilePath
 
+from neurograph.checks import is_path, shown
 from neurograph.errors import OptionError
 
 __all__ = ["check_writable", "write_atomically"]
@@ -13,6 +14,8 @@ __all__ = ["check_writable", "write_atomically"]
 
 def check_writable(path: str | FilePath) -> FilePath:
     """Check before the work that a file can be written at its end; OptionError if not."""
+    if not is_path(path):
+        raise OptionError(f"path={shown(path)} is no path of a file")
     path = FilePath(path)
     folder = path.parent
     if path.is_dir():

@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -68,7 +69,8 @@ def whole(value: Any, option: str, *, least: int | None = None, most: int | None
         raise OptionError(f"{option}={shown(value)} is no whole number")
     if least is not None and number < least:
         raise OptionError(f"{option}={number} must be {least} or more")
-    if most is not None and number > most:
+    most = sys.maxsize if most is None else most
+    if number > most:
         raise OptionError(f"{option}={number} must be {most} or less")
     return number
 

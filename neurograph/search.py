@@ -236,6 +236,9 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
         raise OptionError("the circuit's reference samples were given: pass reference= again")
     if told.pop("profile") == "given" and "profile" not in given:
         raise OptionError("the circuit was found with a profile of its own: pass profile= again")
+    unknown = given.keys() - {"target"} - vars(Options()).keys()
+    if unknown:
+        raise OptionError(f"{min(unknown)}= is no option of a search: leave it out")
     target = given.pop("target", known["target"]["index"])
     profiled = given.pop("profile", None)
     if "contrast" not in given:

@@ -149,7 +149,7 @@ def find_groups(
     }
     found: dict[str, tuple[str, list[list[int]]]] = {}
     for pattern, groups in asked.items():
-        wanted = set(matches(pattern, set(sites.values())))
+        wanted = set(matches(str(pattern), set(sites.values())))
         if not wanted:
             raise OptionError(f"groups={pattern!r} matches no layer; there are {', '.join(sites)}")
         for name, site in sites.items():

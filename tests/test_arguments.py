@@ -412,6 +412,20 @@ def test_names_that_are_none_or_several_are_told() -> None:
         ng.search(model(), data()[0], 1, feature_names=["a", "a", "b"], **quiet)
 
 
+def test_what_is_no_path_group_option_or_count_is_told() -> None:
+    found = circuit()
+    with pytest.raises(OptionError, match="path=None is no path"):
+        found.save(None)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="path=5 is no path"):
+        found.to_html(5)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="bogus= is no option"):
+        found.attach(model(), data()[0], bogus=1)
+    with pytest.raises(OptionError, match=r"k=.* must be"):
+        next(found.paths(2**70))
+    with pytest.raises(OptionError, match="groups=77 matches no layer"):
+        ng.search(model(), data()[0], 1, groups={77: 2}, progress=False)  # type: ignore[dict-item]
+
+
 def test_rankings_begin_with_the_strongest() -> None:
     for series in (circuit().ranking(), scores().ranking(), scores().ranking("rms")):
         assert (series.abs().diff().dropna() <= 0).all()

@@ -71,7 +71,7 @@ def write_page(path: str | os.PathLike[str], render: Callable[[], str]) -> None:
     OptionError
         If `path` is a folder, or lies in one that does not exist or cannot be written to.
     """
-    path = check_writable(Path(path))
+    path = check_writable(path)
     write_atomically(path, render().encode())
 
 
