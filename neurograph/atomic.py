@@ -12,7 +12,7 @@ from neurograph.errors import OptionError
 __all__ = ["check_writable", "write_atomically"]
 
 
-def check_writable(path: str | FilePath) -> FilePath:
+def check_writable(path: str | os.PathLike[str]) -> FilePath:
     """Check before the work that a file can be written at its end; OptionError if not."""
     if not is_path(path):
         raise OptionError(f"path={shown(path)} is no path of a file")
