@@ -16,6 +16,7 @@ from torch import nn
 from neurograph.batch import Batch, shape_of
 from neurograph.data import Source
 from neurograph.errors import DataError, ModelError, NeurographError, OptionError
+from neurograph.nested import iter_tensors
 from neurograph.padding import Padding
 from neurograph.positions import INVERTED, Positions
 from neurograph.replay.mixing import differs, regrouped
@@ -188,6 +189,11 @@ def check_samples(
                 continue
             if batch is first and failed is not None:
                 _check_fixed(model, first, failed)
+            if next(iter_tensors(output), None) is None:
+                raise ModelError(
+                    f"the model returned {type(output).__name__}, in which no tensor can be seen: "
+                    "wrap it in a Module that returns a tensor, tuple, dict or dataclass"
+                )
             resolved = resolve_target(target, output, class_names, size=batch.size)
             try:
                 check_rows(resolved, output, batch)

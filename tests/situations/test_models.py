@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -593,6 +594,20 @@ def test_what_arrives_unseen_is_refused_whoever_asks(ask: Callable[..., object])
     X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)).double()
     with pytest.raises(NeurographError):
         ask(seeded(Closure), X, 0, progress=False)
+
+
+class Wrapped(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return torch.distributions.Categorical(logits=super().forward(x))
+
+
+def test_what_is_returned_inside_an_object_is_refused() -> None:
+    X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    for target in (0, lambda output, _: output.logits[:, 0]):
+        with pytest.raises(
+            ModelError, match="returned Categorical, in which no tensor can be seen"
+        ):
+            ng.search(Wrapped(3, 2), X, target, progress=False)
 
 
 class GluedOneSize(OneSize):
