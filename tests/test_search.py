@@ -423,7 +423,7 @@ def test_sizes_that_do_not_fit_are_told() -> None:
     with pytest.raises(ModelError, match=r"inputs of shape \(\d+, 5\)"):
         ng.search(sample.model, torch.rand(10, 5), 1, progress=False)
     pair = ng.Counterfactual(torch.rand(5, 3))
-    with pytest.raises(DataError, match="5 samples, fewer than the data"):
+    with pytest.raises(DataError, match="has 5 samples, not 50"):
         ng.search(sample.model, torch.rand(50, 3), 1, contrast=pair, progress=False)
 
 
