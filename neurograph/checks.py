@@ -47,7 +47,7 @@ def is_path(value: object) -> bool:
     return isinstance(value, str | os.PathLike) and "\0" not in str(value)
 
 
-def whole(value: Any, option: str, *, least: int | None = None, most: int | None = None) -> int:
+def whole(value: Any, option: str, *, least: int | None = None, most: int = sys.maxsize) -> int:
     """Read a whole number, as Python, NumPy or torch have it.
 
     Raises
@@ -69,7 +69,6 @@ def whole(value: Any, option: str, *, least: int | None = None, most: int | None
         raise OptionError(f"{option}={shown(value)} is no whole number")
     if least is not None and number < least:
         raise OptionError(f"{option}={number} must be {least} or more")
-    most = sys.maxsize if most is None else most
     if number > most:
         raise OptionError(f"{option}={number} must be {most} or less")
     return number

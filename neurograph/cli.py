@@ -6,7 +6,6 @@ one line, 2 wrong usage, 130 interrupted. What takes long to import is imported 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import sys
 from enum import StrEnum
@@ -328,7 +327,9 @@ app.command()(compare)
 
 def _show_strongest(circuit: Circuit) -> None:
     """Print the input features that do most in total, and the strongest paths."""
-    with contextlib.suppress(OptionError):  # there are none with neurons
+    from neurograph.circuit_tables import scored_inputs
+
+    if scored_inputs(circuit.layers, circuit.scores):
         tables.show(tables.effects_table(circuit.features().head(_FEATURES_SHOWN)))
         typer.echo()
     tables.show(tables.path_table(tables.strongest(circuit, _SHOWN)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import networkx as nx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neurograph.batch import Batch, shape_of
 from neurograph.data import Source
@@ -28,7 +28,7 @@ from neurograph.target import LogitDifference, Target, TargetFunction, check_row
 
 _SHOWN = 3  # examples in a sentence
 
-__all__ = ["as_masked", "check_samples", "mixing", "numberless", "routing", "stillness"]
+__all__ = ["as_masked", "check_samples", "habits", "mixing", "numberless", "routing", "stillness"]
 
 
 def stillness(
@@ -95,18 +95,19 @@ def numberless(path: str) -> str:
     return re.sub(r"\d+", "*", path)
 
 
-def check_alone(model: nn.Module, target: Target, actual: Recording) -> None:
-    """OptionError for a target function that mixes samples: it is called on some of them, too."""
+def _check_alone(target: Target, actual: Recording, together: Tensor) -> None:
+    """OptionError for a target function that mixes samples: it is called on some of them, too.
+
+    `together` is what it gives for all.
+    """
     few = actual.size // 2
     if target.function is None or not few:
         return
     cut = Outcome(actual.output, actual.layouts).first(few).output
     some = actual.batch.map(lambda leaf: leaf[:few])
     mixes = False
-    with undisturbed(model):
-        together = target(actual.output, lambda: actual.batch)
-        with contextlib.suppress(NeurographError):
-            mixes = differs(together[:few], target(cut, lambda: some))
+    with contextlib.suppress(NeurographError):
+        mixes = differs(together[:few], target(cut, lambda: some))
     if mixes:
         raise OptionError(
             f"the target {target.name!r} makes of a sample something that depends on the others of "
@@ -127,7 +128,7 @@ def _check_again(target: Target, output: Any, batch: Batch) -> None:
             )
 
 
-def _habits(model: nn.Module, actual: Recording) -> Iterator[str]:
+def habits(model: nn.Module, actual: Recording) -> Iterator[str]:
     """Say what a model does beside computing: random numbers that it draws, hooks of its own."""
     if actual.draws:
         yield (
@@ -145,12 +146,11 @@ def _habits(model: nn.Module, actual: Recording) -> Iterator[str]:
 
 
 def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]:
-    """Say where the target of a sample depends on the others of its batch, or on chance."""
-    check_alone(model, target, actual)
-    yield from _habits(model, actual)
-    together = target(actual.output, lambda: actual.batch)
+    """Say it where the target of a sample depends on the others of its batch."""
     mixes = False
     with undisturbed(model):
+        together = target(actual.output, lambda: actual.batch)
+        _check_alone(target, actual, together)
         for other, here, there in regrouped(actual.batch):
             with contextlib.suppress(NeurographError):  # a model made for one batch size
                 found = target(call_model(model, other), itertools.repeat(other).__next__)

@@ -40,6 +40,7 @@ from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.preflight import (
     as_masked,
     check_samples,
+    habits,
     mixing,
     numberless,
     routing,
@@ -225,7 +226,11 @@ def prepare(
         twins = _twins(contrast, model, source, positions, samples, actual, options)
         with Replay(model, actual) as replay:
             profiled = confirm_wiring(replay, Wiring.of(profiled)).layers
-        mixed = [*routing(actual, profiled), *mixing(model, resolved, actual)]
+        told = [
+            *routing(actual, profiled),
+            *habits(model, actual),
+            *mixing(model, resolved, actual),
+        ]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups({} if options.groups is None else options.groups, searched, model)
@@ -256,7 +261,7 @@ def prepare(
     )
     names = _feature_names(options.feature_names, source.feature_names, actual)
     still = stillness(experiment, profiled, names, options.positions)
-    notes = [*still, *source.notes, *resolved.notes, *padding.notes, *mixed]
+    notes = [*still, *source.notes, *resolved.notes, *padding.notes, *told]
     provenance = {
         "model": _describe_model(model, actual.sites),
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},

@@ -52,7 +52,7 @@ class Replay:
         # Set too where glue is found to mix the samples of a batch.
         self.one_by_one = recording.mixes or recording.fixed
         self._checked: dict[Plan, Plan | None] = {}
-        self._apart: set[Plan] = set()  # whose two worlds leave each other alone
+        self._still: dict[tuple[Plan, int, int], Outcome] = {}  # of two worlds, nothing moved
         self._fits: set[tuple[Plan, int]] = set()  # plans that ran with so many rows
         self._run: Run | None = None
 
@@ -147,21 +147,27 @@ class Replay:
         return outcome
 
     def _alone(self, job: Job) -> Outcome:
-        """Run one intervention by itself.
-
-        Two worlds are one batch even then. ModelError where one of them influences the other: what
-        is moved but not seen must not matter, nor that there are two while nothing is moved.
-        """
+        """Run one intervention by itself; two worlds are one batch even then."""
         if job.plan.worlds and self.one_by_one:
+            self._check_worlds(job)
+        return self._execute(job)
+
+    def _check_worlds(self, job: Job) -> None:
+        """ModelError where one of two worlds influences the other.
+
+        That there are two must not matter while nothing is moved, nor what is moved but not seen.
+        """
+        start, stop, _ = job.samples.indices(self.recording.size)
+        key = job.plan, start, stop
+        base = self._still.get(key)
+        if base is None:
             still = {name: self.recording.main(name)[job.samples] for name in job.given}
             base = self._of_worlds(job, still, seen=False)
-            others = [(job.given, False)]
-            if job.plan not in self._apart:
-                others.append((still, True))
-            if not all(_close(base, self._of_worlds(job, g, seen=seen)) for g, seen in others):
+            if not _close(base, self._of_worlds(job, still, seen=True)):
                 self._refuse_worlds(job.plan)
-            self._apart.add(job.plan)
-        return self._execute(job)
+            self._still[key] = base
+        if not _close(base, self._of_worlds(job, job.given, seen=False)):
+            self._refuse_worlds(job.plan)
 
     def _of_worlds(self, job: Job, given: Mapping[str, Tensor], *, seen: bool) -> Outcome:
         """Run with the moved world seen by all that may see it, or by nothing."""
