@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from neurograph.checks import is_path, shown
 from neurograph.circuit import Circuit, Path
 from neurograph.errors import CircuitFileError, OptionError
 from neurograph.layers import Neuron
+from neurograph.selection import sign_of
 
 __all__ = [
     "FORMAT_VERSION",
@@ -37,6 +38,8 @@ Result = TypeVar("Result")
 FORMAT = "neurograph circuit"
 FORMAT_VERSION = 3
 _MEMBERS = ("circuit.json", "scores.safetensors")
+_LAYER: Mapping[str, type] = {"type": str, "neurons": int, "output": bool}
+_NUMBERS = ("effect", "stderr", "transfer")
 
 
 def save(circuit: Circuit, path: str | FilePath) -> None:
@@ -83,10 +86,10 @@ def pack(members: Mapping[str, bytes]) -> bytes:
         return buffer.getvalue()
 
 
-def unpack(content: bytes) -> dict[str, bytes]:
-    """Read what `pack` wrote."""
+def unpack(content: bytes, names: Collection[str] | None = None) -> dict[str, bytes]:
+    """Read what `pack` wrote: all of it, or these members alone."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+        return {name: archive.read(name) for name in names or archive.namelist()}
 
 
 def load(path: str | FilePath) -> Circuit:
@@ -106,11 +109,12 @@ def load(path: str | FilePath) -> Circuit:
 
 def parse(content: bytes) -> Circuit:
     """Read what `dump` wrote."""
-    members = unpack(content)
-    text, scores = (members[name] for name in _MEMBERS)
+    text, scores = unpack(content, _MEMBERS).values()
     document = json.loads(text)
     check_format(document, FORMAT, FORMAT_VERSION)
-    return _read(document, safetensors.numpy.load(scores))
+    circuit = _read(document, safetensors.numpy.load(scores))
+    _check(circuit)
+    return circuit
 
 
 class VersionError(ValueError):
@@ -170,6 +174,49 @@ def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
         scores.setdefault(layer, {})[kind] = values
     provenance = document["provenance"]
     return Circuit(graph, layers, document["target"], tuple(paths), scores, provenance)
+
+
+def _check(circuit: Circuit) -> None:
+    """ValueError where parts of a circuit are missing or contradict each other."""
+    if not isinstance(circuit.target, str) or not isinstance(circuit.provenance, dict):
+        raise ValueError("its target is no name, or its provenance no dict")
+    for name, data in circuit.layers.nodes(data=True):
+        known = all(isinstance(data.get(key), kind) for key, kind in _LAYER.items())
+        if not isinstance(name, str) or not known:
+            raise ValueError(f"layer {name!r} lacks some of {', '.join(_LAYER)}")
+    for name, table in circuit.scores.items():
+        data = circuit.layers.nodes[name]
+        positions = data.get("positions")
+        shape = (
+            (data["neurons"],) if positions is None else (data["neurons"] // positions, positions)
+        )
+        if not {"effect", "stderr"} <= table.keys() or {x.shape for x in table.values()} != {shape}:
+            raise ValueError(f"the scores of layer {name!r} are not of its {shape} neurons")
+    for neuron, data in circuit.graph.nodes(data=True):
+        _check_numbers(data, str(neuron))
+        known = [data.get(key) for key in ("layer", "index", "position")]
+        if neuron.layer not in circuit.scores or known != [*neuron, None][:3]:
+            raise ValueError(f"neuron {neuron} is in no layer with scores, or named as another")
+        if not isinstance(data.get("name"), str):
+            raise ValueError(f"neuron {neuron} has no name")
+        scored = circuit.scores[neuron.layer]["effect"][neuron[1:]]
+        if not np.array_equal(scored, data["effect"], equal_nan=True):
+            raise ValueError(f"the effect of neuron {neuron} is not that of its layer's scores")
+    for u, v, data in circuit.graph.edges(data=True):
+        _check_numbers(data, f"{u} → {v}")
+        if not circuit.layers.has_edge(u.layer, v.layer):
+            raise ValueError(f"the edge {u} → {v} is between layers that do not read each other")
+    for path in circuit.strongest:
+        _check_numbers(vars(path), " → ".join(path.names))
+
+
+def _check_numbers(data: Mapping[str, Any], where: str) -> None:
+    """ValueError for an effect that is no number, or called by another sign than its own."""
+    numbers = [value for key, value in data.items() if key.endswith(_NUMBERS)]
+    if not {"effect", "stderr"} <= data.keys() or not all(type(x) in (int, float) for x in numbers):
+        raise ValueError(f"the effects of {where} are no numbers")
+    if data.get("sign", sign_of(data["effect"])) != sign_of(data["effect"]):
+        raise ValueError(f"the effect of {where} is not {data['sign']}")
 
 
 def to_json(document: Any) -> bytes:

@@ -104,7 +104,11 @@ def names(value: Any, option: str) -> tuple[str, ...] | None:
         return None
     if isinstance(value, Set):
         raise OptionError(f"{option}={shown(value)} has no order: pass a list of names")
-    return tuple(map(str, listed(value, option, "names")))
+    found = listed(value, option, "names")
+    odd = [one for one in found if not isinstance(one, str) and not is_number(one)]
+    if odd:
+        raise OptionError(f"{option}: {shown(odd[0])} is no name: pass strings, or numbers")
+    return tuple(map(str, found))
 
 
 def different_names(value: Any, option: str) -> tuple[str, ...] | None:

@@ -44,6 +44,7 @@ from neurograph.reading import (
     read_inputs,
     read_labels,
 )
+from neurograph.replay.state import Generators, drawn_alike
 from neurograph.taking import FEW, cast, find_casts, output_of
 
 __all__ = [
@@ -120,6 +121,8 @@ class Source:
         if isinstance(data, list) and of_numbers(data):
             data = collated(data)
         self._data = data
+        self._generators = _generators(data)
+        self._start, self._first = Generators(*self._generators), ""
         self.feature_names = different_names(_columns(data), "the columns of data")
 
     @property
@@ -139,13 +142,15 @@ class Source:
     def __iter__(self) -> Iterator[Batch]:
         """Yield checked batches; DataError if there are none."""
         empty = True
-        for position, raw in enumerate(self._raw()):
+        for position, raw in enumerate(drawn_alike(self._raw(), self._start, self._generators)):
             batch = self._batch(raw)
             if batch.size == 0:
                 continue
             _check_finite(batch, position)
             if self._casts is None:
                 self._settle(batch)
+            if empty:
+                self._tell_others(batch)
             empty = False
             yield self._cast(batch)
         if empty:
@@ -332,6 +337,17 @@ class Source:
             return
         raise unknown_key(next(iter(batch.args[0])), self._parameters)
 
+    def _tell_others(self, first: Batch) -> None:
+        """Say it where the data are others than when they were read before."""
+        rows = first.map(lambda leaf: leaf[:FEW]).tensors()
+        found = fingerprint(x for x in rows if x.layout == torch.strided).hexdigest()
+        if found != (self._first or found):
+            self._note(
+                "the data are others each time they are read (augmented at random, say): ranges "
+                "are of one reading, effects of the reference samples of another"
+            )
+        self._first = found
+
     def _labels(self, labels: Any) -> Any:
         """Labels as numbers: words as the numbers of their classes, in sorted order."""
         found = read_labels(labels, self._dtype)
@@ -371,6 +387,15 @@ class Source:
 
     def _note(self, sentence: str) -> None:
         self._notes[sentence] = None
+
+
+def _generators(data: Any) -> tuple[torch.Generator, ...]:
+    """Random generators that a loader draws its order from, beside the global ones."""
+    if not isinstance(data, DataLoader):
+        return ()
+    holders = (data, data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None))
+    found = {id(own): own for thing in holders if (own := getattr(thing, "generator", None))}
+    return tuple(own for own in found.values() if isinstance(own, torch.Generator))
 
 
 def _is_table(data: Any) -> bool:

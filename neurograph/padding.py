@@ -213,8 +213,11 @@ class _Trial:
                     f"{called!r} is not 0 where padding is (moving these positions does not move "
                     "the output, moving the others does): it is read as a mask of padding"
                 )
-            elif not called.endswith("attention_mask") and mask in masks.values():
-                yield f"{called!r} is read as a mask that is 0 where padding is"
+            elif mask in masks.values():
+                yield (
+                    f"{called!r} is read as a mask that is 0 where padding is: these positions "
+                    "neither move nor count in statistics"
+                )
             if without:
                 where = "of the model" if len(without) == len(own) else _listed(without)
                 yield (

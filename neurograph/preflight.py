@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.batch import Batch, shape_of
+from neurograph.contrast import Contrast
 from neurograph.data import Source
 from neurograph.errors import DataError, ModelError, NeurographError, OptionError
 from neurograph.nested import iter_tensors
@@ -28,7 +29,16 @@ from neurograph.target import LogitDifference, Target, TargetFunction, check_row
 
 _SHOWN = 3  # examples in a sentence
 
-__all__ = ["as_masked", "check_samples", "habits", "mixing", "numberless", "routing", "stillness"]
+__all__ = [
+    "as_masked",
+    "check_samples",
+    "habits",
+    "mixing",
+    "numberless",
+    "routing",
+    "sampled",
+    "stillness",
+]
 
 
 def stillness(
@@ -57,6 +67,18 @@ def stillness(
                     f"no neuron of layer {name!r} moves: its values are the same at both ends of "
                     "the contrast (in all samples, where these are quantiles), so its effects are 0"
                 )
+
+
+def sampled(contrast: Contrast, profiled: nx.DiGraph) -> Iterator[str]:
+    """Say that a contrast's quantiles are of some rows, where there were more than are kept."""
+    errors = {name: data.get("rank_error", 0) for name, data in profiled.nodes(data=True)}
+    drawn = [name for name, error in errors.items() if error]
+    if drawn and any(0 < level < 1 for level in getattr(contrast, "levels", ())):
+        yield (
+            f"quantiles of {'all layers' if len(drawn) > _SHOWN else ', '.join(drawn)} are of rows "
+            "drawn at random, not of all: the share of rows below one is within "
+            f"{max(errors.values()):.2g} of its level (with probability 0.99)"
+        )
 
 
 def _still(features: Sequence[str]) -> Iterator[str]:
@@ -177,6 +199,7 @@ def check_samples(
     first = next(iter(source))
     few = [_take(first, count) for count in (FEW, FEW + 1)]
     failed: ModelError | None = None
+    widths: dict[int, int] = {}
     with undisturbed(model) as kept:
         for batch in [*few, first]:
             try:
@@ -202,8 +225,26 @@ def check_samples(
                     check_rows(resolved, call_model(model, first), first)
                 raise
             _check_again(resolved, output, batch)
+            if resolved.index is not None and (logits := resolved.logits(output)).dim() == 2:
+                widths[batch.size] = logits.shape[1]
+                _check_width(widths)
             if batch is few[-1]:
                 return
+
+
+def _check_width(widths: dict[int, int]) -> None:
+    """OptionError where how many outputs there are depends on how many samples are run.
+
+    `widths` says how many there were, by the number of samples.
+    """
+    if len(set(widths.values())) > 1:
+        told = " and ".join(f"{size}×{width}" for size, width in widths.items())
+        raise OptionError(
+            f"the output is {told} for batches of {' and '.join(map(str, widths))} samples: its "
+            "columns are the samples of a batch (similarities of pairs, say), so that an index "
+            "means another one in each batch. Pass target=callable(output, batch) -> [batch] of "
+            "embeddings, or wrap the model in a Module that returns them"
+        )
 
 
 def _check_fixed(model: nn.Module, batch: Batch, error: ModelError) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ def read_inputs(value: Any, dtype: torch.dtype) -> Any:
     DataError
         Columns that are not numbers or have missing values, or rows of different lengths.
     """
+    if isinstance(value, Tensor):
+        _check_plain(value)
     if isinstance(value, (Tensor, PackedSequence)) or value is None or is_scalar(value):
         return value
     if isinstance(value, Mapping):
@@ -203,6 +205,20 @@ def _check_equal(shapes: Sequence[tuple[int, ...]]) -> None:
     if other is not None:
         one, two = ("×".join(map(str, shape)) or "1" for shape in (shapes[0], other))
         raise DataError(f"samples have different shapes ({one} and {two}): {_PAD}")
+
+
+_UNUSUAL: Mapping[str, Callable[[Tensor], bool]] = {
+    "on the meta device, without values: load it": lambda x: x.is_meta,
+    "nested: pass samples padded to one shape, with a mask": lambda x: x.is_nested,
+    "quantised: pass data.dequantize()": lambda x: x.is_quantized,
+}
+
+
+def _check_plain(tensor: Tensor) -> None:
+    """DataError for a tensor that has no plain rows of values."""
+    for told, is_so in _UNUSUAL.items():
+        if is_so(tensor):
+            raise DataError(f"data is a tensor that is {told}")
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -192,7 +192,14 @@ def _chosen(
         found = {name for name, module in modules.items() if isinstance(module, choice)}
         hint = ""
     elif callable(choice):
-        found = {name for name, module in modules.items() if choice(name, module)}
+        try:
+            found = {name for name, module in modules.items() if choice(name, module)}
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise OptionError(
+                f"layers={shown(choice)} raised {type(error).__name__}: {reason} (a predicate takes "
+                "the path and the module)"
+            ) from error
         hint = ""
     else:
         raise OptionError(f"layers={shown(choice)}: pass patterns, module types or predicates")

@@ -44,6 +44,7 @@ from neurograph.preflight import (
     mixing,
     numberless,
     routing,
+    sampled,
     stillness,
 )
 from neurograph.replay.observe import input_tensors, placed
@@ -110,7 +111,7 @@ class Options:
             memory=self.memory if isinstance(self.memory, str) else int(self.memory),
             seed=whole(self.seed, "seed", least=0, most=2**63 - 1),
             feature_names=checks.different_names(self.feature_names, "feature_names"),
-            class_names=checks.names(self.class_names, "class_names"),
+            class_names=checks.different_names(self.class_names, "class_names"),
         )
 
 
@@ -230,6 +231,7 @@ def prepare(
             *routing(actual, profiled),
             *habits(model, actual),
             *mixing(model, resolved, actual),
+            *sampled(contrast, profiled),
         ]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
@@ -498,13 +500,20 @@ def _corrupt(
 
 
 def _feature_names(
-    given: Sequence[str] | None, columns: Sequence[str] | None, recording: Recording
+    given: Sequence[str] | None, columns: tuple[str, ...] | None, recording: Recording
 ) -> tuple[str, ...] | None:
     """Read names that were given, or else the columns of the data, where they are features."""
     inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
     names = given or (columns if inputs else None)
     if names is None:
         return None
+    for place, name in enumerate(given or ()):
+        if columns is not None and name in columns[:place] + columns[place + 1 :]:
+            raise OptionError(
+                f"feature_names[{place}] is {name!r}, but the data have that column at "
+                f"{columns.index(name)}: leave feature_names= out (the columns are named already), "
+                "or give them in the columns' order"
+            )
     if len(inputs) != 1:
         raise OptionError(f"feature_names name one input, but the model has {len(inputs)}")
     if len(names) != inputs[0].neurons:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +181,13 @@ def _read(groups: Groups, layer: Layer, model: nn.Module) -> tuple[str, list[lis
         raise OptionError(
             f"groups={shown(groups)} for layer {layer.name!r}: pass 'heads', a number of groups, "
             f"or lists of its channels 0…{channels - 1}"
+        )
+    known = Counter(channel for group in lists for channel in group)
+    again = next((channel for channel, count in known.items() if count > 1), None)
+    if again is not None:
+        raise OptionError(
+            f"groups= for layer {layer.name!r} have channel {again} twice: a channel moves with "
+            "one group"
         )
     return "group", lists
 

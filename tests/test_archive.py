@@ -200,6 +200,16 @@ def test_a_file_of_another_version_is_refused_with_what_to_do(file: Path) -> Non
     refused(file, rf"format version {FORMAT_VERSION + 1}.*search again")
 
 
+def _with(document: dict[str, Any], *keys_and_value: Any) -> dict[str, Any]:
+    """The document with one value, deep in it, another."""
+    *keys, last, value = keys_and_value
+    place: Any = document
+    for key in keys:
+        place = place[key]
+    place[last] = value
+    return document
+
+
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another format": lambda d: {**d, "format": "something"},
     "no version": lambda d: {k: v for k, v in d.items() if k != "version"},
@@ -210,6 +220,21 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a path of unknown neurons": lambda d: {**d, "paths": [[[["zz", 0]], 1.0, 0.1, True]]},
     "a path without effect": lambda d: {**d, "paths": [[[["zz", 0]]]]},
     "layers of another kind": lambda d: {**d, "layers": "x"},
+    "a layer without size": lambda d: _with(d, "layers", 0, 1, 1, {"type": "Linear"}),
+    "an effect that is a word": lambda d: _with(d, "neurons", 0, 1, "effect", "large"),
+    "an error that is a word": lambda d: _with(d, "neurons", 0, 1, "total_stderr", "small"),
+    "an effect that is not the scores'": lambda d: _with(d, "neurons", 0, 1, "effect", -9e9),
+    "a sign that is not the effect's": lambda d: _with(d, "neurons", 0, 1, "sign", "zero"),
+    "a neuron under another's name": lambda d: _with(d, "neurons", 0, 1, "index", 2),
+    "a neuron of no layer": lambda d: _with(d, "neurons", 0, 0, ["zz", 0]),
+    "a neuron beyond its layer": lambda d: _with(d, "neurons", 0, 0, ["input", 77]),
+    "a neuron without a name": lambda d: _with(d, "neurons", 0, 1, "name", 3),
+    "an edge to a neuron that is not kept": lambda d: _with(d, "edges", 0, 1, ["4", 9]),
+    "an edge backwards": lambda d: {**d, "edges": [[v, u, data] for u, v, data in d["edges"]]},
+    "an edge of the other sign": lambda d: _with(d, "edges", 0, 2, "sign", "zero"),
+    "a path whose effect is a word": lambda d: _with(d, "paths", 0, 1, "strong"),
+    "a target that is no name": lambda d: {**d, "target": 4},
+    "provenance of another kind": lambda d: {**d, "provenance": []},
     "a list": lambda d: [d],
     "nothing": lambda d: None,
 }
@@ -225,6 +250,19 @@ def test_a_document_of_another_shape_is_refused(file: Path, kind: str) -> None:
 def test_damaged_scores_are_refused(file: Path, scores: bytes) -> None:
     pack(file, {**members(file), "scores.safetensors": scores})
     refused(file)
+
+
+def test_members_that_are_not_ours_are_not_read(file: Path) -> None:
+    contents = members(file)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+        archive.writestr("more", b"0" * 100)
+    damaged = bytearray(file.read_bytes())
+    start = damaged.index(b"more") + 4
+    damaged[start : start + 2] = b"\xff\xff"  # it cannot be inflated
+    file.write_bytes(damaged)
+    assert len(neurograph.load(file).graph)
 
 
 # -- writing -------------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def test_a_block_with_a_chosen_layer_inside_is_none_itself() -> None:
         (["head", "nothing"], "layers='nothing' matches no module"),
         (nn.Conv2d, "layers='Conv2d' matches no module of the model$"),
         (lambda name, module: False, "layers='<lambda>' matches no module"),
+        (lambda name: True, "layers=.* raised TypeError.*takes the path and the module"),
         (7, "layers=7: pass a list of patterns, types or predicates"),
         (["head", None], "layers=None: pass patterns"),
     ],

@@ -233,6 +233,7 @@ def test_the_input_side_has_groups_of_its_own() -> None:
     [
         ({"v_proj": "heads"}, r"'v_proj' matches no layer; there are 0, 1\.0\.q_proj"),
         ({"input": 3}, "'input' matches no layer"),
+        ({"o_proj": [[0, 1], [1, 2]]}, "have channel 1 twice"),
         ({"q_proj": "heads"}, "nothing around layer '1.0.q_proj' says how large"),
         ({"q_proj": 3}, "8 channels of layer '1.0.q_proj' cannot be divided"),
         ({"q_proj": 0}, "cannot be divided"),

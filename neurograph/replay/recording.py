@@ -103,7 +103,10 @@ class Recording:
         layer = self.layers[name]
         tensor = self.calls[layer.call].leaves[layer.leaf]
         if not isinstance(tensor, Tensor):
-            raise ModelError(f"layer {name!r} returns no tensor")
+            raise ModelError(
+                f"layer {name!r} returned a tensor in one run and {type(tensor).__name__} in "
+                "another: leave it out, by naming the others in layers="
+            )
         rows = layer.layout.rows(tensor)
         return rows.expand(self.size, *rows.shape[1:]) if layer.layout.spread else rows
 

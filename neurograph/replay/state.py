@@ -12,7 +12,7 @@ import contextlib
 import functools
 import random
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from neurograph.replay.reachable import (
     reachable,
 )
 
-__all__ = ["Generators", "KeptModel", "keeping", "without_trace"]
+__all__ = ["Generators", "KeptModel", "drawn_alike", "keeping", "without_trace"]
 
 _SMALL = 2**18  # bytes of a tensor that is copied in any case
 
@@ -52,10 +52,16 @@ def _torch_generators() -> list[torch.Generator]:
 
 
 class Generators:
-    """The states of the global random generators: PyTorch's, Python's and NumPy's."""
+    """The states of the global random generators: PyTorch's, Python's and NumPy's.
 
-    def __init__(self) -> None:
-        self._torch = [KeptGenerator(g) for g in _torch_generators()]
+    Parameters
+    ----------
+    *own : torch.Generator
+        Others of PyTorch's that are kept with them.
+    """
+
+    def __init__(self, *own: torch.Generator) -> None:
+        self._torch = [KeptGenerator(g) for g in (*_torch_generators(), *own)]
         self._python = [KeptGenerator(g) for g in _PYTHON_GENERATORS]
 
     def torch_moved(self) -> bool:
@@ -70,6 +76,29 @@ class Generators:
         """Put PyTorch's back, and Python's and NumPy's besides unless told otherwise."""
         for kept in [*self._torch, *(self._python if python else ())]:
             kept.restore()
+
+
+def drawn_alike(
+    items: Iterable[Any], start: Generators, own: Sequence[torch.Generator] = ()
+) -> Iterator[Any]:
+    """Yield items that are made with random numbers from `start` on.
+
+    What is done between the items has its own, so that it neither changes what comes nor finds the
+    generators elsewhere afterwards.
+    """
+    state, iterator = start, None
+    while True:
+        outside = Generators(*own)
+        state.restore()
+        try:
+            iterator = iter(items) if iterator is None else iterator
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            state = Generators(*own)
+            outside.restore()
+        yield item
 
 
 def _advance(thing: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -400,6 +401,51 @@ def test_names_are_different_and_on_one_line() -> None:
     assert circuit.explain("two\nlines") == circuit.explain(r"two\nlines")
 
 
+@pytest.mark.parametrize("names", [["a", "c", "b", "d"], ["b", "x", "y", "z"]])
+def test_given_names_do_not_contradict_the_columns(names: list[str]) -> None:
+    frame = pd.DataFrame(ROWS.numpy(), columns=list("abcd"))
+    with pytest.raises(OptionError, match=r"feature_names\[\d\] is '[bc]', but the data have that"):
+        ng.search(mlp(), frame, 1, feature_names=names, **QUIET)
+    renamed = ng.search(mlp(), frame, 1, feature_names=["a", "x", "y", "z"], **QUIET)
+    assert set(renamed.features()["name"]) == {"a", "x", "y", "z"}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["same", "same"], "'same' stands there 2 times"),
+        ([torch.tensor(0), torch.tensor(1)], r"tensor\(0\) is no name"),
+        ([None, "yes"], "None is no name"),
+    ],
+)
+def test_class_names_are_names_and_different(names: Any, told: str) -> None:
+    with pytest.raises(OptionError, match=f"class_names: {told}"):
+        ng.search(mlp(), ROWS, 1, class_names=names, **QUIET)
+    assert ng.search(mlp(), ROWS, 1, class_names=[0, np.int64(1)], **QUIET).target == "1"
+
+
+def test_an_index_of_a_sample_of_the_batch_is_refused() -> None:
+    class Similarity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) @ self.other(x).T
+
+    with pytest.raises(OptionError, match=r"2×2 and 3×3 for batches of 2 and 3 samples"):
+        ng.search(Similarity().double(), ROWS, 1, **QUIET)
+
+
+def test_quantiles_of_a_sample_of_the_rows_are_told() -> None:
+    rows = torch.randn(3000, 4, generator=torch.Generator().manual_seed(2)).double()
+    sampled = "quantiles of input, 0, 2 are of rows drawn at random"
+    assert any(sampled in note for note in ng.search(mlp(), rows, 1, **QUIET).notes)
+    for data, contrast in ((rows[:2000], "quantiles"), (rows, "mean"), (rows, (0, 1))):
+        circuit = ng.search(mlp(), data, 1, contrast=contrast, **QUIET)
+        assert not any("drawn at random" in note for note in circuit.notes)
+
+
 def test_a_set_of_names_has_no_order() -> None:
     with pytest.raises(OptionError, match=r"feature_names=.* has no order"):
         ng.search(mlp(), ROWS, 1, feature_names={"a", "b", "c", "d"}, **QUIET)  # type: ignore[arg-type]
@@ -792,7 +838,7 @@ def moved_at_tokens(model: nn.Module, data: tuple[Tensor, Tensor], layer: str) -
 MASKED: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "inverted": (Inverted, PAD, "'attention_mask' is not 0 where padding is"),
     "inverted, of numbers": (Renamed, PAD, "'padding' is not 0 where padding is"),
-    "as it is": (Plain, (~PAD).long(), ""),
+    "as it is": (Plain, (~PAD).long(), "'attention_mask' is read as a mask that is 0 where"),
     "another name": (Kept, ~PAD, "'mask' is read as a mask that is 0 where padding is"),
 }
 
@@ -808,7 +854,6 @@ def test_a_mask_means_what_it_is_shown_to_mean(kind: str) -> None:
         assert max(map(abs, wanted)) > 0.01
     said = notes(model, ((IDS, mask), None))
     assert told in said
-    assert bool(told) == bool(said)
 
 
 def test_what_is_called_padding_but_moves_the_output_is_not_padding() -> None:
@@ -1028,6 +1073,9 @@ def test_what_has_no_value_or_is_not_real_is_told() -> None:
         (masked, "masked at position"),
         ((X, np.ma.masked_less((X[:, 0] > 0).astype(int), 1)), "masked at position"),
         (torch.from_numpy(X).to_sparse(), "to_dense"),
+        (torch.from_numpy(X).to("meta"), "meta device"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        (torch.quantize_per_tensor(torch.ones(4, 3), 0.1, 0, torch.quint8), "dequantize"),
         (pd.DataFrame(X.astype(complex), columns=list("abc")), "'a' .complex128."),
     ):
         with pytest.raises(DataError, match=told):
@@ -1066,3 +1114,55 @@ def test_a_target_of_what_is_true_is_a_share_and_a_complex_one_is_refused() -> N
     assert table["effect"].abs().max() > 0.1
     with pytest.raises(OptionError, match="complex"):
         ng.score(model, X, lambda o, _: o[:, 0].to(torch.complex64), progress=False)
+
+
+class Noisy(Dataset[Any]):
+    """Rows with noise of its own kind on them, drawn anew each time one is read."""
+
+    def __init__(self, draw: Callable[[], Any]) -> None:
+        self.draw = draw
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return ROWS[i] + float(self.draw())
+
+
+NOISE: dict[str, Callable[[], Any]] = {
+    "torch": lambda: torch.randn(()),
+    "random": random.random,
+    "numpy": np.random.random,  # noqa: NPY002
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_data_drawn_at_random_are_the_same_each_time_and_no_generator_moves(
+    kind: str, shuffle: bool
+) -> None:
+    model, own = mlp(), torch.Generator().manual_seed(3)
+    loader = DataLoader(Noisy(NOISE[kind]), 16, shuffle=shuffle, generator=own if shuffle else None)
+    torch.manual_seed(1)
+    states = [torch.get_rng_state(), own.get_state()]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    source = Source(loader, model)
+    once, again = (concatenate(list(source)).args[0] for _ in range(2))
+    assert torch.equal(once, again)
+    assert (once.sum(1).sort().values != ROWS.sum(1).sort().values).any()
+    first, second = (effects(model, loader, reference=20) for _ in range(2))
+    assert first == second
+    assert all(map(torch.equal, states, (torch.get_rng_state(), own.get_state())))
+    assert random.getstate() == python
+    assert all(map(np.array_equal, np.random.get_state(), numpy))  # noqa: NPY002
+    if kind == "torch":  # the caller's seed still says what is drawn
+        torch.manual_seed(2)
+        assert effects(model, loader, reference=20) != first
+
+
+def test_data_that_are_others_each_time_are_told() -> None:
+    own = np.random.default_rng(0)
+    circuit = ng.search(mlp(), Noisy(own.normal), 1, **QUIET)
+    assert any("others each time they are read" in note for note in circuit.notes)
+    plain = ng.search(mlp(), Noisy(lambda: 0.0), 1, **QUIET)
+    assert not any("others each time" in note for note in plain.notes)
