@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path as FilePath
@@ -113,7 +114,7 @@ def parse(content: bytes) -> Circuit:
     document = json.loads(text)
     check_format(document, FORMAT, FORMAT_VERSION)
     circuit = _read(document, safetensors.numpy.load(scores))
-    _check(circuit)
+    _check(circuit, document)
     return circuit
 
 
@@ -176,26 +177,24 @@ def _read(document: dict[str, Any], arrays: dict[str, np.ndarray]) -> Circuit:
     return Circuit(graph, layers, document["target"], tuple(paths), scores, provenance)
 
 
-def _check(circuit: Circuit) -> None:
+def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
     """ValueError where parts of a circuit are missing or contradict each other."""
-    if not isinstance(circuit.target, str) or not isinstance(circuit.provenance, dict):
+    if not isinstance(document["target"], str) or not isinstance(document["provenance"], dict):
         raise ValueError("its target is no name, or its provenance no dict")
     for name, data in circuit.layers.nodes(data=True):
-        known = all(isinstance(data.get(key), kind) for key, kind in _LAYER.items())
-        if not isinstance(name, str) or not known:
+        whole = all(isinstance(data.get(key), kind) for key, kind in _LAYER.items())
+        if not isinstance(name, str) or not whole:
             raise ValueError(f"layer {name!r} lacks some of {', '.join(_LAYER)}")
     for name, table in circuit.scores.items():
         data = circuit.layers.nodes[name]
-        positions = data.get("positions")
-        shape = (
-            (data["neurons"],) if positions is None else (data["neurons"] // positions, positions)
-        )
+        positions = [data["positions"]] if "positions" in data else []
+        shape = (data["neurons"] // math.prod(positions), *positions)
         if not {"effect", "stderr"} <= table.keys() or {x.shape for x in table.values()} != {shape}:
-            raise ValueError(f"the scores of layer {name!r} are not of its {shape} neurons")
+            raise ValueError(f"the scores of layer {name!r} are not of its neurons")
     for neuron, data in circuit.graph.nodes(data=True):
         _check_numbers(data, str(neuron))
-        known = [data.get(key) for key in ("layer", "index", "position")]
-        if neuron.layer not in circuit.scores or known != [*neuron, None][:3]:
+        named = tuple(data[key] for key in ("layer", "index", "position") if key in data)
+        if neuron.layer not in circuit.scores or named != neuron:
             raise ValueError(f"neuron {neuron} is in no layer with scores, or named as another")
         if not isinstance(data.get("name"), str):
             raise ValueError(f"neuron {neuron} has no name")

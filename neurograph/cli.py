@@ -176,6 +176,8 @@ def explore(
 
     for path in filter(None, (out, html)):
         check_writable(path)
+    if weights is None and not quiet:
+        say(f"no --weights: the model has those that {factory} gives it")
     try:
         circuit = search(
             load_model(factory, weights, seed),

@@ -197,8 +197,8 @@ def _chosen(
         except Exception as error:
             reason = " ".join(str(error).split())
             raise OptionError(
-                f"layers={shown(choice)} raised {type(error).__name__}: {reason} (a predicate takes "
-                "the path and the module)"
+                f"layers={shown(choice)} raised {type(error).__name__}: {reason} (a predicate "
+                "takes the path and the module)"
             ) from error
         hint = ""
     else:

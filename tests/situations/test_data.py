@@ -1132,7 +1132,7 @@ class Noisy(Dataset[Any]):
 NOISE: dict[str, Callable[[], Any]] = {
     "torch": lambda: torch.randn(()),
     "random": random.random,
-    "numpy": np.random.random,  # noqa: NPY002
+    "numpy": np.random.random,
 }
 
 
