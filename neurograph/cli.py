@@ -176,8 +176,6 @@ def explore(
 
     for path in filter(None, (out, html)):
         check_writable(path)
-    if weights is None and not quiet:
-        say(f"no --weights: the model has those that {factory} gives it")
     try:
         circuit = search(
             load_model(factory, weights, seed),
@@ -206,7 +204,8 @@ def explore(
     _write(circuit, out, html, quiet)
     for line in circuit.screened():
         say(line)
-    for line in () if quiet else (*circuit.notes, str(circuit.audited)):
+    given = () if weights else (f"no --weights: the model has those that {factory} gives it",)
+    for line in () if quiet else (*given, *circuit.notes, str(circuit.audited)):
         say(line)
     _show_strongest(circuit)
 
