@@ -11,8 +11,9 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.audit.audit import Audit, audit_effects
+from neurograph.audit.audit import audit_effects
 from neurograph.audit.collect import claims_of_circuit
+from neurograph.audit.result import Audit
 from neurograph.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.frontier import Edges, Found

@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
-from neurograph.audit.audit import Audit
+from neurograph.audit.result import Audit
 from neurograph.checks import listed, one_of, shown, whole
 from neurograph.circuit_tables import (
     edge_table,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import QUANTILES
-from neurograph.audit.audit import Claim, audit_effects
+from neurograph.audit.audit import audit_effects
+from neurograph.audit.result import Claim
 from neurograph.checks import one_of, shown
 from neurograph.contrast import Background, Quantiles
 from neurograph.errors import OptionError

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from neurograph.audit.audit import Audit, audit_effects, take_slower
+from neurograph.audit.audit import audit_effects, take_slower
 from neurograph.audit.collect import claims_of_table
+from neurograph.audit.result import Audit
 from neurograph.checks import one_of, whole
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.audit.audit import Audit, Claim, audit_effects, choose
+from neurograph.audit.audit import audit_effects, choose
 from neurograph.audit.hooked import TARGET
+from neurograph.audit.result import Audit, Claim
 from neurograph.errors import ModelError, OptionError
 from neurograph.layers import Neuron
 from neurograph.scoring.exact import node_effects, path_effects, total_effects

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neurograph.audit.audit import Claim, choose
+from neurograph.audit.audit import choose
 from neurograph.audit.hooked import TARGET
+from neurograph.audit.result import Claim
 from neurograph.layers import Neuron
 from neurograph.scoring.experiment import Experiment
 

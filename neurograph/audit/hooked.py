@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.audit.calls import Calls, hooks
+from neurograph.audit.result import Seen
 from neurograph.layers import Layer, Neuron
 from neurograph.nested import flatten, iter_tensors
 from neurograph.replay.observe import call_model, undisturbed
 from neurograph.scoring.experiment import Experiment
 
-__all__ = ["TARGET", "Hooked", "Seen"]
-
-Seen = Mapping[str, Sequence[int] | None]
-"""For each reader that sees a move, which of its outputs do (None: all); "" is the target."""
+__all__ = ["TARGET", "Hooked"]
 
 TARGET = ""
 

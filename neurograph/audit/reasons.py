@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import networkx as nx
 import torch
 from torch.nn.functional import linear
 
 from neurograph.audit.hooked import TARGET, Hooked
+from neurograph.audit.result import Claim
 from neurograph.errors import NeurographError
 from neurograph.scoring.exact import node_effects, path_effects, total_effects
 from neurograph.scoring.experiment import Experiment
-
-if TYPE_CHECKING:
-    from neurograph.audit.audit import Claim
 
 __all__ = ["NARROW", "SHARED", "UNREPEATED", "likely_reason"]
 

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from neurograph.audit.audit import Claim, audit_effects
+from neurograph.audit.audit import audit_effects
+from neurograph.audit.result import Claim
 from neurograph.checks import whole
 from neurograph.contrast import Background, Contrast
 from neurograph.errors import OptionError, SearchInterrupted
