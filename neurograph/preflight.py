@@ -22,9 +22,10 @@ from neurograph.padding import Padding
 from neurograph.positions import INVERTED, Positions
 from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
-from neurograph.replay.recording import FEW, Recording
+from neurograph.replay.recording import Recording
 from neurograph.replay.run import Outcome
 from neurograph.scoring.experiment import Experiment
+from neurograph.taking import FEW
 from neurograph.target import LogitDifference, Target, TargetFunction, check_rows, resolve_target
 
 _SHOWN = 3  # examples in a sentence

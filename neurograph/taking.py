@@ -16,7 +16,7 @@ from neurograph.replay.observe import call_model, undisturbed
 
 __all__ = ["FEW", "cast", "find_casts", "output_of"]
 
-FEW = 2
+FEW = 2  # samples: with one, nothing tells a batch dimension from others
 
 
 def find_casts(

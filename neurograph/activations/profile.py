@@ -20,9 +20,10 @@ from neurograph.memory import parse_memory
 from neurograph.nested import dense_parts
 from neurograph.padding import find_padding
 from neurograph.replay.observe import placed
-from neurograph.replay.recording import FEW, Recording
+from neurograph.replay.recording import Recording
 from neurograph.replay.wiring import wire
 from neurograph.sites import Choice, refuse_unsupported
+from neurograph.taking import FEW
 
 __all__ = ["QUANTILES", "check_weights", "model_hash", "profile", "wired"]
 

@@ -18,8 +18,9 @@ from neurograph.memory import parse_memory
 from neurograph.nested import tree_map
 from neurograph.progress import Progress
 from neurograph.replay.observe import placed
-from neurograph.replay.recording import FEW, Recording
+from neurograph.replay.recording import Recording
 from neurograph.study import Study
+from neurograph.taking import FEW
 
 __all__ = ["FEWEST", "TwoModels", "Values", "side_by_side"]
 

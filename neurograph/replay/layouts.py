@@ -26,10 +26,10 @@ from neurograph.replay.observe import (
     replaced_forwards,
 )
 from neurograph.sites import Sites, find_owners
+from neurograph.taking import FEW
 
 __all__ = ["Layouts", "Run", "Seen", "find_layouts", "watch"]
 
-_FEW = 2
 _SAME = {False: Layout(None), True: Layout(None, many=0)}
 
 
@@ -161,7 +161,7 @@ def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, 
     On the first few; on everything twice where few take another way through the model.
     """
     doubled = batch.map(lambda leaf: torch.cat([leaf, leaf]))
-    few = batch.map(lambda leaf: leaf[:_FEW]) if batch.size > _FEW else doubled
+    few = batch.map(lambda leaf: leaf[:FEW]) if batch.size > FEW else doubled
     refused = True
     for other in (few, doubled):
         meter, uses = PeakMeter(), _Uses(model, sites)

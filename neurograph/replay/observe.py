@@ -167,6 +167,15 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
         ) from error
 
 
+def not_replayed(error: ModelError) -> ModelError:
+    """Say of what a model raised that it runs by itself."""
+    return ModelError(
+        "the model runs by itself but not where layers are given their outputs instead of being "
+        f"run ({' '.join(str(error).split())}): does a module read what a layer leaves on itself "
+        "or in a global? Pass it on by return, or choose a module around both in layers="
+    )
+
+
 def _copy(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 

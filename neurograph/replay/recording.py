@@ -18,14 +18,14 @@ from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_in
 from neurograph.nested import Rebuild
 from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.mixing import mixes_samples
-from neurograph.replay.observe import input_tensors, undisturbed
+from neurograph.replay.observe import input_tensors, not_replayed, undisturbed
 from neurograph.replay.repeat import check_repeats
 from neurograph.replay.routed import find_routed
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
+from neurograph.taking import FEW, output_of
 
-__all__ = ["FEW", "Call", "Recording", "capture", "capture_few", "recapture"]
+__all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 
-FEW = 2  # samples: with one, nothing tells a batch dimension from others
 _SPREAD = 8  # samples by which layers are told and who reads whom
 _SELDOM, _SELDOM_BYTES = 128, 2**28  # the same where values choose what is run, in that memory
 
@@ -175,6 +175,8 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
             return capture(model, first, sites)
         if not str(error).startswith("the model raised"):
             raise
+        if output_of(model, few) is not None:
+            raise not_replayed(error) from error.__cause__
         flat = all(leaf.dim() < 2 for leaf in few.tensors())
         alone = "Numbers alone are samples of one feature: pass X[:, None]. " if flat else ""
         raise ModelError(

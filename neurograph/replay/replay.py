@@ -21,6 +21,7 @@ from neurograph.replay.observe import (
     Forward,
     StopReplay,
     call_model,
+    not_replayed,
     replaced_forwards,
     undisturbed,
 )
@@ -228,6 +229,8 @@ class Replay:
             run.outcome.output = run.result(call_model(self.model, run.inputs()))
         except StopReplay:
             pass
+        except ModelError as error:
+            raise (error if error.__cause__ is None else not_replayed(error)) from error.__cause__
         finally:
             self._run = None
         missing = job.plan.probed - run.outcome.probed.keys()

@@ -714,3 +714,39 @@ def test_gradients_that_forward_takes_itself_are_told() -> None:
 
     with pytest.raises(ModelError, match="forward takes gradients of layers"):
         ng.score(Energy(), torch.rand(20, 3), 1, progress=False)
+
+
+LEFT: dict[str, Any] = {}
+
+
+class Leaves(nn.Linear):
+    """Leaves what it computes on itself, and in a global."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.own = LEFT["global"] = super().forward(x)
+        return self.own
+
+
+class Finds(nn.Module):
+    """Reads that beside its input."""
+
+    def __init__(self, where: str, other: nn.Module) -> None:
+        super().__init__()
+        self.one, self.where, self.other = nn.Linear(5, 2), where, [other]
+
+    def forward(self, x: Tensor) -> Tensor:
+        ways = {"own": lambda: self.other[0].own, "global": lambda: LEFT["global"]}
+        return self.one(x.relu()) + ways[self.where]()[:, :2]
+
+
+@pytest.mark.parametrize("where", ["own", "global"])
+def test_what_a_layer_leaves_elsewhere_is_named_with_the_way_out(where: str) -> None:
+    torch.manual_seed(0)
+    first = Leaves(4, 5)
+    model = nn.Sequential(nn.Sequential(first, Finds(where, first)), nn.Linear(2, 2))
+    X = torch.randn(30, 4)
+    with pytest.raises(ModelError, match=r"runs by itself.*leaves on itself or in a global"):
+        ng.search(model, X, 1, progress=False)
+    whole = ng.search(model, X, 1, layers=["0", "1"], progress=False)
+    assert whole.audit().agrees
+    assert set(whole.layers) == {"input", "0", "1"}
