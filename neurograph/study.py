@@ -217,7 +217,7 @@ def prepare(
                 actual,
                 routed=routed and not isinstance(contrast, Counterfactual | Resample),
             ).layers
-            _check_profile(profiled, actual, needed)
+            _check_profile(profiled, actual, needed, made=made)
         target = as_masked(target, profiled.graph.get("padding"))
         resolved = resolve_target(target, actual.output, options.class_names, size=actual.size)
         check_rows(resolved, actual.output, actual.batch)
@@ -411,15 +411,33 @@ def _without_unknown(actual: Recording, profiled: nx.DiGraph) -> Recording:
     return actual.without(frozenset(unknown)) if unknown else actual
 
 
-def _check_profile(profiled: nx.DiGraph, actual: Recording, statistics: bool) -> None:
+def _other_layers(name: str, where: str) -> ModelError:
+    return ModelError(
+        f"layer {name!r} ran {where}: the model takes different layers for different data, which "
+        "have no effects in common. Search the data of each kind by themselves"
+    )
+
+
+def _check_profile(
+    profiled: nx.DiGraph, actual: Recording, statistics: bool, *, made: bool
+) -> None:
+    """OptionError where a profile that was given, ModelError where one just made, does not fit."""
     for name, layer in actual.layers.items():
         whole = Wiring.of(profiled).whole
         if layer.routed:
             continue
         if name not in whole and layer.leaf == min(n.leaf for n in actual.by_call[layer.call]):
+            if made:
+                raise _other_layers(
+                    name, "on the reference samples but not on the first of the data"
+                )
             raise OptionError(f"the profile lacks layer {name!r}: profile this model, this way")
     for name in profiled:
         if name not in actual.layers:
+            if made:
+                raise _other_layers(
+                    name, "on the first of the data but not on the reference samples"
+                )
             raise OptionError(f"the model never called layer {name!r} of the profile on this data")
         layer = actual.layers[name]
         if statistics and layer.neurons and "mean" not in profiled.nodes[name]:

@@ -120,7 +120,8 @@ def stream(
             if silent:
                 raise DataError(
                     f"layer {min(silent)!r} ran on the first samples but not on a batch of "
-                    f"{batch.size}: the model takes different layers for different data"
+                    f"{batch.size}: the model takes different layers for different data. Search "
+                    "the data of each kind by themselves"
                 )
             if refused:
                 break

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import neurograph as ng
 from neurograph.data import Batch
-from neurograph.errors import ModelError, NeurographError, OptionError
+from neurograph.errors import DataError, ModelError, NeurographError, OptionError
 from neurograph.faithfulness.linear_readers import find_linear_readers
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
@@ -750,3 +750,27 @@ def test_what_a_layer_leaves_elsewhere_is_named_with_the_way_out(where: str) -> 
     whole = ng.search(model, X, 1, layers=["0", "1"], progress=False)
     assert whole.audit().agrees
     assert set(whole.layers) == {"input", "0", "1"}
+
+
+class Either(nn.Module):
+    """One layer or another, by the mean of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.low, self.high = nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.high(h) if float(x.mean()) > 0.5 else self.low(h)
+
+
+@pytest.mark.parametrize("kind", ["in the data", "in the reference samples"])
+def test_layers_for_some_data_alone_are_named_with_the_way_out(kind: str) -> None:
+    torch.manual_seed(0)
+    low, high = torch.rand(300, 4) - 1, torch.rand(300, 4) + 1
+    data, options = (torch.cat([low, high]), {}) if kind == "in the data" else (low, {})
+    if kind == "in the reference samples":
+        options = {"reference": high[:5], "contrast": "zero"}
+    with pytest.raises((ModelError, DataError), match=r"'(low|high)' ran on.*data of each kind by"):
+        ng.search(Either(), data, 1, progress=False, **options)
+    assert ng.search(Either(), low, 1, progress=False).audited.agrees
