@@ -122,7 +122,9 @@ class Scores:
         told = told if self.screening is None else f"{told}: {self.screening}"
         missed = int(self.table["effect"].isna().sum())
         told = f"{told}; no time was left for {missed:,}" if missed else told
-        return "\n".join([told, *(f"  note: {note}" for note in self.provenance.get("notes", ()))])
+        notes = [f"note: {note}" for note in self.provenance.get("notes", ())]
+        checked = [str(self.audited)] if "audit" in self.provenance else []
+        return "\n  ".join([told, *notes, *checked])
 
 
 def score(
@@ -190,7 +192,7 @@ def score(
     ...     _ = model[2].weight.copy_(torch.tensor([[3.0, -1.0]])), model[2].bias.zero_()
     >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
     >>> found = score(model, X, target=1, of="edges")
-    >>> found
+    >>> print(str(found).splitlines()[0])
     Scores of 6 edges for 'output' by auto: all 6 measured
     >>> found.ranking().xs("2", level="target_layer").round(2).to_dict()
     {('0', 0, 0): 2.7, ('0', 1, 0): -0.9}
