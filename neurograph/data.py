@@ -308,7 +308,8 @@ class Source:
 
     def _tell_unlike_labels(self, split: Batch) -> None:
         """Say of labels with several numbers a sample that they are no input, where one is free."""
-        if not isinstance(split.labels, Tensor) or split.labels.dim() < 2:
+        named = bool(split.kwargs)  # then what is no input is none
+        if named or not isinstance(split.labels, Tensor) or split.labels.dim() < 2:
             return
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [name for name, p in self._parameters.items() if p.kind in kinds]

@@ -91,8 +91,9 @@ def search(
         that owns parameters directly, but for normalisations.
     groups : mapping of str to groups, optional
         For layers that match a pattern, channels that move together as one neuron: ``"heads"``
-        (of attention; their size is found in the module or its config), a number of equal
-        groups, or lists of channels.
+        (of attention: where queries, keys or values come from, or on the input side of the
+        projection behind them; their size is found in the module or its config), a number of
+        equal groups, or lists of channels.
     positions : "all", "last", "each" or int
         Of layers with one axis of positions (tokens, time steps): whether a neuron is a channel
         at all of them, at the last or at a certain one alone, or each position has neurons

@@ -66,7 +66,7 @@ from neurograph.target import (
     describe_target,
     resolve_target,
 )
-from neurograph.units import Groups, Units, describe_groups, find_groups, units_of
+from neurograph.units import Groups, Units, describe_groups, doubtful_heads, find_groups, units_of
 
 __all__ = ["Options", "Study", "prepare"]
 
@@ -263,7 +263,14 @@ def prepare(
     )
     names = _feature_names(options.feature_names, source.feature_names, actual)
     still = stillness(experiment, profiled, names, options.positions)
-    notes = [*still, *source.notes, *resolved.notes, *padding.notes, *told]
+    notes = [
+        *still,
+        *doubtful_heads(groups, searched),
+        *source.notes,
+        *resolved.notes,
+        *padding.notes,
+        *told,
+    ]
     provenance = {
         "model": _describe_model(model, actual.sites),
         "data": {"fingerprint": data_hash, "samples": samples, "reference": list(positions)},

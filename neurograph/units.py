@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,17 @@ from neurograph.errors import OptionError
 from neurograph.layers import Layer, Neuron
 from neurograph.sites import INPUT_SIDE, matches
 
-__all__ = ["Groups", "Units", "describe_groups", "find_groups", "units_of"]
+__all__ = ["Groups", "Units", "describe_groups", "doubtful_heads", "find_groups", "units_of"]
 
 Groups = str | int | Sequence[Sequence[int]]
 """How channels are taken together: attention heads, a number of equal groups, or lists of them."""
 
+# What libraries call the projections from which heads come, and the one behind them.
+_OF_HEADS = re.compile(
+    r"(?i)((to_|w)?_?(q|k|v|qkv|kv|query|key|value)(_?(proj|lin|linear|layer))?s?|query_key_value"
+    r"|c_attn|in_proj)"
+)
+_BEHIND_HEADS = re.compile(r"(?i)(to_|w)?_?(o|out)(_?(proj|lin|linear|layer))?|c_proj|dense|proj")
 _HEAD_SIZES = "head_dim attention_head_size key_value_proj_dim d_kv".split()
 _HEAD_COUNTS = "num_heads num_attention_heads n_heads n_head nhead".split()
 _WIDTHS = "embed_dim hidden_size d_model n_embd dim".split()
@@ -170,6 +177,7 @@ def describe_groups(asked: Mapping[str, Groups]) -> dict[str, Any]:
 def _read(groups: Groups, layer: Layer, model: nn.Module) -> tuple[str, list[list[int]]]:
     channels = layer.neurons
     if isinstance(groups, str) and groups == "heads":  # an array would compare by elements
+        _check_heads(layer, model)
         size = _head_size(layer, model)
         return "head", _equal(layer, channels // size if channels % size == 0 else 0, size)
     if is_number(groups):
@@ -207,6 +215,43 @@ def _equal(layer: Layer, count: int, size: int) -> list[list[int]]:
             "lists of channels in groups="
         )
     return [list(range(start, start + size)) for start in range(0, count * size, size)]
+
+
+def doubtful_heads(
+    groups: Mapping[str, tuple[str, Sequence[Sequence[int]]]], layers: Mapping[str, Layer]
+) -> Iterator[str]:
+    """Say of which layers only the user says that their channels lie head by head."""
+    for name, (kind, _) in groups.items():
+        layer, part = layers[name], layers[name].module.split(".")[-1]
+        known = _BEHIND_HEADS if layer.call.endswith(INPUT_SIDE) else _OF_HEADS
+        if kind == "head" and not known.fullmatch(part):
+            yield (
+                f"neighbouring channels of {name!r} are taken for heads, which neither its name "
+                "nor its side says: those of queries, keys and values have heads, and the input "
+                "side of the projection behind them"
+            )
+
+
+def _check_heads(layer: Layer, model: nn.Module) -> None:
+    """OptionError for a side of a module where all heads are mixed."""
+    module = model.get_submodule(layer.module)
+    own = layer.module.split(".")[-1]
+    behind = [n for n, _ in module.named_modules() if _BEHIND_HEADS.fullmatch(n.split(".")[-1])]
+    if isinstance(module, nn.MultiheadAttention):
+        told = (
+            "nn.MultiheadAttention mixes its heads before it returns. Write attention with a "
+            "projection that is called (a Linear), and take the input side of that"
+        )
+    elif behind and not _BEHIND_HEADS.fullmatch(own):
+        told = f"take the input side of its projection, '{layer.module}.{behind[0]}{INPUT_SIDE}'"
+    elif _BEHIND_HEADS.fullmatch(own) and not layer.call.endswith(INPUT_SIDE):
+        told = f"take its input side, '{layer.module}{INPUT_SIDE}'"
+    else:
+        return
+    raise OptionError(
+        f"groups='heads' for layer {layer.name!r}: its channels are no heads, as all heads are "
+        f"mixed there: {told}"
+    )
 
 
 def _head_size(layer: Layer, model: nn.Module) -> int:

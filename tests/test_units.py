@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,12 +180,13 @@ def test_heads_are_found_around_the_layer(kind: str, on: str) -> None:
     holder = {"the module": attention, "a parent": model[1], "the model": model}[on]
     for name, value in HEADS[kind].items():
         setattr(holder, name, value)
-    found = groups_in(model, {"*_proj": "heads"})
+    asked = dict.fromkeys(("q_proj", "k_proj", "o_proj:input"), "heads")
+    found = groups_in(model, asked, [*asked])
     pairs = [[i, i + 1] for i in range(0, 8, 2)]
     assert found == {
         "1.0.q_proj": ("head", pairs),
         "1.0.k_proj": ("head", pairs[:2]),
-        "1.0.o_proj": ("head", pairs),
+        "1.0.o_proj:input": ("head", pairs),
     }
 
 
@@ -195,14 +197,30 @@ def test_the_nearest_module_says_how_large_heads_are() -> None:
     assert heads == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_heads_of_attention_of_torch() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model = nn.Sequential(nn.Linear(3, 8), layer)
-    batch = Batch((torch.rand(4, 5, 3),), {})
-    layers = capture(model, batch).layers
-    assert find_groups({"self_attn": "heads"}, layers, model) == {
-        "1.self_attn": ("head", [[0, 1, 2, 3], [4, 5, 6, 7]])
-    }
+@pytest.mark.parametrize(
+    ("make", "layer", "told"),
+    [
+        (lambda: nn.TransformerEncoderLayer(8, 4, 8, batch_first=True), "1.0.self_attn", "mixes"),
+        (lambda: Attention(head_dim=2), "1.0.o_proj", r"input side, '1\.0\.o_proj:input'"),
+        (lambda: Attention(head_dim=2), "1.0", r"its projection, '1\.0\.o_proj:input'"),
+    ],
+)
+def test_what_mixes_heads_has_none(make: Any, layer: str, told: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Sequential(make()))
+    layers = capture(model, Batch((torch.rand(4, 5, 3),), {}), find_sites(model, layer)).layers
+    with pytest.raises(OptionError, match=f"its channels are no heads.*{told}"):
+        find_groups({layer: "heads"}, layers, model)
+
+
+def test_heads_that_only_the_user_knows_of_are_told() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    model.head_dim = 2  # type: ignore[assignment]
+    circuit = ng.search(model, torch.rand(20, 3), 1, groups={"0": "heads"}, progress=False)
+    assert any("channels of '0' are taken for heads" in note for note in circuit.notes)
+    named = nn.Sequential(OrderedDict(q_proj=nn.Linear(3, 8), rest=nn.Linear(8, 1)))
+    named.head_dim = 2  # type: ignore[assignment]
+    circuit = ng.search(named, torch.rand(20, 3), 1, groups={"q_proj": "heads"}, progress=False)
+    assert not any("taken for heads" in note for note in circuit.notes)
 
 
 def test_groups_by_number_and_by_list() -> None:
@@ -224,7 +242,7 @@ def test_the_input_side_has_groups_of_its_own() -> None:
     layers = ["o_proj", "o_proj:input"]
     (name,) = groups_in(model, {"o_proj:input": "heads"}, layers)
     assert name == "1.0.o_proj:input"
-    (name,) = groups_in(model, {"o_proj": "heads"}, layers)
+    (name,) = groups_in(model, {"o_proj": 4}, layers)
     assert name == "1.0.o_proj"
 
 
