@@ -119,31 +119,41 @@ def compared(
 
 def _features(note: Notes, found: ng.Comparisons) -> None:
     many = len(found.rows)
-    table = found.stable("neurons")
-    table = table[table["layer"] == "input"]
-    agreed = table[(table["circuits"] == many) & table["positive"].isin([0, many])]
+    table = found.stable("neurons").set_index("name")
+    totals = pd.DataFrame(
+        {
+            name: c.features().set_index("name")["total_effect"]
+            for name, c in found.circuits().items()
+        }
+    )
+    totals = totals.loc[totals.mean(axis=1).abs().sort_values(ascending=False).index]
+    raises = (totals > 0).sum(axis=1)
+    agreed = totals.mean(axis=1)[raises.isin([0, many])]
     starts = {sign: Counter[str]() for sign in ("positive", "negative")}
     for circuit in found.circuits().values():
         for sign, counter in starts.items():
             begun = {path.names[0] for path in circuit.paths(STRONGEST, sign=sign)}
             counter.update(begun)
     note(
-        f"**Features.** {len(agreed)} of 17 are kept by all {many} circuits, with one sign: "
-        + ", ".join(f"{'+' if row.effect > 0 else '−'} {row.name}" for row in _rows(agreed))
-        + f". That they are kept says little (nearly all are), that their signs agree does: of 17 "
-        f"features with random signs, {17 * 2 / 2**many:.1f} would. The last columns tell how many "
-        f"circuits have one of their {STRONGEST} strongest paths up, or down, begin there.",
+        f"**Features** by total effect on the logit, through everything. {len(agreed)} of 17 have "
+        f"one sign in all {many} networks: "
+        + ", ".join(f"{'+' if effect > 0 else '−'} {name}" for name, effect in agreed.items())
+        + f". Of 17 features with random signs, {17 * 2 / 2**many:.1f} would. The effect through a "
+        "circuit lacks what goes through neurons that it did not keep, and may have the other "
+        f"sign. The last columns tell how many circuits have one of their {STRONGEST} strongest "
+        "paths up, or down, begin there.",
         pd.DataFrame(
             {
-                "feature": row.name,
-                "kept by": row.circuits,
-                "pushes up in": row.positive,
-                "mean effect on the logit": row.effect,
-                "std over seeds": row.std,
-                "begins paths up": starts["positive"][row.name],
-                "begins paths down": starts["negative"][row.name],
+                "feature": name,
+                "mean total effect": totals.loc[name].mean(),
+                "std over seeds": totals.loc[name].std(),
+                "raises it in": raises[name],
+                "kept by": table["circuits"].get(name, 0),
+                "mean effect through these circuits": table["effect"].get(name, np.nan),
+                "begins paths up": starts["positive"][name],
+                "begins paths down": starts["negative"][name],
             }
-            for row in _rows(table)
+            for name in totals.index
         ),
     )
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from neurograph.audit.hooked import Hooked
 from neurograph.audit.reasons import NARROW, SHARED, likely_reason
 from neurograph.audit.result import Audit, Claim, Disagreement
+from neurograph.scoring.effects import COARSE
 from neurograph.scoring.experiment import Experiment
 
 __all__ = ["audit_effects", "choose", "take_slower"]
 
 KINDS = ("node", "edge", "total", "path")
-_ULPS = 64
+_ULPS, _COARSE_ULPS = 64, 16
 _LEAST = 8  # effects looked at whatever that takes
 _TOLD = 5  # disagreements that are kept and explained
 
@@ -97,7 +98,8 @@ def audit_effects(
     a share ``√eps`` of the root mean square of
     the samples' own differences (1.5e-8 in float64, 3e-4 in float32: matrix products of other
     shapes add in another order, and later layers enlarge that), and ``64 eps / √samples`` of the
-    largest target (rounding of single samples averages out). What differs by more is wrong.
+    largest target (rounding of single samples averages out; 16 eps in half precision, where that
+    is more than many effects). What differs by more is wrong.
     """
     until = math.inf if seconds is None else time.monotonic() + seconds
     hooked = Hooked(experiment)
@@ -161,7 +163,8 @@ def agree(effect: float, stderr: float, targets: Tensor, eps: float) -> bool:
     own, error = _summary(targets)
     size = targets.shape[1]
     spread = (targets[1] - targets[0]).square().mean().sqrt()
-    rounding = _ULPS * eps / math.sqrt(size) * float(targets.abs().max())
+    ulps = _COARSE_ULPS if eps > COARSE else _ULPS
+    rounding = ulps * eps / math.sqrt(size) * float(targets.abs().max())
     allowed = math.sqrt(eps) * float(spread) + rounding
     same = abs(effect - own) <= allowed
     return same and (math.isnan(stderr) or math.isnan(error) or abs(stderr - error) <= allowed)

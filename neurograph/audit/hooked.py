@@ -61,7 +61,8 @@ class Hooked:
         self.layers: dict[str, Layer] = {n: recording.layers[n] for n in experiment.graph}
         self._inputs = [name for name, layer in recording.layers.items() if layer.is_input]
         output, found = self.run({}, self.layers)
-        self.eps = max(map(_eps, [*found.values(), *iter_tensors(output)]), default=0.0)
+        targets = experiment.target(output, lambda: self.batch)
+        self.eps = max(map(_eps, [*found.values(), *iter_tensors(output), targets]), default=0.0)
         self.unseen = [name for name in self.layers if name not in found]
         self.background = found
         if not experiment.real:

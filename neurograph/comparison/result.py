@@ -20,7 +20,9 @@ Status = Literal["only_a", "only_b", "both", "flipped"]
 STATUSES: tuple[Status, ...] = ("only_a", "only_b", "both", "flipped")
 
 _TABLES = ("layers", "transplants", "_neurons", "_edges", "_paths")
-_SIDED = "neuron source target path effect stderr layer kept share".split()
+_SIDED = (
+    "neuron source target path effect stderr total_effect total_stderr layer kept share".split()
+)
 _WHOSE = {"own": "its own circuit", "other": "the other circuit"}
 _MIRRORED = {"only_a": "only_b", "only_b": "only_a", "a": "b", "b": "a"}
 
@@ -94,9 +96,11 @@ class Comparison:
         DataFrame
             ``neuron_a``, ``neuron_b`` (a `Neuron`, None where it has no partner), ``name``,
             ``status``; ``effect_a``, ``stderr_a``, ``effect_b``, ``stderr_b`` (NaN where unknown),
-            ``difference`` (b less a) with its ``stderr``, all in units of the target;
-            ``similarity`` and ``tied`` of the pair; ``counted``, whether the measures count it:
-            outputs that the target alone reads are given with the target.
+            ``difference`` (b less a) with its ``stderr``, through the circuits and in units of the
+            target; ``total_effect_a``, ``total_stderr_a``, ``total_effect_b``, ``total_stderr_b``
+            through everything, NaN of layers that were not scored; ``similarity`` and ``tied`` of
+            the pair; ``counted``, whether the measures count it: outputs that the target alone
+            reads are given with the target.
         """
         return _chosen(self._neurons, status)
 

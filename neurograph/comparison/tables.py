@@ -55,12 +55,24 @@ def neuron_table(
     table = pd.DataFrame(
         {"neuron_a": column_of(neurons[0]), "neuron_b": column_of(neurons[1]), "name": names}
     )
+    totals = [[_total(s, n) for n in ns] for s, ns in zip((a, b), neurons, strict=True)]
+    for letter, told_of in zip("ab", totals, strict=True):
+        effects[f"total_effect_{letter}"] = [effect for effect, _ in told_of]
+        effects[f"total_stderr_{letter}"] = [stderr for _, stderr in told_of]
     table = pd.concat([table, effects], axis=1)
     table["similarity"] = [similarity for similarity, _ in told]
     table["tied"] = np.array([tied for _, tied in told], dtype=bool)
     places = [(a, x) if x is not None else (b, y) for x, y in zip(pairs.a, pairs.b, strict=True)]
     table["counted"] = np.array([not side.is_end(number) for side, number in places], dtype=bool)
     return _by_change(table)
+
+
+def _total(side: Side, neuron: Neuron | None) -> tuple[float, float]:
+    """Total effect of a neuron and its standard error; NaN where it was not scored."""
+    table = {} if neuron is None else side.circuit.scores.get(neuron.layer, {})
+    if neuron is None or "total_effect" not in table:
+        return math.nan, math.nan
+    return float(table["total_effect"][neuron[1:]]), float(table["total_stderr"][neuron[1:]])
 
 
 def edge_table(

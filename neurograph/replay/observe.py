@@ -21,7 +21,7 @@ from neurograph.checks import shown
 from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
-from neurograph.replay.state import Generators, KeptModel, keeping, without_trace
+from neurograph.replay.state import Generators, KeptModel, alone_with, keeping, without_trace
 from neurograph.sites import INPUT_SIDE, Sites
 
 __all__ = [
@@ -55,14 +55,15 @@ def undisturbed(model: nn.Module) -> Iterator[KeptModel]:
     """Run in eval mode without gradients; leave the model, and what is global, as they were.
 
     PyTorch's fused transformer kernels are off meanwhile: they take the layers' weights without
-    calling the layers. So are the caches of text generation, which a model would return.
+    calling the layers. So are the caches of text generation, which a model would return. Other
+    threads that want the same model wait.
 
     Yields
     ------
     KeptModel
         What is kept of the model.
     """
-    with _same_settings(), torch.no_grad(), keeping(model) as kept:
+    with alone_with(model), _same_settings(), torch.no_grad(), keeping(model) as kept:
         torch.backends.mha.set_fastpath_enabled(False)
         with kept.guarded():  # some models merge weights when they go to eval mode
             model.eval()
@@ -116,6 +117,8 @@ def placed(model: nn.Module, device: torch.device | str | None) -> Iterator[None
         except Exception as error:  # each backend has its own
             reason = " ".join(str(error).split())[:80]
             raise OptionError(f"device={shown(device)} cannot be used: {reason}") from error
+        if torch.device(device).type == "meta":
+            raise OptionError("device='meta' holds no values: name one that computes, as 'cpu'")
     if device is None or parameter is None or parameter.device == torch.device(device):
         yield
         return

@@ -54,6 +54,7 @@ class Replay:
         self.one_by_one = recording.mixes or recording.fixed
         self._checked: dict[Plan, Plan | None] = {}
         self._still: dict[tuple[Plan, int, int], Outcome] = {}  # of two worlds, nothing moved
+        self._controls: dict[tuple[Plan, int, int], Outcome] = {}  # by themselves
         self._fits: set[tuple[Plan, int]] = set()  # plans that ran with so many rows
         self._run: Run | None = None
 
@@ -127,25 +128,55 @@ class Replay:
         checked, rows = self._checked[plan], self._rows(job)
         if checked is None or self.one_by_one:
             return _joined([self._alone(alone.block(b, rows)) for b in range(blocks)])
-        if (plan, blocks * rows) in self._fits:
+        new = (plan, blocks * rows) not in self._fits
+        if torch.is_grad_enabled() and not new:
             return self._execute(replace(job, plan=checked))
         # Idle rows may fit by chance: of 12 heads, one row can be viewed as 3 heads of 4 rows.
-        copies = {name: given.clone() for name, given in job.given.items()}
         try:
-            outcome = self._execute(replace(job, plan=checked, given=copies))
+            outcome: Outcome | None
+            if torch.is_grad_enabled():
+                copies = {name: moved.clone() for name, moved in job.given.items()}
+                outcome = self._execute(replace(job, plan=checked, given=copies))
+            else:
+                outcome = self._beside_control(job, checked)
         except ModelError:
             if checked == alone.plan:
                 raise
             self._checked[plan] = self._check(job, [alone.plan])
             return self.run(plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares)
-        with torch.no_grad():
-            truth = self._execute(alone.block(0, rows))
-        if not _close(truth, outcome.first(rows)):
+        if outcome is not None and new:
+            with torch.no_grad():
+                truth = self._execute(alone.block(0, rows))
+            outcome = outcome if _close(truth, outcome.first(rows)) else None
+        if outcome is None:
             # A move brings about what recorded values do not: a gate that all samples share opens.
             self.one_by_one = True
             return self.run(plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares)
         self._fits.add((plan, blocks * rows))
         return outcome
+
+    def _beside_control(self, job: Job, checked: Plan) -> Outcome | None:
+        """Run interventions in one batch with a control, in which nothing moves.
+
+        None where the control is not what it is by itself: then one of them influences others.
+        """
+        rows, recording = self._rows(job), self.recording
+        still = {name: recording.main(name)[job.samples] for name in job.given}
+        for name in job.plan.nudged:
+            still[name] = torch.zeros_like(still[name])
+        shares = {name: torch.ones_like(still[name]) for name in job.shares}
+        control = replace(job, given=still, shares=shares, blocks=1)
+        start, stop, _ = job.samples.indices(recording.size)
+        key = job.plan, start, stop
+        if key not in self._controls:
+            copies = {name: given.clone() for name, given in still.items()}
+            plan = self._full(job.plan)
+            self._controls[key] = self._execute(replace(control, plan=plan, given=copies))
+        outcome = self._execute(replace(Job.beside(job, control), plan=checked))
+        moved = job.blocks * rows
+        if not _close(self._controls[key], outcome.at(slice(moved, None))):
+            return None
+        return outcome.first(moved)
 
     def _alone(self, job: Job) -> Outcome:
         """Run one intervention by itself; two worlds are one batch even then."""

@@ -47,13 +47,17 @@ class Outcome:
     probed: dict[str, Tensor] = field(default_factory=dict)
     passed: dict[str, Tensor] = field(default_factory=dict)
 
-    def first(self, rows: int) -> Outcome:
-        """Return what belongs to the first rows."""
-        probed = {name: values[:rows] for name, values in self.probed.items()}
+    def at(self, rows: slice) -> Outcome:
+        """Return what belongs to some of the rows."""
+        probed = {name: values[rows] for name, values in self.probed.items()}
         if self.output is None:
             return Outcome(None, self.layouts, probed)
-        cut = _on_rows(self.output, self.layouts, lambda values: values[:rows])
+        cut = _on_rows(self.output, self.layouts, lambda values: values[rows])
         return Outcome(cut, self.layouts, probed)
+
+    def first(self, rows: int) -> Outcome:
+        """Return what belongs to the first rows."""
+        return self.at(slice(rows))
 
 
 def _on_rows(tree: Any, layouts: tuple[Layout, ...], change: Callable[[Tensor], Tensor]) -> Any:
@@ -109,10 +113,10 @@ class Job:
 
     @staticmethod
     def beside(one: Job, other: Job) -> Job:
-        """Return the job of two blocks in one batch."""
+        """Return the job of the blocks of both in one batch."""
         given = {name: torch.cat([t, other.given[name]]) for name, t in one.given.items()}
         shares = {name: torch.cat([t, other.shares[name]]) for name, t in one.shares.items()}
-        return replace(one, given=given, shares=shares, blocks=2)
+        return replace(one, given=given, shares=shares, blocks=one.blocks + other.blocks)
 
 
 class Run:

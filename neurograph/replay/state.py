@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import random
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -32,7 +33,7 @@ from neurograph.replay.reachable import (
     reachable,
 )
 
-__all__ = ["Generators", "KeptModel", "drawn_alike", "keeping", "without_trace"]
+__all__ = ["Generators", "KeptModel", "alone_with", "drawn_alike", "keeping", "without_trace"]
 
 _SMALL = 2**18  # bytes of a tensor that is copied in any case
 
@@ -202,6 +203,16 @@ def _restore(before: list[tuple[Path, Kept]]) -> set[Path]:
 
 _CHANGING: weakref.WeakKeyDictionary[nn.Module, set[Path]] = weakref.WeakKeyDictionary()
 _OPEN: weakref.WeakKeyDictionary[nn.Module, KeptModel] = weakref.WeakKeyDictionary()
+
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def alone_with(model: nn.Module) -> threading.RLock:
+    """Return what keeps other threads of ours from a model while its layers have stand-ins."""
+    with _LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
 
 
 @contextlib.contextmanager

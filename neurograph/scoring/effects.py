@@ -9,10 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ULPS", "Effects", "estimate", "gathered", "rounding", "summarise"]
+__all__ = ["COARSE", "ULPS", "Effects", "estimate", "gathered", "rounding", "summarise"]
 
 ULPS = 4
 """Values that differ by no more units in the last place differ by rounding."""
+
+
+COARSE = 1e-4
+"""Of which floating-point types have no smaller distance from 1 to the next number: half ones."""
+
+_STANDS_OUT = 5  # standard errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +86,9 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
     Notes
     -----
     An effect that the targets' own rounding could make is 0: rows that agree can still differ in
-    their last bits, as matrix products round by where in a batch a row stands.
+    their last bits, as matrix products round by where in a batch a row stands. Unless it stands out
+    of its standard error, as rounding does not: means of many samples are finer than their last
+    bits, which matters in half precision, or where a target is far from 0.
     """
     samples = targets.shape[1]
     differences = (targets[block[:, -1]] - targets[block[:, 0]]).double()
@@ -89,7 +97,9 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
         stderr = differences.std(dim=1, correction=1) / math.sqrt(samples)
     else:
         stderr = torch.full_like(effect, math.nan)
-    effect = torch.where(effect.abs() <= rounding(response, targets.dtype), 0.0, effect)
+    hidden = effect.abs() <= rounding(response, targets.dtype)
+    hidden &= ~((stderr > 0) & (effect.abs() > _STANDS_OUT * stderr))
+    effect = torch.where(hidden, 0.0, effect)
     return Effects(effect, stderr, response[block])
 
 
@@ -103,4 +113,6 @@ def estimate(differences: Tensor) -> Effects:
 
 def rounding(response: Tensor, dtype: torch.dtype) -> Tensor:
     """Largest difference of mean targets, computed in a dtype, that their rounding could make."""
-    return ULPS * torch.finfo(dtype).eps * response.abs().amax()
+    eps = torch.finfo(dtype).eps
+    # In half precision products are summed finer, and rounded once.
+    return (ULPS if eps < COARSE else 1) * eps * response.abs().amax()

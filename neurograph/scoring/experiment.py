@@ -273,7 +273,9 @@ class Experiment:
             rows = min(self.memory // row_bytes, _CACHED_BYTES // widest)
         else:
             rows = self.memory // row_bytes
-        blocks_at_once = max(1, rows // samples_at_once)
+        blocks_at_once = rows // samples_at_once
+        # One more is run beside several: a control.
+        blocks_at_once = max(1, blocks_at_once - (blocks_at_once < blocks))
         for first in range(0, blocks, blocks_at_once):
             for start in range(0, self.recording.size, samples_at_once):
                 yield (
