@@ -13,6 +13,7 @@ __all__ = [
     "Layout",
     "Neuron",
     "channels_first",
+    "has_channels_first",
     "is_convolution",
     "main_index",
 ]
@@ -208,9 +209,23 @@ _CONVOLUTIONS = (
 )
 
 
+_ON_MAPS = frozenset(
+    f"torch.nn.modules.{name}"
+    for name in ("batchnorm", "conv", "instancenorm", "pixelshuffle", "pooling", "upsampling")
+)
+
+
 def is_convolution(module: nn.Module) -> bool:
-    """Whether a module's channels lie along dimension 1."""
+    """Whether a module is a convolution, whose channels lie along dimension 1."""
     return isinstance(module, _CONVOLUTIONS)
+
+
+def has_channels_first(module: nn.Module) -> bool:
+    """Whether a module by its type has channels along dimension 1, as convolutions have."""
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters > 1
+    known = any(kind.__module__ in _ON_MAPS for kind in type(module).__mro__)
+    return known or isinstance(module, nn.GroupNorm | nn.LocalResponseNorm)
 
 
 def main_index(leaves: list[Any]) -> int | None:

@@ -15,10 +15,11 @@ from neurograph.ablation.neurons import Neurons, features_of, groups_of, read_ne
 from neurograph.ablation.passing import find_place, passing, unknown_layer
 from neurograph.ablation.zeroed import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
+from neurograph.batch import shape_of
 from neurograph.checks import one_of, whole
 from neurograph.data import Source
 from neurograph.errors import OptionError
-from neurograph.layers import Layer, Layout, Neuron, is_convolution
+from neurograph.layers import Layer, Layout, Neuron, has_channels_first, is_convolution
 from neurograph.replay.recording import Recording, capture_few
 from neurograph.sites import INPUT_SIDE, find_sites, refuse_unsupported
 from neurograph.units import Groups, find_groups
@@ -252,6 +253,10 @@ class Masker:
             raise OptionError(f"one position of layer {layer!r} {why}: leave positions out")
         return _Part([], _elements(known, neurons, channels))
 
+    @property
+    def _has_maps(self) -> bool:
+        return any(has_channels_first(module) for module in self.model.modules())
+
     def _width(self, layer: str) -> int | None:
         """Neurons of a layer as far as its module tells without being run."""
         place = self.places[layer]
@@ -314,6 +319,13 @@ class Masker:
             module = self.model.get_submodule(self.places[layer].path or "")
             if is_convolution(module):
                 behind = len(module.kernel_size)  # type: ignore[arg-type]
+            elif has_channels_first(module):
+                behind = rows.dim() - 2
+            elif rows.dim() > 2 and not isinstance(module, nn.Linear) and self._has_maps:
+                raise OptionError(
+                    f"which dimension of layer {layer!r} ({shape_of(rows)}) its channels are "
+                    "cannot be told without data=: pass the data"
+                )
         silenced = torch.zeros(rows.shape[-1 - behind], dtype=torch.bool, device=rows.device)
         if part.channels[-1] >= len(silenced):
             raise OptionError(

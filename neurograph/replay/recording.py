@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from neurograph.data import Batch, Source, concatenate, draw
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.layers import INPUT_TYPE, Layer, Layout, is_convolution, main_index
-from neurograph.nested import Rebuild
+from neurograph.layers import INPUT_TYPE, Layer, Layout, has_channels_first, main_index
+from neurograph.nested import Rebuild, iter_tensors
 from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.mixing import mixes_samples
-from neurograph.replay.observe import input_tensors, not_replayed, undisturbed
+from neurograph.replay.observe import (
+    Forward,
+    call_model,
+    input_tensors,
+    not_replayed,
+    replaced_forwards,
+    undisturbed,
+)
 from neurograph.replay.repeat import check_repeats
 from neurograph.replay.routed import find_routed
 from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
@@ -26,6 +33,7 @@ from neurograph.taking import FEW, output_of
 
 __all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 
+_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RNNBase, nn.RNNCellBase)
 _SPREAD = 8  # samples by which layers are told and who reads whom
 _SELDOM, _SELDOM_BYTES = 128, 2**28  # the same where values choose what is run, in that memory
 
@@ -245,14 +253,8 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
     order, routed = find_routed(model, batch, sites)
-    convolved = {
-        shape[1:]
-        for seen in run.calls.values()
-        if is_convolution(modules[seen.path])
-        for shape in seen.arriving
-        if shape is not None
-    }
-    layers = {name: _describe_input(name, call, convolved) for name, call in calls.items()}
+    maps = _maps(model, batch)
+    layers = {name: _describe_input(name, call, maps) for name, call in calls.items()}
     for call, seen in run.calls.items():
         if seen.path in run.containers and not call.endswith(INPUT_SIDE):
             continue
@@ -260,7 +262,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
             continue
         out, arriving = layouts.calls[call]
         calls[call] = Call(seen.leaves, seen.rebuild, out, arriving)
-        for layer in _describe(call, seen, modules[seen.path], out):
+        for layer in _describe(call, seen, modules[seen.path], out, maps):
             layers[layer.name] = layer
     for path, tensor in routed.items():
         layers[path], calls[path] = _describe_routed(path, modules[path], tensor)
@@ -313,8 +315,44 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
     return replace(like, calls=calls, batch=batch, output=run.output)
 
 
+def _maps(model: nn.Module, batch: Batch) -> set[tuple[int, ...]]:
+    """Shapes, without samples, of what modules get or return that have channels along dimension 1.
+
+    Others may return such a map (a block of them, pooling): its channels lie where theirs do.
+    """
+    modules = {path: m for path, m in model.named_modules() if has_channels_first(m)}
+    found: set[tuple[int, ...]] = set()
+
+    def stand_in(_path: str, forward: Forward) -> Forward:
+        def seen(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            found.update(tuple(x.shape[1:]) for x in iter_tensors((args, kwargs, output)))
+            return output
+
+        return seen
+
+    if modules:
+        with undisturbed(model), replaced_forwards(modules, stand_in):
+            call_model(model, batch)
+    return {shape for shape in found if len(shape) > 1}
+
+
+def _is_map(shape: tuple[int, ...], maps: Collection[tuple[int, ...]]) -> bool:
+    """Whether a sample's tensor is one of these maps, or of another size with as many channels."""
+    channels = {known[0] for known in maps if len(known) == len(shape) > 2}
+    return shape in maps or (
+        shape[:1] != shape[-1:]
+        and not channels.isdisjoint(shape[:1])
+        and channels.isdisjoint(shape[-1:])
+    )
+
+
 def _describe(
-    call: str, seen: Seen, module: nn.Module, layouts: Sequence[Layout]
+    call: str,
+    seen: Seen,
+    module: nn.Module,
+    layouts: Sequence[Layout],
+    maps: Collection[tuple[int, ...]],
 ) -> Iterator[Layer]:
     """Layers of a call: one for each floating-point tensor that it returns."""
     leaves = seen.leaves
@@ -329,7 +367,9 @@ def _describe(
             continue
         name = call if leaf == main else f"{call}:{seen.names[leaf]}"
         rows = layout.rows(tensor)
-        by_map = is_convolution(module)
+        by_map = has_channels_first(module)
+        if not isinstance(module, _CHANNELS_LAST):
+            by_map |= layout.dim == 0 and _is_map(tuple(tensor.shape[1:]), maps)
         dim = 1 + (layout.many > 1) if by_map else max(rows.dim() - 1, 0)
         neurons = int(rows.shape[dim]) if rows.dim() > 1 and layout.varies else 0
         shape = tuple(rows.shape[1:])
@@ -351,11 +391,11 @@ def _input_call(tensor: Tensor, has_rows: bool) -> Call:
     return Call([tensor], lambda leaves: leaves[0], (layout,))
 
 
-def _describe_input(name: str, call: Call, convolved: set[tuple[int, ...]]) -> Layer:
+def _describe_input(name: str, call: Call, maps: Collection[tuple[int, ...]]) -> Layer:
     """Neurons of an input: channels where a convolution takes it as it is, else features."""
     (layout,), (tensor,) = call.layouts, call.leaves
     shape = tuple(layout.rows(tensor).shape[1:])
-    dim = 1 if shape in convolved else len(shape)
+    dim = 1 if _is_map(shape, maps) else len(shape)
     moves = dim > 0 and tensor.is_floating_point() and layout.varies
     neurons = shape[dim - 1] if moves else 0
     return Layer(name, "", name, INPUT_TYPE, shape, dim, neurons, 0, 0, layout)

@@ -774,3 +774,46 @@ def test_layers_for_some_data_alone_are_named_with_the_way_out(kind: str) -> Non
     with pytest.raises((ModelError, DataError), match=r"'(low|high)' ran on.*data of each kind by"):
         ng.search(Either(), data, 1, progress=False, **options)
     assert ng.search(Either(), low, 1, progress=False).audited.agrees
+
+
+def convolutional() -> nn.Sequential:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.PReLU(3))
+    second = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)]
+    return nn.Sequential(block, nn.MaxPool2d(2), second, *head).double().eval()
+
+
+@pytest.mark.parametrize(
+    ("layer", "channels"), [("0", 3), ("0.1", 3), ("0.2", 3), ("1", 3), ("2", 5), ("3", 5)]
+)
+def test_channels_of_maps_are_where_convolutions_have_them(layer: str, channels: int) -> None:
+    model, X = convolutional(), torch.rand(20, 2, 8, 6).double()
+    scores = ng.score(model, X, 1, layers=[layer, "5"], contrast="zero", reference=20)
+    found = scores.table.set_index(["layer", "index"])["effect"]
+    assert len(found.loc[layer]) == channels
+    assert len(found.loc["input"]) == 2
+    with torch.no_grad():
+        for j in range(channels):
+
+            def silence(_m: Any, _a: Any, out: Tensor, j: int = j) -> Tensor:
+                return out.index_fill(1, torch.tensor([j]), 0.0)
+
+            handle = model.get_submodule(layer).register_forward_hook(silence)
+            without = model(X)[:, 1]
+            handle.remove()
+            wanted = float((model(X)[:, 1] - without).mean())
+            assert found[layer, j] == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+def test_channels_of_a_block_are_masked_where_data_tell_where_they_are() -> None:
+    model, X = convolutional(), torch.rand(20, 2, 8, 6).double()
+    with (
+        pytest.raises(OptionError, match=r"layer '0' \(20×3×8×6\).*pass the data"),
+        ng.mask_neurons(model, [("0", 1)]),
+    ):
+        model(X)
+    with torch.no_grad():
+        wanted = model[1:](model[0](X).index_fill(1, torch.tensor([1]), 0.0))
+        with ng.mask_neurons(model, [("0", 1)], data=X):
+            assert torch.allclose(model(X), wanted)
