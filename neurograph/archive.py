@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path as FilePath
@@ -40,7 +41,7 @@ FORMAT = "neurograph circuit"
 FORMAT_VERSION = 3
 _MEMBERS = ("circuit.json", "scores.safetensors")
 _LAYER: Mapping[str, type] = {"type": str, "neurons": int, "output": bool}
-_NUMBERS = ("effect", "stderr", "transfer")
+_NUMBERS = re.compile(r"(effect|stderr|transfer)$|^(count|mean|std|min|max|q[\d.]+)$")
 
 
 def save(circuit: Circuit, path: str | FilePath) -> None:
@@ -198,20 +199,23 @@ def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
             raise ValueError(f"neuron {neuron} is in no layer with scores, or named as another")
         if not isinstance(data.get("name"), str):
             raise ValueError(f"neuron {neuron} has no name")
-        scored = circuit.scores[neuron.layer]["effect"][neuron[1:]]
-        if not np.array_equal(scored, data["effect"], equal_nan=True):
-            raise ValueError(f"the effect of neuron {neuron} is not that of its layer's scores")
+        for key, values in circuit.scores[neuron.layer].items():
+            if key in data and not np.array_equal(values[neuron[1:]], data[key], equal_nan=True):
+                raise ValueError(f"{key} of neuron {neuron} is not that of its layer's scores")
     for u, v, data in circuit.graph.edges(data=True):
         _check_numbers(data, f"{u} → {v}")
         if not circuit.layers.has_edge(u.layer, v.layer):
             raise ValueError(f"the edge {u} → {v} is between layers that do not read each other")
     for path in circuit.strongest:
         _check_numbers(vars(path), " → ".join(path.names))
+    str(circuit)  # reads what its provenance tells
 
 
 def _check_numbers(data: Mapping[str, Any], where: str) -> None:
     """ValueError for an effect that is no number, or called by another sign than its own."""
-    numbers = [value for key, value in data.items() if key.endswith(_NUMBERS)]
+    numbers = [value for key, value in data.items() if _NUMBERS.search(key)]
+    if not all(type(x) is bool for key, x in data.items() if key.endswith("measured")):
+        raise ValueError(f"it is not known whether the effects of {where} were measured")
     if not {"effect", "stderr"} <= data.keys() or not all(type(x) in (int, float) for x in numbers):
         raise ValueError(f"the effects of {where} are no numbers")
     if data.get("sign", sign_of(data["effect"])) != sign_of(data["effect"]):

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neurograph.errors import ModelError
+
 __all__ = [
     "INPUT_TYPE",
     "Layer",
@@ -117,6 +119,12 @@ class Layout:
         moved = tensor.movedim(self.dim, 0)
         if self.many == 1:
             return moved
+        if len(moved) % self.many:
+            raise ModelError(
+                f"a tensor ({'×'.join(map(str, tensor.shape))}) does not hold {self.many} slices "
+                "of each sample, as it did before: the model cuts or packs its batch by how many "
+                "samples there are, or by their values, so they cannot be told apart"
+            )
         if self.adjacent:
             return moved.reshape(-1, self.many, *moved.shape[1:])
         return moved.reshape(self.many, -1, *moved.shape[1:]).transpose(0, 1)

@@ -117,7 +117,10 @@ class PathQuery:
         check_sign(sign)
         needed, needed_layers = _kept_places(through, "through", graph, layers)
         begin, begin_layers = _kept_places(source, "source", graph, layers)
-        for layer in checks.names(only, "layers") or ():
+        wanted = checks.names(only, "layers")
+        if wanted == ():
+            raise OptionError("layers=[] leaves no path: leave it out for every layer")
+        for layer in wanted or ():
             if layer not in layers:
                 raise OptionError(
                     f"layers={layer!r}: there is no such layer; the model has {', '.join(layers)}"
@@ -126,7 +129,7 @@ class PathQuery:
             begin = frozenset(n for n in graph if layers.nodes[n.layer]["type"] == INPUT_TYPE)
             begin = begin or frozenset(n for n in graph if graph.in_degree(n) == 0)
         begin |= {n for n in graph if n.layer in begin_layers}
-        within = frozenset(layers if only is None else only)
+        within = frozenset(layers if wanted is None else wanted)
         return PathQuery(sign, begin, needed, needed_layers, within)
 
     def accepts(self, path: Path) -> bool:

@@ -24,15 +24,18 @@ from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
 from neurograph.replay.recording import Recording
 from neurograph.replay.run import Outcome
+from neurograph.scoring.effects import rounding
 from neurograph.scoring.experiment import Experiment
 from neurograph.taking import FEW
 from neurograph.target import LogitDifference, Target, TargetFunction, check_rows, resolve_target
 
 _SHOWN = 3  # examples in a sentence
+_COARSE = 0.01  # of the targets' spread
 
 __all__ = [
     "as_masked",
     "check_samples",
+    "coarse",
     "habits",
     "mixing",
     "numberless",
@@ -55,6 +58,20 @@ def stillness(
     if recording.size == 1:
         yield "there is one reference sample: effects have no standard error"
     has = {name for name in profiled if recording.layers[name].neurons}
+    without = [
+        name
+        for name in profiled
+        if name not in has
+        and recording.layers[name].layout.varies
+        and not recording.layers[name].is_input
+    ]
+    if without:
+        more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
+        yield (
+            f"no neurons in {', '.join(without[:_SHOWN])}{more}: what they return is complex, no "
+            "floating-point numbers, or one number a sample. No path leads through them, so that "
+            "only total effects hold what does"
+        )
     for name in profiled:
         if name in has and has.isdisjoint(profiled.predecessors(name)):
             levels, units = experiment.levels(name), experiment.units(name)
@@ -165,6 +182,20 @@ def habits(model: nn.Module, actual: Recording) -> Iterator[str]:
         yield (
             f"forward hooks stand behind {', '.join(hooked[:_SHOWN])}{more}: a neuron is what "
             "forward returns, before them, and moves there"
+        )
+
+
+def coarse(target: Target, actual: Recording) -> Iterator[str]:
+    """Say it where targets are computed so coarsely that many effects may be rounding."""
+    values = target(actual.output, lambda: actual.batch).detach()
+    spread = float(values.double().std()) if len(values) > 1 else 0.0
+    step = float(rounding(values.double(), values.dtype)) if values.is_floating_point() else 0.0
+    if step > _COARSE * spread > 0:
+        told = str(values.dtype).removeprefix("torch.")
+        yield (
+            f"targets of about {float(values.abs().max()):.3g} are computed in {told}, to about "
+            f"{step:.1g}, and differ by {spread:.1g}: smaller effects count as 0 unless they stand "
+            "out of their standard errors. Finer: model.double(), or a target nearer to 0"
         )
 
 

@@ -113,7 +113,8 @@ def in_order(words: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
 def label_array(value: Any) -> np.ndarray:
     """Labels as an array of numbers where they are, else of str; DataError where one is missing."""
     if isinstance(value, Tensor):
-        found = value.detach().cpu().numpy()
+        plain = value.detach().cpu()
+        found = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
     elif np.ma.is_masked(value):
         found = _array(value)
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -211,6 +212,9 @@ _UNUSUAL: Mapping[str, Callable[[Tensor], bool]] = {
     "on the meta device, without values: load it": lambda x: x.is_meta,
     "nested: pass samples padded to one shape, with a mask": lambda x: x.is_nested,
     "quantised: pass data.dequantize()": lambda x: x.is_quantized,
+    "of 8-bit floating-point numbers: pass data.float()": lambda x: (
+        x.is_floating_point() and x.element_size() == 1
+    ),
 }
 
 

@@ -334,6 +334,8 @@ def _pieces(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iter
 
 def _joined(pieces: Sequence[_Piece], of: str, samples: int) -> pd.DataFrame:
     """One table, strongest first, the places in front."""
+    if not pieces:
+        raise OptionError(f"there are no {of} to score: no layer has neurons, or is read by one")
     columns: dict[str, Any] = {}
     lengths = [len(piece.effect) for piece in pieces]
     for end, prefix in enumerate([""] if of == "neurons" else ["source_", "target_"]):

@@ -40,6 +40,7 @@ from neurograph.positions import Positions, check_positions, moving, token_names
 from neurograph.preflight import (
     as_masked,
     check_samples,
+    coarse,
     habits,
     mixing,
     numberless,
@@ -232,6 +233,7 @@ def prepare(
             *habits(model, actual),
             *mixing(model, resolved, actual),
             *sampled(contrast, profiled),
+            *coarse(resolved, actual),
         ]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}

@@ -298,6 +298,8 @@ def resolve_target(
     alone = columns == 1 and isinstance(target, str) and [target] == list(class_names or ())
     if target is None or alone:
         return replace(_whole(columns, class_names), leaf=leaf, notes=notes)
+    if not columns:
+        raise OptionError("the model has no outputs: its output has 0 columns")
     choices = 2 if columns == 1 else columns
     if class_names is not None and len(class_names) != choices:
         raise OptionError(f"class_names has {len(class_names)} names for {choices} targets")

@@ -11,6 +11,7 @@ from neurograph.errors import OptionError
 
 __all__ = ["check_comparable", "same_data"]
 
+_ESTIMATES = frozenset({"gradient", "hybrid", "integrated"})
 _MEANING = ("layers", "groups", "positions", "contrast", "background", "reference", "keep")
 
 
@@ -68,6 +69,9 @@ def _fingerprint(circuit: Circuit) -> str:
 def _options(a: Circuit, b: Circuit, names: tuple[str, str]) -> Iterator[str]:
     """Say which options of the searches give effects or neurons another meaning."""
     one, other = (circuit.provenance.get("options", {}) for circuit in (a, b))
+    scorers = [told.get("scorer") for told in (one, other)]
+    if scorers[0] != scorers[1] and not _ESTIMATES.isdisjoint(scorers):
+        yield f"scorer= differs: {scorers[0]} for {names[0]}, {scorers[1]} for {names[1]}"
     for key in _MEANING:
         values: list[Any] = [told.get(key) for told in (one, other)]
         if values[0] != values[1]:

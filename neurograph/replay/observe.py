@@ -66,7 +66,13 @@ def undisturbed(model: nn.Module) -> Iterator[KeptModel]:
     with alone_with(model), _same_settings(), torch.no_grad(), keeping(model) as kept:
         torch.backends.mha.set_fastpath_enabled(False)
         with kept.guarded():  # some models merge weights when they go to eval mode
-            model.eval()
+            try:
+                model.eval()
+            except NotImplementedError as error:
+                raise ModelError(
+                    "the model cannot be put in eval mode, as what torch.export makes cannot: pass "
+                    "it as it was before"
+                ) from error
         for module in model.modules():
             config = module.__dict__.get("config")
             if config is not None and getattr(config, "use_cache", False):
@@ -162,11 +168,18 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     except (StopReplay, NeurographError):
         raise
     except Exception as error:
-        inner = "does not require grad" in str(error)
-        told = " (forward takes gradients of layers, which have none while they are held)"
+        reason, told = str(error), ""
+        if "does not require grad" in reason:
+            told = " (forward takes gradients of layers, which have none while they are held)"
+        if type(error).__module__.startswith("torch._dynamo"):
+            reason = reason.strip().splitlines()[0]
+            told = (
+                " (forward compiles a part of itself, by torch.cond, scan or flex_attention: write "
+                "it eagerly, as effects are measured by running what it is made of)"
+            )
         raise ModelError(
             f"the model raised {type(error).__name__} on inputs of shape "
-            f"{describe_shapes(batch)}: {error}{told if inner else ''}"
+            f"{describe_shapes(batch)}: {reason}{told}"
         ) from error
 
 

@@ -371,7 +371,8 @@ def _describe(
         if not isinstance(module, _CHANNELS_LAST):
             by_map |= layout.dim == 0 and _is_map(tuple(tensor.shape[1:]), maps)
         dim = 1 + (layout.many > 1) if by_map else max(rows.dim() - 1, 0)
-        neurons = int(rows.shape[dim]) if rows.dim() > 1 and layout.varies else 0
+        has = rows.dim() > 1 and layout.varies and rows.numel() > 0
+        neurons = int(rows.shape[dim]) if has else 0
         shape = tuple(rows.shape[1:])
         yield Layer(name, seen.path, call, kind, shape, dim, neurons, parameters, leaf, layout)
 
@@ -421,4 +422,10 @@ def _check_found(sites: Sites, layers: Mapping[str, Layer]) -> None:
                 "inside it were chosen too"
             )
     if not found:
+        if routed := sorted(sites.routed - sites.left_out):
+            raise ModelError(
+                f"all layers ({', '.join(routed[:3])}, …) run on other rows than the batch has, on "
+                "pieces of it or on rows that values choose: nothing to search. Where forward cuts "
+                "the batch in pieces, let it take the batch whole"
+            )
         raise ModelError("the model called no module that owns parameters: nothing to search")

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from neurograph.activations.statistics import by_itself
 from neurograph.atomic import check_writable
+from neurograph.checks import is_path, shown, whole
 from neurograph.errors import OptionError
 from neurograph.search import search
 from neurograph.study import Options, prepare
@@ -119,8 +120,9 @@ class CircuitCallback(Callback):
         module: str | None = None,
         **options: Any,
     ) -> None:
-        if every < 1:
-            raise OptionError(f"every={every}: search after 1 epoch or more")
+        every = whole(every, "every", least=1)
+        if not is_path(directory):
+            raise OptionError(f"directory={shown(directory)} is no path of a folder")
         self.history: list[Snapshot] = []
         self._data, self._target, self._every = data, target, every
         self._directory, self._name, self._module = Path(directory), name, module
