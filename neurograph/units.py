@@ -122,7 +122,7 @@ def units_of(layer: Layer, groups: Sequence[Sequence[int]] | None, kind: str, ea
     for length in layer.shape:
         size *= length
     elements = torch.arange(size).view(layer.shape).movedim(layer.channel_dim - 1, 0)
-    by_channel = elements.reshape(layer.neurons, -1)
+    by_channel = elements.reshape(layer.neurons, size // max(layer.neurons, 1))
     if groups is None:
         chosen = by_channel[:, None]
     else:

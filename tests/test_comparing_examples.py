@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -52,13 +51,9 @@ def test_heart_seeds(example: Any, tmp_path: Path) -> None:
     )
     cell = found["seed 0", "seed 1"]
     assert f"{cell.neuron_jaccard:.2f} (" in cells(text, "seed 0")[0][2]
-    one, other = (cell.a.graph, cell.b.graph)
-    features = {n.index for n in one if n.layer == "input"} & {
-        n.index for n in other if n.layer == "input"
-    }
-    signs = [np.sign([g.nodes["input", i]["effect"] for g in (one, other)]) for i in features]
-    agreed = sum(bool((s == s[0]).all()) for s in signs)
-    assert f"{agreed} of 17 are kept by all 2 circuits, with one sign" in text
+    totals = [c.features().set_index("name")["total_effect"] for c in (cell.a, cell.b)]
+    agreed = sum(totals[0][name] * totals[1][name] > 0 for name in totals[0].index)
+    assert f"{agreed} of 17 have one sign in all 2 networks" in text
     for page in ("compare_heart_seeds.html", "compare_heart_seeds_0_1.html"):
         assert "seed 1" in (tmp_path / page).read_text(encoding="utf-8")
 

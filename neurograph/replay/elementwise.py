@@ -237,7 +237,7 @@ def find_chains(
         if reader.endswith(INPUT_SIDE) or reader not in layers or not layers[reader].layout.plain:
             continue
         computes = serves(modules[layers[reader].module])
-        if computes is not None and layers[writer].neurons:
+        if computes is not None and layers[writer].neurons and layers[reader].neurons:
             ways[writer, reader] = _Way(chain, computes)
     return {edge: way.chain for edge, way in _confirmed(replay, ways).items()}
 

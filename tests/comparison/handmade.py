@@ -44,7 +44,9 @@ def circuit(
         table["stderr"] = np.full_like(table["effect"], 0.5)
     for place, effect in kept.items():
         neuron = Neuron(*place)
-        graph.add_node(neuron, name=str(neuron), effect=effect, stderr=0.5, sign=sign_of(effect))
+        named = dict(zip(("layer", "index", "position"), neuron, strict=False))
+        effects = {"effect": effect, "stderr": 0.5, "sign": sign_of(effect)}
+        graph.add_node(neuron, name=str(neuron), **named, **effects)
     for (u, v), effect in (edges or {}).items():
         graph.add_edge(Neuron(*u), Neuron(*v), effect=effect, stderr=0.5, sign="positive")
     known = [tuple(Neuron(*place) for place in path) for path in paths]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -817,3 +820,147 @@ def test_channels_of_a_block_are_masked_where_data_tell_where_they_are() -> None
         wanted = model[1:](model[0](X).index_fill(1, torch.tensor([1]), 0.0))
         with ng.mask_neurons(model, [("0", 1)], data=X):
             assert torch.allclose(model(X), wanted)
+
+
+class Clipped(nn.Module):
+    """Scales all samples of its batch together once any value is beyond a limit."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, width), nn.Linear(width, 1)
+        self.limit = math.inf
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.two(h * (self.limit / h.abs().amax()).clamp(max=1))
+
+
+def test_what_one_neuron_alone_does_to_a_whole_batch_reaches_no_other() -> None:
+    torch.manual_seed(0)
+    model, X = Clipped(400).double(), torch.randn(300, 4).double()
+    with torch.no_grad():
+        model.one.weight[250] *= 4
+        ends = model.one(X).quantile(torch.tensor([0.05, 0.95], dtype=X.dtype), dim=0)
+        model.limit = float(ends.abs().max()) * 0.9  # only the ends of neuron 250 are beyond it
+    samples = X[model.one(X).abs().amax(1) < model.limit][:8]
+    found = ng.score(model, X, 1, reference=samples, scorer="exact", progress=False).table
+    found = found.set_index(["layer", "index"])["effect"]
+    with torch.no_grad():
+        for j in range(240, 260):
+            rows = [model.one(samples).index_fill(1, torch.tensor([j]), float(v[j])) for v in ends]
+            targets = [
+                model.two(h * (model.limit / h.abs().amax()).clamp(max=1))[:, 0] for h in rows
+            ]
+            wanted = float((targets[1] - targets[0]).mean())
+            assert found["one", j] == pytest.approx(wanted, rel=1e-9), j
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_effects_below_the_last_bit_of_a_target_are_measured_by_many_samples(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))
+    with torch.no_grad():
+        model[2].bias += 20 if dtype == torch.bfloat16 else 200
+    X = torch.randn(400, 4)
+    fine = ng.score(model.double(), X.double(), 1, reference=300, scorer="exact", progress=False)
+    scores = ng.score(
+        model.to(dtype), X.to(dtype), 1, reference=300, scorer="exact", progress=False
+    )
+    wanted, found = (s.table.set_index(["layer", "index"])["effect"] for s in (fine, scores))
+    large = wanted[wanted.abs() > 0.1]
+    assert len(large) > 4
+    assert np.abs(found[large.index] - large).max() < 0.05
+    assert any("computed in" in note for note in scores.provenance["notes"])
+    assert not any("computed in" in note for note in fine.provenance["notes"])
+
+
+def test_a_target_in_another_dtype_is_audited_by_that() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    X = torch.rand(50, 4).double()
+    for kind in (torch.float32, torch.bfloat16):
+        circuit = ng.search(model, X, lambda out, _, kind=kind: out[:, 1].to(kind), progress=False)
+        assert circuit.audited.agrees
+
+
+class Pieces(nn.Module):
+    """Runs its layers on pieces of the batch."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.one, self.two, self.size = nn.Linear(4, 5), nn.Linear(5, 2), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.two(self.one(part).relu()) for part in x.split(self.size)])
+
+
+def test_a_batch_cut_in_pieces_is_right_where_it_fits_one_and_else_named() -> None:
+    torch.manual_seed(0)
+    model, X = Pieces(64).double(), torch.randn(40, 4).double()
+    plain = nn.Sequential(model.one, nn.ReLU(), model.two)
+    cut, whole = (ng.search(m, X, 1, reference=24, progress=False) for m in (model, plain))
+    assert cut.audited.agrees
+    assert np.allclose(cut.neurons()["effect"], whole.neurons()["effect"], rtol=1e-9)
+    for of in ("neurons", "edges"):
+        effects = [ng.score(m, X, 1, of=of, progress=False).table["effect"] for m in (model, plain)]  # type: ignore[arg-type]
+        assert np.allclose(*effects, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ModelError, match=r"one, two, ….*on pieces of it"):
+        ng.search(Pieces(3).double(), X, 1, progress=False)
+
+
+def test_layers_without_neurons_are_named() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 3, dtype=torch.complex64), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x.to(torch.complex64)).abs())
+
+    torch.manual_seed(0)
+    X = torch.randn(40, 4)
+    circuit = ng.search(Complex(), X, 1, progress=False)
+    assert any("no neurons in one" in note for note in circuit.notes)
+    empty = nn.Sequential(nn.Linear(4, 0), nn.ReLU(), nn.Linear(0, 2))
+    assert any("no neurons in 0" in note for note in ng.search(empty, X, 1, progress=False).notes)
+    with pytest.raises(OptionError, match="no edges to score"):
+        ng.score(empty, X, 1, of="edges", progress=False)
+
+
+def test_a_device_without_values_is_refused_before_the_weights_go_there() -> None:
+    model = nn.Linear(4, 2)
+    before = model.weight.clone()
+    with pytest.raises(OptionError, match="device='meta' holds no values"):
+        ng.search(model, torch.rand(20, 4), 1, device="meta", progress=False)
+    assert torch.equal(model.weight, before)
+
+
+def test_searches_of_one_model_in_several_threads_wait_for_each_other() -> None:
+    torch.manual_seed(0)
+    model, X = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2)), torch.rand(50, 4)
+    alone = ng.search(model, X, 1, progress=False).neurons()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: ng.search(model, X, 1, progress=False), range(6)))
+    assert all(one.neurons().equals(alone) for one in found)
+    assert model.training
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_compiles_itself_and_what_has_no_eval_are_named() -> None:
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 2), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x)
+            return torch.cond(h.sum() > 0, lambda h: self.two(h), lambda h: h.sin(), (h,))  # type: ignore[no-any-return]
+
+    X = torch.rand(20, 4)
+    with pytest.raises(ModelError, match=r"Unsupported.*write it eagerly"):
+        ng.search(Either(), X, 1, progress=False)
+    exported = torch.export.export(nn.Linear(4, 2), (X,)).module()
+    with pytest.raises(ModelError, match=r"torch\.export"):
+        ng.search(exported, X, 1, progress=False)
