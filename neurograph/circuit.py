@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import operator
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,7 +110,9 @@ class Circuit:
         through: Places | None = None,
         layers: Collection[str] | None = None,
     ) -> Iterator[Path]:
-        """Give the k strongest paths to the target lazily, strongest first.
+        """Give the k strongest paths of kept neurons to the target lazily, strongest first.
+
+        Those of the whole model may be stronger: `neurograph.strongest_paths` finds them.
 
         Parameters
         ----------
@@ -308,6 +311,8 @@ class Circuit:
     def explain(self, neuron: Place, k: int = 3) -> str:
         """Describe one neuron in words: its statistics, effects, edges and strongest paths.
 
+        Of one that was scored but not kept, its total effect and that through the circuit.
+
         Parameters
         ----------
         neuron : str, Neuron or tuple
@@ -317,7 +322,9 @@ class Circuit:
         """
         from neurograph.explanation import explain
 
-        chosen = kept_neuron(neuron, "neuron", self.graph, self.layers)
+        chosen = self._neuron(neuron, "neuron")
+        if chosen not in self.graph and not self._is_scored(chosen):
+            chosen = kept_neuron(neuron, "neuron", self.graph, self.layers)
         return explain(self, chosen, whole(k, "k", least=0))
 
     def name(self, neuron: Place) -> str:
@@ -329,6 +336,11 @@ class Circuit:
         if isinstance(place, Neuron) and place in self.graph:
             return place
         return read_neuron(place, option, self.layers, names_in(self.graph, self.layers))
+
+    def _is_scored(self, neuron: Neuron) -> bool:
+        shape = self.scores.get(neuron.layer, {}).get("effect", np.empty(0)).shape
+        place = neuron[1:]
+        return len(shape) == len(place) and all(map(operator.lt, place, shape))
 
     def _path(self, places: Sequence[Place]) -> tuple[Neuron, ...]:
         """Read a path; OptionError where it hops between layers that do not read each other."""

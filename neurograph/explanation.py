@@ -21,8 +21,21 @@ def _warning(data: Mapping[str, Any]) -> str:
     return ": the signs disagree" if data["effect"] * data["total_effect"] < 0 else ""
 
 
+def _left_out(circuit: Circuit, neuron: Neuron) -> str:
+    table = circuit.scores[neuron.layer]
+    data = {key: float(values[neuron[1:]]) for key, values in table.items()}
+    names = circuit.layers.nodes[neuron.layer].get("names")
+    name = names[neuron.index] if names else str(neuron)
+    told = [f"  effect on {circuit.target}: {_effect(data, '')} through the circuit"]
+    if "total_effect" in data:
+        told.append(f", {_effect(data, 'total_')} in total{_warning(data)}")
+    return f"{name} ({neuron}), not kept\n{''.join(told)}"
+
+
 def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
     """Describe one neuron, with so many edges and paths; see `Circuit.explain`."""
+    if neuron not in circuit.graph:
+        return _left_out(circuit, neuron)
     data = circuit.graph.nodes[neuron]
     lines = [f"{data['name']} ({neuron}), {data['sign']}"]
     lines.append(

@@ -416,6 +416,18 @@ def test_a_neuron_is_explained(circuit: Circuit) -> None:
     assert f"reads: {circuit.name(strongest[0])} " in text
     with pytest.raises(OptionError, match=r"there is no a\[99\]"):
         circuit.explain(("a", 99))
+    layer, index = next(
+        (layer, i)
+        for layer, table in circuit.scores.items()
+        for i in range(len(table["effect"]))
+        if (layer, i) not in circuit.graph
+    )
+    table = circuit.scores[layer]
+    text = circuit.explain((layer, index))
+    assert text.startswith(circuit.name((layer, index)))
+    assert ", not kept\n" in text
+    total = format_effect(table["total_effect"][index], table["total_stderr"][index])
+    assert f"{total} in total" in text
 
 
 def test_its_repr_says_what_it_is(circuit: Circuit, loaded: Circuit) -> None:
