@@ -416,18 +416,27 @@ def test_a_neuron_is_explained(circuit: Circuit) -> None:
     assert f"reads: {circuit.name(strongest[0])} " in text
     with pytest.raises(OptionError, match=r"there is no a\[99\]"):
         circuit.explain(("a", 99))
-    layer, index = next(
-        (layer, i)
-        for layer, table in circuit.scores.items()
-        for i in range(len(table["effect"]))
-        if (layer, i) not in circuit.graph
+
+
+def test_a_neuron_that_was_not_kept_is_explained_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2))
+    names = ["age", "sex", "dose"]
+    X = torch.rand(40, 3)
+    circuit = neurograph.search(model, X, 1, keep="top:1", feature_names=names, progress=False)
+    kept, table = {n.index for n in circuit.graph if n.layer == "0"}, circuit.scores["0"]
+    index = next(i for i in range(9) if i not in kept)
+    through, total = (
+        format_effect(table[f"{kind}effect"][index], table[f"{kind}stderr"][index])
+        for kind in ("", "total_")
     )
-    table = circuit.scores[layer]
-    text = circuit.explain((layer, index))
-    assert text.startswith(circuit.name((layer, index)))
-    assert ", not kept\n" in text
-    total = format_effect(table["total_effect"][index], table["total_stderr"][index])
-    assert f"{total} in total" in text
+    text = circuit.explain(("0", index))
+    assert text.startswith(f"0[{index}] (0[{index}]), not kept\n")
+    assert f"{through} through the circuit, {total} in total" in text
+    opposite = table["effect"][index] * table["total_effect"][index] < 0
+    assert ("the signs disagree" in text) == opposite
+    for name in names:
+        assert circuit.explain(name).startswith(name)
 
 
 def test_its_repr_says_what_it_is(circuit: Circuit, loaded: Circuit) -> None:
