@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer
@@ -11,6 +12,13 @@ from neurograph.errors import NeurographError
 from neurograph.report.tables import plain
 
 __all__ = ["Commands", "say"]
+
+_FLAGS = {"feature_names": "--features", "class_names": "--classes", "layers": "--choose"}
+_OPTION = re.compile(
+    r"(?<![\w.-])(feature_names|class_names|layers|keep|target|contrast|reference|positions|groups"
+    r"|background|scorer|budget|memory|device|match|across|paths|seed)=(?!=)([^\s.,;:)]?)"
+)
+"""An option as errors write it, and what its value begins with."""
 
 
 def say(text: str) -> None:
@@ -50,4 +58,10 @@ def _one_line(error: Exception) -> str:
         message = f"{str(error.filename)!r}: {error.strerror}"
     elif not isinstance(error, (NeurographError, OSError, ImportError)):
         message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
-    return " ".join(message.split()) or type(error).__name__
+    message = " ".join(message.split()) or type(error).__name__
+    return _OPTION.sub(lambda found: _flag(*found.groups()), message)
+
+
+def _flag(name: str, rest: str) -> str:
+    """What an option of Python is on the command line."""
+    return f"{_FLAGS.get(name, f'--{name}')}{' ' if rest else ''}{rest}"

@@ -57,8 +57,7 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
 
 
 def _nothing(found: Found, target: str) -> str:
-    effects = [np.abs(table[key]) for table in found.scores.values() for key in table]
-    if not any(np.nan_to_num(values).any() for values in effects):
+    if not any(map(_does_anything, found.scores.values())):
         return f"nothing was kept: every effect on {target} is exactly 0"
     return (
         f"nothing was kept: no effect on {target} passes keep= and is farther from 0 than its "
@@ -66,9 +65,17 @@ def _nothing(found: Found, target: str) -> str:
     )
 
 
+def _does_anything(table: Mapping[str, np.ndarray]) -> bool:
+    return any(np.nan_to_num(np.abs(values)).any() for values in table.values())
+
+
 def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
     """Say of which layers nothing was kept, and of which nothing of one sign."""
     empty = [layer for layer in layers if not found.kept.get(layer)]
+    idle = [layer for layer in empty if not _does_anything(found.scores[layer])]
+    if idle:
+        yield f"every effect of {_listed(idle)} is exactly 0: nothing of them reaches {target}"
+    empty = [layer for layer in empty if layer not in idle]
     if empty:
         yield (
             f"nothing was kept of {_listed(empty)}: no neuron there has an effect, through what "

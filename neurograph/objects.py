@@ -41,6 +41,8 @@ def find_object(spec: str, as_it_is: type | tuple[type, ...] = ()) -> Any:
     OrderedDict()
     """
     module, _, name = spec.rpartition(":")
+    if spec.endswith(".py") and Path(spec).is_file():
+        raise OptionError(f"{spec!r} is a file of many names: add one, as {spec}:NAME")
     if not module or not name:
         raise OptionError(f"{spec!r} is neither a file that is there nor MODULE:NAME")
     try:

@@ -76,6 +76,12 @@ def stillness(
         if name in has and has.isdisjoint(profiled.predecessors(name)):
             levels, units = experiment.levels(name), experiment.units(name)
             moves = (levels[0] != levels[-1]).any(dim=0)[units.members].any(dim=1)
+            if recording.layers[name].is_input and len(recording.layers[name].shape) > 2:
+                shape = "×".join(map(str, recording.layers[name].shape))
+                yield (
+                    f"a feature of {name!r} ({shape}) is a channel, moved at all its positions at "
+                    "once (for single pixels wrap the model in a Module that takes them flat)"
+                )
             if moves.any() and recording.layers[name].is_input:
                 still = (~moves).nonzero()[:, 0].tolist()
                 named = names if names is not None and units.plain else None

@@ -222,10 +222,11 @@ class Target:
         values = self.called(output, given)
         if not isinstance(values, Tensor) or values.shape != (given.size,):
             told = shape_of(values) if isinstance(values, Tensor) else type(values).__name__
+            labels = " These data hold no labels: batch.labels is None" * (given.labels is None)
             raise OptionError(
                 f"the target {self.name!r} returned {told} for {given.size} samples: it must "
                 "return one number a sample, a tensor of shape [batch], and samples must lie in "
-                "dimension 0 of the inputs"
+                f"dimension 0 of the inputs.{labels}"
             )
         if values.is_complex():
             raise OptionError(

@@ -438,22 +438,22 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "data that is not finite": (["net.py:Net", "--data", "nan.npy"], "NaN or infinity"),
     "target": (["net.py:Net", *LOADER, "--target", "2"], "target 2 is out of range"),
     "names": (["net.py:Net", *LOADER, "--features", "a,b"], "2 names for 3"),
-    "keep": (["net.py:Net", *LOADER, "--keep", "some"], "keep='some' is no rule"),
+    "keep": (["net.py:Net", *LOADER, "--keep", "some"], "--keep 'some' is no rule"),
     "contrast": (["net.py:Net", *LOADER, "--contrast", "0.9,0.1"], "ascending"),
     "background": (["net.py:Net", *LOADER, "--background", "grey"], "'grey' is none of"),
-    "memory": (["net.py:Net", *LOADER, "--memory", "lots"], "memory='lots' is no size"),
-    "reference": (["net.py:Net", *LOADER, "--reference", "0"], "reference=0"),
-    "paths": (["net.py:Net", *LOADER, "--paths", "-1"], "paths=-1"),
+    "memory": (["net.py:Net", *LOADER, "--memory", "lots"], "--memory 'lots' is no size"),
+    "reference": (["net.py:Net", *LOADER, "--reference", "0"], "--reference 0 must"),
+    "paths": (["net.py:Net", *LOADER, "--paths", "-1"], "--paths -1 must"),
     "choice": (["net.py:Net", *LOADER, "--choose", "linaer1"], "'linaer1'.*near it are linear1"),
     "groups": (["net.py:Net", *LOADER, "--groups", "linear1"], "PATTERN=N, not 'linear1'"),
     "no groups": (["net.py:Net", *LOADER, "--groups", "linear1="], "PATTERN=N, not 'linear1='"),
     "groups of all": (["net.py:Net", *LOADER, "--groups", "=2"], "PATTERN=N, not '=2'"),
     "groups of no kind": (["net.py:Net", *LOADER, "--groups", "linear1=a"], "'a'.*pass 'heads'"),
     "uneven groups": (["net.py:Net", *LOADER, "--groups", "linear1=3"], "8 channels.*divided"),
-    "positions": (["net.py:Net", *LOADER, "--positions", "first"], "positions='first' is none"),
-    "a position beyond": ([*TOKENS, "--positions", "3"], "positions=3 is outside the 3"),
-    "budget": (["net.py:Net", *LOADER, "--budget", "0"], "budget=0"),
-    "scorer": (["net.py:Net", *LOADER, "--scorer", "best"], "scorer='best'"),
+    "positions": (["net.py:Net", *LOADER, "--positions", "first"], "--positions 'first' is none"),
+    "a position beyond": ([*TOKENS, "--positions", "3"], "--positions 3 is outside the 3"),
+    "budget": (["net.py:Net", *LOADER, "--budget", "0"], "--budget 0"),
+    "scorer": (["net.py:Net", *LOADER, "--scorer", "best"], "--scorer 'best'"),
 }
 
 
@@ -787,7 +787,7 @@ def test_layers_of_choice_are_printed(here: Path) -> None:
     names = [row["layer"] for row in rows]
     assert names == ["input", "enter", "block.norm", "block.o_proj:input"]
     message = told(invoke("layers", *TOKENS, "--choose", "entre"))
-    assert "layers='entre' matches no module of the model; near it are enter" in message
+    assert "--choose 'entre' matches no module of the model; near it are enter" in message
 
 
 def test_report_writes_the_page_and_sums_up(saved: Path, tmp_path: Path) -> None:

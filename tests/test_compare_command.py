@@ -114,9 +114,9 @@ def test_measures_are_rows_of_csv(here: Path) -> None:
         (["a.circuit", "net.py"], "no circuit file, or a damaged one"),
         (["a.circuit", "c.circuit"], "of layer '0' the first has"),
         (["a.circuit", "b.circuit", "--match", "activation"], "attach"),
-        (["a.circuit", "b.circuit", "--match", "names"], "match='names'"),
-        (["a.circuit", "b.circuit", "--across", "seeds"], "across="),
-        (["a.circuit", "b.circuit", "--budget", "soon"], "budget='soon'"),
+        (["a.circuit", "b.circuit", "--match", "names"], "--match 'names'"),
+        (["a.circuit", "b.circuit", "--across", "seeds"], "--across "),
+        (["a.circuit", "b.circuit", "--budget", "soon"], "--budget 'soon'"),
         (["a.circuit", "b.circuit", "--weights", "a.safetensors"], "need --model"),
         (["a.circuit", "b.circuit", "--model", "net.py:Net"], "needs --data"),
         (

@@ -180,12 +180,4 @@ def edges_of(experiment: Experiment) -> Components:
 def _units(experiment: Experiment) -> dict[str, Units]:
     """Neurons of all layers, in the order that the layers run."""
     neurons = experiment.graph.nodes(data="neurons")
-    found = {name: experiment.units(name) for name, count in neurons if count}
-    for name, units in found.items():
-        own = units.members[units.once.bool()].tolist()
-        if len(set(own)) < len(own):
-            raise OptionError(
-                f"groups= of layer {name!r} share channels: whether such a channel is kept would "
-                "not be clear"
-            )
-    return found
+    return {name: experiment.units(name) for name, count in neurons if count}

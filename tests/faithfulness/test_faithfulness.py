@@ -319,7 +319,7 @@ def test_provenance_is_plain() -> None:
         ({"ablations": ("counterfactual",)}, "corrupt="),
         ({"corrupt": torch.ones(20, 1)}, "belong together"),
         ({"ablations": ("resample",), "reference": 1}, "there is one"),
-        ({"groups": {"0": [[0, 1], [1, 2]]}}, "share channels"),
+        ({"groups": {"0": [[0, 1], [1, 2]]}}, "have channel 1 twice"),
         ({"metric": "accuracy"}, "torchmetrics.Metric"),
     ],
 )
