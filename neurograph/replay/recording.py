@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from neurograph.data import Batch, Source, concatenate, draw
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.layers import INPUT_TYPE, Layer, Layout, has_channels_first, main_index
+from neurograph.layers import (
+    INPUT_TYPE,
+    Layer,
+    Layout,
+    has_channels_first,
+    is_convolution,
+    main_index,
+)
 from neurograph.nested import Rebuild, iter_tensors
 from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.mixing import mixes_samples
@@ -318,15 +325,19 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
 def _maps(model: nn.Module, batch: Batch) -> set[tuple[int, ...]]:
     """Shapes, without samples, of what modules get or return that have channels along dimension 1.
 
-    Others may return such a map (a block of them, pooling): its channels lie where theirs do.
+    Others may return such a map (a block of them, say): its channels lie where theirs do. Of one
+    dimension of positions only convolutions tell, as people normalise and pool sequences, too.
     """
     modules = {path: m for path, m in model.named_modules() if has_channels_first(m)}
     found: set[tuple[int, ...]] = set()
 
-    def stand_in(_path: str, forward: Forward) -> Forward:
+    def stand_in(path: str, forward: Forward) -> Forward:
+        least = 3 if is_convolution(modules[path]) else 4
+
         def seen(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            found.update(tuple(x.shape[1:]) for x in iter_tensors((args, kwargs, output)))
+            tensors = iter_tensors((args, kwargs, output))
+            found.update(tuple(x.shape[1:]) for x in tensors if x.dim() >= least)
             return output
 
         return seen
@@ -334,7 +345,7 @@ def _maps(model: nn.Module, batch: Batch) -> set[tuple[int, ...]]:
     if modules:
         with undisturbed(model), replaced_forwards(modules, stand_in):
             call_model(model, batch)
-    return {shape for shape in found if len(shape) > 1}
+    return found
 
 
 def _is_map(shape: tuple[int, ...], maps: Collection[tuple[int, ...]]) -> bool:
