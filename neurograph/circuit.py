@@ -23,6 +23,7 @@ from neurograph.circuit_tables import (
     neuron_table,
     ranking_of,
     scored_inputs,
+    strongest_features,
 )
 from neurograph.errors import OptionError
 from neurograph.layers import Neuron
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Circuit", "Path", "format_effect"]
 
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
-_FEATURES_SHOWN = 3
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|&#5[567]\d{3};")
 _CANDIDATES = 4  # paths measured for each one asked for, as estimates rank only roughly
 
@@ -476,27 +476,18 @@ class Circuit:
         )
         if not self.provenance.get("complete", True):
             head += ", incomplete"
+        strongest = strongest_features(self.graph, self.layers, self.scores)
+        features = [f"{name} {format_effect(*told)}" for name, *told in strongest]
         return "\n".join(
             [
                 head,
                 *(f"  {line}" for line in self.screened()),
-                *self._strongest_features(),
+                *([f"  features by total effect: {', '.join(features)}"] if features else []),
                 *(f"  note: {line}" for line in self.notes),
                 *(f"  {path}" for s in SIGNS for path in self._top(s, 3)),
                 *([f"  {self.audited}"] if "audit" in self.provenance else []),
             ]
         )
-
-    def _strongest_features(self) -> list[str]:
-        """Say which input features do most in total."""
-        if not scored_inputs(self.layers, self.scores):
-            return []
-        table = self.features().head(_FEATURES_SHOWN)
-        told = (
-            f"{row['name']} {format_effect(row['total_effect'], row['total_stderr'])}"
-            for row in table.to_dict("records")
-        )
-        return [f"  features by total effect: {', '.join(told)}"]
 
     def screened(self) -> list[str]:
         """Say of each step of the search how much of it was measured, where that was not all.

@@ -13,10 +13,18 @@ from neurograph.layers import INPUT_TYPE, Neuron
 from neurograph.paths import name_of
 from neurograph.selection import Sign
 
-__all__ = ["edge_table", "feature_table", "neuron_table", "ranking_of", "scored_inputs"]
+__all__ = [
+    "edge_table",
+    "feature_table",
+    "neuron_table",
+    "ranking_of",
+    "scored_inputs",
+    "strongest_features",
+]
 
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 
+_STRONGEST = 3  # features that a summary names
 _PLACE = ("layer", "index", "position")
 _THROUGH, _TOTAL = ("effect", "stderr", "sign"), ("total_effect", "total_stderr")
 
@@ -62,6 +70,16 @@ def feature_table(graph: nx.DiGraph, layers: nx.DiGraph, scores: Scores) -> pd.D
     ]
     columns = [*_PLACE, "name", *_TOTAL, "measured", "kept"]
     return _finished(pd.DataFrame(rows, columns=columns), "total_effect")
+
+
+def strongest_features(
+    graph: nx.DiGraph, layers: nx.DiGraph, scores: Scores
+) -> list[tuple[str, float, float]]:
+    """Names of the features that do most in total, with that effect and its standard error."""
+    if not scored_inputs(layers, scores):
+        return []
+    table = feature_table(graph, layers, scores).head(_STRONGEST)
+    return list(zip(table["name"], table["total_effect"], table["total_stderr"], strict=True))
 
 
 def _totals(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
+from neurograph.circuit_tables import strongest_features
 from neurograph.report.document import VIS_NETWORK, assemble
 from neurograph.report.faithfulness import card
 from neurograph.report.layout import Columns, Node, Places, place, reduce_crossings, strength
@@ -78,6 +79,12 @@ def _payload(circuit: Circuit) -> Any:
     data: dict[str, Any] = {"title": f"Circuit of {circuit.target}", "target": circuit.target}
     data |= {"columns": bands, "paths": paths}
     data |= {"nodes": net.nodes, "edges": net.edges, "notes": notes}
+    data["features"] = [
+        {"name": name, "effect": effect, "stderr": stderr}
+        for name, effect, stderr in strongest_features(
+            circuit.graph, circuit.layers, circuit.scores
+        )
+    ]
     data["audit"] = str(circuit.audited) if "audit" in circuit.provenance else ""
     elsewhere = ("notes", "audit")
     data["provenance"] = {k: v for k, v in circuit.provenance.items() if k not in elsewhere}

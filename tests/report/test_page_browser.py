@@ -9,7 +9,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from torch import nn
 
+import neurograph
 from neurograph.report.page import render
 from tests.report.pages import HOSTILE, drag_and_zoom, settle
 
@@ -78,6 +81,19 @@ def test_it_draws_silently_and_fetches_nothing(
     assert "HeartNet" in page.locator("#provenance").inner_text()
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_it_names_the_features_that_do_most_in_total(visit: Callable[[str], Any]) -> None:
+    torch.manual_seed(0)
+    model, X = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.rand(60, 4)
+    circuit = neurograph.search(model, X, 1, feature_names=["a", "b", HOSTILE, "d"], progress=False)
+    page, complaints, _ = visit(render(circuit))
+    told = page.locator("#summary").inner_text()
+    first = circuit.features().head(3)["name"]
+    places = [told.index(name) for name in first]
+    assert told.startswith("Features that do most to output[1] in total: ")
+    assert places == sorted(places)
+    assert complaints == []
 
 
 def test_a_click_selects_a_neuron_and_fades_the_rest(

@@ -394,7 +394,11 @@
     const best = (sign) => paths.filter((path) => path.sign === sign)[0];
     const [up, down, zero] = ["positive", "negative", "zero"].map(count);
     const verb = (n) => (n === 1 ? "pushes" : "push");
-    let text = `${plural(up, "neuron")} ${verb(up)} ${target} up, ${down} ${verb(down)} it down`
+    let text = data.features.length
+      ? `Features that do most to ${target} in total: `
+        + `${data.features.map((one) => `${one.name} (${effectText(one)})`).join(", ")}. `
+      : "";
+    text += `${plural(up, "neuron")} ${verb(up)} ${target} up, ${down} ${verb(down)} it down`
       + (zero ? `, of ${zero} what pushes up and down cancels.` : ".");
     for (const [sign, way] of [["positive", "up"], ["negative", "down"]]) {
       const path = best(sign);
