@@ -201,7 +201,7 @@ def prepare(
         _check_profiled(profiled, model)
     with placed(model, options.device):
         source = Source(data, model, class_names=options.class_names)
-        check_samples(target, source, model, options.class_names)
+        _check_target(target, source, model, options)
         made = profiled is None
         needed = statistics or _needs_statistics(contrast, options.background)
         if profiled is None and needed:
@@ -398,6 +398,16 @@ def _reference(
             raise DataError(f"reference: {error}") from error
         positions = tuple(range(batch.size))
     return batch, positions, digest.hexdigest(), count
+
+
+def _check_target(
+    target: int | str | TargetFunction | None, source: Source, model: nn.Module, options: Options
+) -> None:
+    """Try a target on the samples that it will be asked about: only these may have labels."""
+    if not isinstance(options.reference, int):
+        source = Source(options.reference, model, class_names=options.class_names)
+    with _told_of_reference(options):
+        check_samples(target, source, model, options.class_names)
 
 
 @contextlib.contextmanager

@@ -512,6 +512,17 @@ def test_targets_must_repeat_and_tell_of_each_sample_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_labels_may_be_those_of_the_reference_samples_alone() -> None:
+    def own(output: Tensor, batch: Any) -> Tensor:
+        return output[torch.arange(len(output)), torch.as_tensor(batch.labels)]
+
+    labels = (ROWS[:, 0] > 0).long()
+    found = effects(mlp(), ROWS, own, reference=(ROWS[:9], labels[:9]))
+    assert found == effects(mlp(), (ROWS, labels), own, reference=(ROWS[:9], labels[:9]))
+    with pytest.raises(OptionError, match="hold no labels"):
+        effects(mlp(), ROWS, own)
+
+
 def test_numbers_without_a_second_dimension_are_told() -> None:
     with pytest.raises(ng.NeurographError, match=r"pass X\[:, None\]"):
         ng.search(mlp(1), ROWS[:, 0], 1, **QUIET)
