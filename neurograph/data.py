@@ -142,14 +142,14 @@ class Source:
     def __iter__(self) -> Iterator[Batch]:
         """Yield checked batches; DataError if there are none."""
         empty = True
-        for position, raw in enumerate(drawn_alike(self._raw(), self._start, self._generators)):
+        for position, raw in enumerate(self._read()):
             batch = self._batch(raw)
             if batch.size == 0:
                 continue
             _check_finite(batch, position)
             if self._casts is None:
                 self._settle(batch)
-            if empty:
+            if empty and not self._held:
                 self._tell_others(batch)
             empty = False
             yield self._cast(batch)
@@ -157,6 +157,18 @@ class Source:
             raise DataError("data holds no samples")
 
     # -- kinds of data ---------------------------------------------------------------------------
+
+    @property
+    def _held(self) -> bool:
+        """Whether the data are values, which no code of theirs makes when they are read."""
+        kinds = (Tensor, np.ndarray, pd.DataFrame, pd.Series, tuple, list, Mapping)
+        return isinstance(self._data, kinds) and not _is_table(self._data)
+
+    def _read(self) -> Iterable[Any]:
+        """What the data yield, the same each time where random numbers make it."""
+        if self._held:
+            return self._raw()
+        return drawn_alike(self._raw(), self._start, self._generators)
 
     def _raw(self) -> Iterable[Any]:
         data = self._data
