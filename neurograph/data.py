@@ -44,7 +44,7 @@ from neurograph.reading import (
     read_inputs,
     read_labels,
 )
-from neurograph.replay.state import Generators, drawn_alike
+from neurograph.replay.state import ALONE, Generators, drawn_alike
 from neurograph.taking import FEW, cast, find_casts, output_of
 
 __all__ = [
@@ -122,7 +122,8 @@ class Source:
             data = collated(data)
         self._data = data
         self._generators = _generators(data)
-        self._start, self._first = Generators(*self._generators), ""
+        with ALONE:  # where no other thread has them elsewhere
+            self._start, self._first = Generators(*self._generators), ""
         self.feature_names = different_names(_columns(data), "the columns of data")
 
     @property
@@ -134,7 +135,7 @@ class Source:
     def shuffled(self) -> bool:
         """Whether samples may come in another order every time."""
         if not isinstance(self._data, DataLoader):
-            return False
+            return isinstance(self._data, IterableDataset)
         plain = type(self._data.batch_sampler) in (BatchSampler, type(None))
         in_order = isinstance(self._data.sampler, SequentialSampler)
         return not (isinstance(self._data.dataset, IterableDataset) or (plain and in_order))

@@ -24,7 +24,7 @@ from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.observe import call_model, input_tensors, undisturbed
 from neurograph.replay.recording import Recording
 from neurograph.replay.run import Outcome
-from neurograph.scoring.effects import rounding
+from neurograph.scoring.effects import COARSE, rounding
 from neurograph.scoring.experiment import Experiment
 from neurograph.taking import FEW
 from neurograph.target import LogitDifference, Target, TargetFunction, check_rows, resolve_target
@@ -196,7 +196,8 @@ def coarse(target: Target, actual: Recording) -> Iterator[str]:
     values = target(actual.output, lambda: actual.batch).detach()
     spread = float(values.double().std()) if len(values) > 1 else 0.0
     step = float(rounding(values.double(), values.dtype)) if values.is_floating_point() else 0.0
-    if step > _COARSE * spread > 0:
+    half = values.is_floating_point() and torch.finfo(values.dtype).eps > COARSE
+    if half or step > _COARSE * spread > 0:
         told = str(values.dtype).removeprefix("torch.")
         yield (
             f"targets of about {float(values.abs().max()):.3g} are computed in {told}, to about "

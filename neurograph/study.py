@@ -233,7 +233,7 @@ def prepare(
             *habits(model, actual),
             *mixing(model, resolved, actual),
             *sampled(contrast, profiled),
-            *coarse(resolved, actual),
+            *(coarsely := [*coarse(resolved, actual)]),
         ]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
@@ -262,6 +262,7 @@ def prepare(
         may_move,
         parse_memory(options.memory),
         real=options.background == "data",
+        coarse=bool(coarsely),
     )
     names = _feature_names(options.feature_names, source.feature_names, actual)
     still = stillness(experiment, profiled, names, options.positions)

@@ -20,6 +20,7 @@ from neurograph.checks import one_of, whole
 from neurograph.data import Source
 from neurograph.errors import OptionError
 from neurograph.layers import Layer, Layout, Neuron, has_channels_first, is_convolution
+from neurograph.replay.maps import has_channels_last
 from neurograph.replay.recording import Recording, capture_few
 from neurograph.sites import INPUT_SIDE, find_sites, refuse_unsupported
 from neurograph.units import Groups, find_groups
@@ -321,7 +322,7 @@ class Masker:
                 behind = len(module.kernel_size)  # type: ignore[arg-type]
             elif has_channels_first(module):
                 behind = rows.dim() - 2
-            elif rows.dim() > 2 and not isinstance(module, nn.Linear) and self._has_maps:
+            elif rows.dim() > 2 and not has_channels_last(module) and self._has_maps:
                 raise OptionError(
                     f"which dimension of layer {layer!r} ({shape_of(rows)}) its channels are "
                     "cannot be told without data=: pass the data"

@@ -288,7 +288,7 @@ class Beam:
         if ending is not None and ending.layer == layer:
             # No other neuron of the layer has a promise, so none was kept.
             targets = ending.sign * ending.chain(prefixes.values[..., 0].flatten(0, 1))
-            return summarise(targets, block)
+            return summarise(targets, block, coarse=experiment.coarse)
         plan = experiment.wiring.output([layer])
         neurons = prefixes.neurons.repeat_interleave(2)
         moves = Moves(layer, neurons, prefixes.values.flatten(0, 1))
@@ -301,7 +301,8 @@ class Beam:
                 outcome = experiment.replay.run(plan, rows, blocks=len(some), samples=samples)
                 yield blocks, samples, experiment.targets(outcome, len(some), samples)
 
-        return summarise(gathered(measured(), len(moves), experiment.recording.size), block)
+        targets = gathered(measured(), len(moves), experiment.recording.size)
+        return summarise(targets, block, coarse=experiment.coarse)
 
     def _path(self, layer: str, index: int, done: Mapping[str, Prefixes]) -> tuple[Neuron, ...]:
         """Follow a prefix back to where it begins."""

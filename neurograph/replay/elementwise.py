@@ -66,6 +66,8 @@ class Chain:
     def __call__(self, values: Tensor) -> Tensor:
         """Apply to values of any shape; the argument may be overwritten."""
         for op, args, kwargs in self.steps:
+            if torch.is_grad_enabled():
+                values = values.clone()  # the step before may need for its gradient what it gave
             values = op(values, *args, **dict(kwargs))
         return values
 

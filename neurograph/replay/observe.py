@@ -21,7 +21,7 @@ from neurograph.checks import shown
 from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.layers import main_index
 from neurograph.nested import flatten, iter_tensors, leaf_names, tree_map
-from neurograph.replay.state import Generators, KeptModel, alone_with, keeping, without_trace
+from neurograph.replay.state import ALONE, Generators, KeptModel, keeping, without_trace
 from neurograph.sites import INPUT_SIDE, Sites
 
 __all__ = [
@@ -56,14 +56,14 @@ def undisturbed(model: nn.Module) -> Iterator[KeptModel]:
 
     PyTorch's fused transformer kernels are off meanwhile: they take the layers' weights without
     calling the layers. So are the caches of text generation, which a model would return. Other
-    threads that want the same model wait.
+    threads that search wait.
 
     Yields
     ------
     KeptModel
         What is kept of the model.
     """
-    with alone_with(model), _same_settings(), torch.no_grad(), keeping(model) as kept:
+    with ALONE, _same_settings(), torch.no_grad(), keeping(model) as kept:
         torch.backends.mha.set_fastpath_enabled(False)
         with kept.guarded():  # some models merge weights when they go to eval mode
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,19 +18,15 @@ from neurograph.layers import (
     INPUT_TYPE,
     Layer,
     Layout,
-    has_channels_first,
-    is_convolution,
     main_index,
 )
-from neurograph.nested import Rebuild, iter_tensors
+from neurograph.nested import Rebuild
 from neurograph.replay.layouts import Seen, find_layouts, watch
+from neurograph.replay.maps import Maps, find_maps
 from neurograph.replay.mixing import mixes_samples
 from neurograph.replay.observe import (
-    Forward,
-    call_model,
     input_tensors,
     not_replayed,
-    replaced_forwards,
     undisturbed,
 )
 from neurograph.replay.repeat import check_repeats
@@ -40,7 +36,6 @@ from neurograph.taking import FEW, output_of
 
 __all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 
-_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RNNBase, nn.RNNCellBase)
 _SPREAD = 8  # samples by which layers are told and who reads whom
 _SELDOM, _SELDOM_BYTES = 128, 2**28  # the same where values choose what is run, in that memory
 
@@ -260,7 +255,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
     order, routed = find_routed(model, batch, sites)
-    maps = _maps(model, batch)
+    maps = find_maps(model, batch)
     layers = {name: _describe_input(name, call, maps) for name, call in calls.items()}
     for call, seen in run.calls.items():
         if seen.path in run.containers and not call.endswith(INPUT_SIDE):
@@ -322,48 +317,12 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
     return replace(like, calls=calls, batch=batch, output=run.output)
 
 
-def _maps(model: nn.Module, batch: Batch) -> set[tuple[int, ...]]:
-    """Shapes, without samples, of what modules get or return that have channels along dimension 1.
-
-    Others may return such a map (a block of them, say): its channels lie where theirs do. Of one
-    dimension of positions only convolutions tell, as people normalise and pool sequences, too.
-    """
-    modules = {path: m for path, m in model.named_modules() if has_channels_first(m)}
-    found: set[tuple[int, ...]] = set()
-
-    def stand_in(path: str, forward: Forward) -> Forward:
-        least = 3 if is_convolution(modules[path]) else 4
-
-        def seen(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            tensors = iter_tensors((args, kwargs, output))
-            found.update(tuple(x.shape[1:]) for x in tensors if x.dim() >= least)
-            return output
-
-        return seen
-
-    if modules:
-        with undisturbed(model), replaced_forwards(modules, stand_in):
-            call_model(model, batch)
-    return found
-
-
-def _is_map(shape: tuple[int, ...], maps: Collection[tuple[int, ...]]) -> bool:
-    """Whether a sample's tensor is one of these maps, or of another size with as many channels."""
-    channels = {known[0] for known in maps if len(known) == len(shape) > 2}
-    return shape in maps or (
-        shape[:1] != shape[-1:]
-        and not channels.isdisjoint(shape[:1])
-        and channels.isdisjoint(shape[-1:])
-    )
-
-
 def _describe(
     call: str,
     seen: Seen,
     module: nn.Module,
     layouts: Sequence[Layout],
-    maps: Collection[tuple[int, ...]],
+    maps: Maps,
 ) -> Iterator[Layer]:
     """Layers of a call: one for each floating-point tensor that it returns."""
     leaves = seen.leaves
@@ -378,9 +337,7 @@ def _describe(
             continue
         name = call if leaf == main else f"{call}:{seen.names[leaf]}"
         rows = layout.rows(tensor)
-        by_map = has_channels_first(module)
-        if not isinstance(module, _CHANNELS_LAST):
-            by_map |= layout.dim == 0 and _is_map(tuple(tensor.shape[1:]), maps)
+        by_map = layout.dim == 0 and maps.of_module(seen.path, module, tuple(tensor.shape[1:]))
         dim = 1 + (layout.many > 1) if by_map else max(rows.dim() - 1, 0)
         has = rows.dim() > 1 and layout.varies and rows.numel() > 0
         neurons = int(rows.shape[dim]) if has else 0
@@ -403,11 +360,11 @@ def _input_call(tensor: Tensor, has_rows: bool) -> Call:
     return Call([tensor], lambda leaves: leaves[0], (layout,))
 
 
-def _describe_input(name: str, call: Call, maps: Collection[tuple[int, ...]]) -> Layer:
+def _describe_input(name: str, call: Call, maps: Maps) -> Layer:
     """Neurons of an input: channels where a convolution takes it as it is, else features."""
     (layout,), (tensor,) = call.layouts, call.leaves
     shape = tuple(layout.rows(tensor).shape[1:])
-    dim = 1 if _is_map(shape, maps) else len(shape)
+    dim = 1 if maps.of_input(shape) else len(shape)
     moves = dim > 0 and tensor.is_floating_point() and layout.varies
     neurons = shape[dim - 1] if moves else 0
     return Layer(name, "", name, INPUT_TYPE, shape, dim, neurons, 0, 0, layout)

@@ -33,7 +33,7 @@ from neurograph.replay.reachable import (
     reachable,
 )
 
-__all__ = ["Generators", "KeptModel", "alone_with", "drawn_alike", "keeping", "without_trace"]
+__all__ = ["ALONE", "Generators", "KeptModel", "drawn_alike", "keeping", "without_trace"]
 
 _SMALL = 2**18  # bytes of a tensor that is copied in any case
 
@@ -89,16 +89,17 @@ def drawn_alike(
     """
     state, iterator = start, None
     while True:
-        outside = Generators(*own)
-        state.restore()
-        try:
-            iterator = iter(items) if iterator is None else iterator
-            item = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            state = Generators(*own)
-            outside.restore()
+        with ALONE:
+            outside = Generators(*own)
+            state.restore()
+            try:
+                iterator = iter(items) if iterator is None else iterator
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                state = Generators(*own)
+                outside.restore()
         yield item
 
 
@@ -205,14 +206,8 @@ _CHANGING: weakref.WeakKeyDictionary[nn.Module, set[Path]] = weakref.WeakKeyDict
 _OPEN: weakref.WeakKeyDictionary[nn.Module, KeptModel] = weakref.WeakKeyDictionary()
 
 
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
-def alone_with(model: nn.Module) -> threading.RLock:
-    """Return what keeps other threads of ours from a model while its layers have stand-ins."""
-    with _LOCK:
-        return _LOCKS.setdefault(model, threading.RLock())
+ALONE = threading.RLock()
+"""Keeps other threads of ours away while layers have stand-ins, or global settings are others."""
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def gathered(pieces: Iterable[tuple[slice, slice, Tensor]], blocks: int, samples
     return whole
 
 
-def summarise(targets: Tensor, block: Tensor) -> Effects:
+def summarise(targets: Tensor, block: Tensor, *, coarse: bool = False) -> Effects:
     """Reduce targets to effects.
 
     Parameters
@@ -82,13 +82,15 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
     targets : Tensor, [blocks, samples]
     block : Tensor of int64, [neurons, levels]
         Which block holds each neuron at each level.
+    coarse : bool
+        Whether effects may be less than rounding and no rounding; see `Experiment`.
 
     Notes
     -----
     An effect that the targets' own rounding could make is 0: rows that agree can still differ in
-    their last bits, as matrix products round by where in a batch a row stands. Unless it stands out
-    of its standard error, as rounding does not: means of many samples are finer than their last
-    bits, which matters in half precision, or where a target is far from 0.
+    their last bits, as matrix products round by where in a batch a row stands. Where targets are
+    coarse it is not if it stands out of its standard error, as rounding does not: means of many
+    samples are finer than their last bits.
     """
     samples = targets.shape[1]
     differences = (targets[block[:, -1]] - targets[block[:, 0]]).double()
@@ -98,7 +100,8 @@ def summarise(targets: Tensor, block: Tensor) -> Effects:
     else:
         stderr = torch.full_like(effect, math.nan)
     hidden = effect.abs() <= rounding(response, targets.dtype)
-    hidden &= ~((stderr > 0) & (effect.abs() > _STANDS_OUT * stderr))
+    if coarse:
+        hidden &= ~((stderr > 0) & (effect.abs() > _STANDS_OUT * stderr))
     effect = torch.where(hidden, 0.0, effect)
     return Effects(effect, stderr, response[block])
 

@@ -57,7 +57,8 @@ def total_effects(
 
 def reader_effects(experiment: Experiment, moves: Moves, block: Tensor) -> Effects:
     """Effects of what already moves a layer's own outputs; `block` as for `summarise`."""
-    effects = summarise(_targets(experiment, moves, total_route(experiment, moves.layer)), block)
+    targets = _targets(experiment, moves, total_route(experiment, moves.layer))
+    effects = summarise(targets, block, coarse=experiment.coarse)
     _check_finite(effects, moves.layer)
     return effects
 
@@ -68,7 +69,7 @@ def path_effects(experiment: Experiment, paths: Sequence[Sequence[Neuron]]) -> E
     At every step only the path's next neuron is computed from an input in which the one before
     it was moved; the last neuron reaches the target through glue alone.
     """
-    effects = summarise(*_along_paths(experiment, paths))
+    effects = summarise(*_along_paths(experiment, paths), coarse=experiment.coarse)
     _check_finite(effects, paths[0][0].layer)
     return effects
 
@@ -130,7 +131,8 @@ def _measure(
 ) -> Effects:
     """Run every move of the neurons along a route and read the target."""
     moves, block = experiment.moves(writer, neurons, levels=levels)
-    effects = summarise(_targets(experiment, moves, route), block)
+    targets = _targets(experiment, moves, route)
+    effects = summarise(targets, block, coarse=experiment.coarse)
     _check_finite(effects, writer)
     return effects
 

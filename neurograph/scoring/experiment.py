@@ -106,6 +106,10 @@ class Experiment:
         Bytes that the rows of one replay may take.
     real : bool
         Whether the background is what a run of the model gives, and so consistent.
+    coarse : bool
+        Whether targets are computed so coarsely that rounding decides about effects: then nothing
+        is added to what was rounded before, as the narrow route does, and effects that stand out
+        of their standard error are no rounding.
 
     Attributes
     ----------
@@ -123,6 +127,7 @@ class Experiment:
         moving: Callable[[str], Tensor | None],
         memory: int,
         real: bool,
+        coarse: bool = False,
     ) -> None:
         self.replay = replay
         self.recording: Recording = replay.recording
@@ -131,7 +136,9 @@ class Experiment:
         self.target = target
         self.memory = memory
         self.real = real
-        self.narrow = True
+        self.coarse = coarse
+        self.narrow = not coarse
+        self._watched = False
         self.chains: Mapping[tuple[str, str], Chain] = {}
         self.units = functools.cache(units)
         self.moving = functools.cache(moving)
@@ -155,8 +162,9 @@ class Experiment:
     def __enter__(self) -> Experiment:
         self.replay.__enter__()
         try:
-            if self.narrow:
-                self.chains = self.chains or find_chains(self.replay)
+            if not self._watched:  # also tells whether interventions may share a batch
+                found, self._watched = find_chains(self.replay), True
+                self.chains = found if self.narrow else {}
         except BaseException:
             self.replay.__exit__()
             raise

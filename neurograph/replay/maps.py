@@ -1,0 +1,113 @@
+"""Along which dimension the channels of a layer lie: the last, or the first of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from neurograph.batch import Batch
+from neurograph.layers import has_channels_first, is_convolution
+from neurograph.nested import iter_tensors
+from neurograph.replay.observe import Forward, call_model, replaced_forwards, undisturbed
+
+__all__ = ["Maps", "find_maps", "has_channels_last"]
+
+Shape = tuple[int, ...]
+
+_LAST = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+_LAST_BY_NAME = ("Conv1D", "RMSNorm")  # of transformers
+
+
+class _Seen(NamedTuple):
+    """Shapes, without samples, that a module of known type got and returned."""
+
+    path: str
+    first: bool
+    convolves: bool
+    arrived: frozenset[Shape]
+    returned: frozenset[Shape]
+
+    @property
+    def shapes(self) -> frozenset[Shape]:
+        return self.arrived | self.returned
+
+
+class Maps:
+    """Where channels lie, as modules of known type show in one run.
+
+    Convolutions, norms and pools of maps have them in dimension 1; Linear, LayerNorm, attention and
+    recurrent layers in the last one. Any other module has them where those inside it have them, or
+    where those of the whole model have them that handle a tensor of this shape. Where both kinds
+    do, maps (two dimensions of positions, or more) go by the first kind, sequences by the second.
+    """
+
+    def __init__(self, seen: Iterable[_Seen]) -> None:
+        self._seen = list(seen)
+        self._convolved = {s for one in self._seen if one.convolves for s in one.arrived}
+
+    def of_input(self, shape: Shape) -> bool:
+        """Whether a convolution takes an input of the model as it is."""
+        return shape in self._convolved
+
+    def of_module(self, path: str, module: nn.Module, shape: Shape) -> bool:
+        """Whether what a module returns has its channels in dimension 1."""
+        if has_channels_first(module):
+            return True
+        if has_channels_last(module) or len(shape) < 2:
+            return False
+        inside = [one for one in self._seen if one.path.startswith(f"{path}.")]
+        chosen = inside or self._seen
+        first = {shape for one in chosen if one.first for shape in one.shapes}
+        last = {shape for one in chosen if not one.first for shape in one.shapes}
+        if shape in first:
+            return len(shape) > 2 or shape not in last
+        # A block may return a map of another size than those inside it, with as many channels.
+        channels = {known[0] for known in first if len(known) == len(shape)}
+        ends = {known[-1] for known in first | last if len(known) == len(shape)}
+        return bool(inside) and len(shape) > 2 and shape[0] in channels and shape[-1] not in ends
+
+
+def find_maps(model: nn.Module, batch: Batch) -> Maps:
+    """Run a model once, if any module has channels in dimension 1, and see what each handles."""
+    modules = {path: m for path, m in model.named_modules() if path}
+    known = {p: m for p, m in modules.items() if has_channels_first(m) or has_channels_last(m)}
+    seen: list[_Seen] = []
+
+    def stand_in(path: str, forward: Forward) -> Forward:
+        first, convolves = has_channels_first(known[path]), is_convolution(known[path])
+        # Sequences are normalised and pooled along either dimension: there only convolutions tell.
+        least = 3 if first and not convolves else 2
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            arrived, returned = (
+                frozenset(tuple(x.shape[1:]) for x in iter_tensors(tree) if x.dim() > least)
+                for tree in ((args, kwargs), output)
+            )
+            seen.append(_Seen(path, first, convolves, arrived, returned))
+            return output
+
+        return run
+
+    if any(map(has_channels_first, known.values())):
+        with undisturbed(model), replaced_forwards(known, stand_in):
+            call_model(model, batch)
+    return Maps(seen)
+
+
+def has_channels_last(module: nn.Module) -> bool:
+    """Whether a module by its type has channels in its last dimension."""
+    kinds = type(module).__mro__
+    return isinstance(module, _LAST) or any(kind.__name__.endswith(_LAST_BY_NAME) for kind in kinds)
