@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
@@ -182,6 +183,13 @@ def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
     """ValueError where parts of a circuit are missing or contradict each other."""
     if not isinstance(document["target"], str) or not isinstance(document["provenance"], dict):
         raise ValueError("its target is no name, or its provenance no dict")
+    if len(document["edges"]) != circuit.graph.number_of_edges():
+        raise ValueError("an edge stands twice")
+    if not nx.is_directed_acyclic_graph(circuit.layers):
+        raise ValueError("its layers read each other in a circle")
+    notes = circuit.provenance.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("its notes are no sentences")
     for name, data in circuit.layers.nodes(data=True):
         whole = all(isinstance(data.get(key), kind) for key, kind in _LAYER.items())
         if not isinstance(name, str) or not whole:
@@ -206,8 +214,12 @@ def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
         _check_numbers(data, f"{u} → {v}")
         if not circuit.layers.has_edge(u.layer, v.layer):
             raise ValueError(f"the edge {u} → {v} is between layers that do not read each other")
-    for path in circuit.strongest:
-        _check_numbers(vars(path), " → ".join(path.names))
+    for listed, path in zip(document["paths"], circuit.strongest, strict=True):
+        where = " → ".join(path.names)
+        _check_numbers(vars(path) | {"measured": listed[3]}, where)
+        steps = itertools.pairwise(n.layer for n in path.neurons)
+        if not path.neurons or not all(circuit.layers.has_edge(*step) for step in steps):
+            raise ValueError(f"the path {where} leads where no layer reads another")
     str(circuit)  # reads what its provenance tells
 
 

@@ -223,13 +223,21 @@ def doubtful_heads(
     """Say of which layers only the user says that their channels lie head by head."""
     for name, (kind, _) in groups.items():
         layer, part = layers[name], layers[name].module.split(".")[-1]
-        known = _BEHIND_HEADS if layer.call.endswith(INPUT_SIDE) else _OF_HEADS
-        if kind == "head" and not known.fullmatch(part):
+        behind = layer.call.endswith(INPUT_SIDE)
+        told = _is_behind_heads(layer.module) if behind else _OF_HEADS.fullmatch(part)
+        if kind == "head" and not told:
             yield (
                 f"neighbouring channels of {name!r} are taken for heads, which neither its name "
                 "nor its side says: those of queries, keys and values have heads, and the input "
                 "side of the projection behind them"
             )
+
+
+def _is_behind_heads(path: str) -> bool:
+    """Whether a module is called as the projection behind the heads of attention is."""
+    own = path.split(".")[-1]
+    certain = own in ("o_proj", "out_proj") or "att" in path.lower()
+    return bool(_BEHIND_HEADS.fullmatch(own)) and certain
 
 
 def _check_heads(layer: Layer, model: nn.Module) -> None:
@@ -245,7 +253,9 @@ def _check_heads(layer: Layer, model: nn.Module) -> None:
     elif behind and not _BEHIND_HEADS.fullmatch(own):
         told = f"take the input side of its projection, '{layer.module}.{behind[0]}{INPUT_SIDE}'"
     elif _BEHIND_HEADS.fullmatch(own) and not layer.call.endswith(INPUT_SIDE):
-        told = f"take its input side, '{layer.module}{INPUT_SIDE}'"
+        told = "take the input side of the projection behind the heads of attention"
+        if _is_behind_heads(layer.module):
+            told = f"take its input side, '{layer.module}{INPUT_SIDE}'"
     else:
         return
     raise OptionError(
@@ -260,6 +270,9 @@ def _head_size(layer: Layer, model: nn.Module) -> int:
     for depth in range(len(parts), -1, -1):
         module = model.get_submodule(".".join(parts[:depth]))
         for source in (module, getattr(module, "config", None)):
+            of_values = getattr(source, "v_head_dim", None)
+            if layer.call.endswith(INPUT_SIDE) and type(of_values) is int:
+                return of_values
             size = _size_in(source)
             if size:
                 return size

@@ -236,6 +236,14 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an edge to a neuron that is not kept": lambda d: _with(d, "edges", 0, 1, ["4", 9]),
     "an edge backwards": lambda d: {**d, "edges": [[v, u, data] for u, v, data in d["edges"]]},
     "an edge of the other sign": lambda d: _with(d, "edges", 0, 2, "sign", "zero"),
+    "an edge twice": lambda d: {**d, "edges": [*d["edges"], d["edges"][0]]},
+    "layers in a circle": lambda d: _with(d, "layers", 1, [*d["layers"][1], ["4", "input"]]),
+    "a path of nothing": lambda d: _with(d, "paths", 0, 0, []),
+    "a path that leaves out a layer": lambda d: _with(
+        d, "paths", 0, 0, [d["paths"][0][0][0], d["paths"][0][0][-1]]
+    ),
+    "a path neither measured nor not": lambda d: _with(d, "paths", 0, 3, "no"),
+    "notes of another kind": lambda d: _with(d, "provenance", "notes", "none"),
     "a path whose effect is a word": lambda d: _with(d, "paths", 0, 1, "strong"),
     "a target that is no name": lambda d: {**d, "target": 4},
     "provenance of another kind": lambda d: {**d, "provenance": []},

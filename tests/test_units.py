@@ -217,6 +217,12 @@ def test_heads_that_only_the_user_knows_of_are_told() -> None:
     model.head_dim = 2  # type: ignore[assignment]
     circuit = ng.search(model, torch.rand(20, 3), 1, groups={"0": "heads"}, progress=False)
     assert any("channels of '0' are taken for heads" in note for note in circuit.notes)
+    mlp = nn.Sequential(OrderedDict(fc=nn.Linear(3, 8), mlp=nn.Sequential()))
+    mlp.mlp.add_module("c_proj", nn.Linear(8, 1))
+    mlp.head_dim = 2  # type: ignore[assignment]
+    options: dict[str, Any] = {"layers": "c_proj:input", "groups": {"c_proj:input": "heads"}}
+    circuit = ng.search(mlp, torch.rand(20, 3), 1, progress=False, **options)
+    assert any("of 'mlp.c_proj:input' are taken for heads" in note for note in circuit.notes)
     named = nn.Sequential(OrderedDict(q_proj=nn.Linear(3, 8), rest=nn.Linear(8, 1)))
     named.head_dim = 2  # type: ignore[assignment]
     circuit = ng.search(named, torch.rand(20, 3), 1, groups={"q_proj": "heads"}, progress=False)
