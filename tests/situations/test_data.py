@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import neurograph as ng
 from neurograph.activations.values import class_values
@@ -1177,3 +1183,18 @@ def test_data_that_are_others_each_time_are_told() -> None:
     assert any("others each time they are read" in note for note in circuit.notes)
     plain = ng.search(mlp(), Noisy(lambda: 0.0), 1, **QUIET)
     assert not any("others each time" in note for note in plain.notes)
+
+
+class Own(IterableDataset[Any]):
+    """Rows in an order of its own each time."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(ROWS[torch.from_numpy(self.generator.permutation(len(ROWS)))])
+
+
+def test_labels_beside_data_of_no_order_are_refused() -> None:
+    with pytest.raises(DataError, match="cannot be matched.*IterableDataset"):
+        ng.separation(mlp(), Own(), labels=(ROWS[:, 0] > 0).long().tolist(), progress=False)

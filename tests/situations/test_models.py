@@ -964,3 +964,131 @@ def test_what_compiles_itself_and_what_has_no_eval_are_named() -> None:
     exported = torch.export.export(nn.Linear(4, 2), (X,)).module()
     with pytest.raises(ModelError, match=r"torch\.export"):
         ng.search(exported, X, 1, progress=False)
+
+
+class Positions(nn.Module):
+    """Adds what it has learnt of each position."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(*shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+class Patches(nn.Module):
+    """A transformer on patches of a series, as many as they are wide; or of other numbers."""
+
+    def __init__(self, width: int, length: int) -> None:
+        super().__init__()
+        self.cut, self.pos = nn.Conv1d(2, width, 4, stride=4), Positions(length, width)
+        self.more = nn.Conv1d(width, length, 1)
+        self.encoder = nn.TransformerEncoderLayer(width, 2, 12, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.cut(x)
+        tokens = self.pos(maps.transpose(1, 2)) + self.more(maps).mean(2, keepdim=True) * 0.1
+        return self.head(self.encoder(tokens).mean(1))
+
+
+class Windows(nn.Module):
+    """Rows, columns, channels behind a convolution, merged to half as many once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.one = nn.Conv2d(3, 4, 2, stride=2), nn.Sequential(nn.Linear(4, 4), nn.GELU())
+        self.merge, self.two = nn.Linear(16, 8), nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(self.cut(x).movedim(1, -1))
+        n, rows, columns, channels = h.shape
+        h = h.view(n, rows // 2, 2, columns // 2, 2, channels).transpose(2, 3).flatten(3)
+        return self.head(self.two(self.merge(h)).mean((1, 2)))
+
+
+BEHIND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, int]] = {
+    "a layer of as many tokens as channels": (lambda: Patches(8, 8), (2, 32), "encoder", 8),
+    "positions of as many": (lambda: Patches(8, 8), (2, 32), "pos", 8),
+    "positions of other numbers": (lambda: Patches(8, 16), (2, 64), "pos", 8),
+    "a block of rows and columns": (Windows, (3, 16, 16), "two", 8),
+    "a block before": (Windows, (3, 16, 16), "one", 4),
+}
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+def test_channels_behind_convolutions_are_last_where_those_around_have_them_last(
+    kind: str,
+) -> None:
+    make, shape, layer, channels = BEHIND[kind]
+    torch.manual_seed(0)
+    model, X = make().double().eval(), torch.randn(12, *shape).double()
+    scores = ng.score(model, X, 1, layers=[layer, "head"], contrast="zero", reference=12)
+    found = scores.table.set_index(["layer", "index"])["effect"]
+    assert len(found.loc[layer]) == channels
+    with torch.no_grad():
+        for j in range(channels):
+
+            def silence(_m: Any, _a: Any, out: Tensor, j: int = j) -> Tensor:
+                return out.index_fill(out.dim() - 1, torch.tensor([j]), 0.0)
+
+            handle = model.get_submodule(layer).register_forward_hook(silence)
+            without = model(X)[:, 1]
+            handle.remove()
+            wanted = float((model(X)[:, 1] - without).mean())
+            assert found[layer, j] == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("background", ["mean", "zero"])
+def test_residuals_are_searched_under_every_background(background: Any) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x).relu()
+            return self.head((h + self.two(h)).relu())
+
+    torch.manual_seed(0)
+    model, X = Residual().double(), torch.randn(60, 4).double()
+    for scorer in ("exact", "auto"):
+        circuit = ng.search(model, X, 1, background=background, scorer=scorer, progress=False)  # type: ignore[arg-type]
+        assert circuit.audit().agrees
+        assert {n.layer for n in circuit.graph} == {"input", "one", "two", "head"}
+
+
+def test_what_is_written_in_place_between_steps_keeps_its_gradient() -> None:
+    torch.manual_seed(0)
+    parts = [nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Tanh(), nn.Linear(6, 2)]
+    model, X = nn.Sequential(*parts).double(), torch.randn(40, 4).double()
+    plain = nn.Sequential(parts[0], nn.ReLU(), *parts[2:])
+    for of in ("neurons", "edges"):
+        found, wanted = (
+            ng.score(m, X, 1, of=of, scorer="gradient", progress=False).ranking()  # type: ignore[arg-type]
+            for m in (model, plain)
+        )
+        assert found.to_list() == pytest.approx(wanted.rename({"1": "1"}).to_list(), rel=1e-9)
+
+
+def test_what_one_neuron_does_to_a_batch_is_seen_in_half_precision() -> None:
+    torch.manual_seed(0)
+    model, X = Clipped(60).bfloat16(), torch.randn(100, 4).bfloat16()
+    with torch.no_grad():
+        model.one.weight[30] *= 4
+        ends = model.one(X).float().quantile(torch.tensor([0.05, 0.95]), dim=0)
+        model.limit = float(ends.abs().max()) * 0.8
+    samples = X[model.one(X).abs().amax(1) < model.limit][:12]
+    options: dict[str, Any] = {"reference": samples, "scorer": "exact", "progress": False}
+    scores = ng.score(model, X, 1, **options)
+    found = scores.table.set_index(["layer", "index"])["effect"].loc["one"]
+    with torch.no_grad():
+        for j in (0, 15, 29, 31, 59):
+            rows = [model.one(samples).index_fill(1, torch.tensor([j]), float(v[j])) for v in ends]
+            targets = [
+                model.two(h * (model.limit / h.abs().amax()).clamp(max=1))[:, 0] for h in rows
+            ]
+            wanted = float((targets[1].float() - targets[0].float()).mean())
+            assert found[j] == pytest.approx(wanted, rel=0.05, abs=0.02)
