@@ -75,8 +75,8 @@ def search(
     Parameters
     ----------
     model : Module
-        Any eager model; it is run in eval mode and left as it was. Nothing else may run it meanwhile,
-        as its layers have stand-ins; searches in other threads wait.
+        Any eager model; it is run in eval mode and left as it was. Nothing else may run it
+        meanwhile, as its layers have stand-ins; searches in other threads wait.
     data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
         Several positional inputs are a tuple in a pair: ``((x1, x2), y)``.
     target : int, str, callable or None

@@ -53,9 +53,8 @@ class Labelled:
     def __init__(self, source: Source, labels: Any, names: Sequence[str] | None = None) -> None:
         if not isinstance(labels, bool) and source.shuffled:
             raise DataError(
-                "labels= cannot be matched with the samples of a DataLoader that shuffles, or of an "
-                "IterableDataset: make a loader with shuffle=False, or batches that hold their "
-                "labels"
+                "labels= cannot be matched with the samples of a DataLoader that shuffles or of an "
+                "IterableDataset: make a loader with shuffle=False, or batches with their labels"
             )
         self._source = source
         self._given = labels if isinstance(labels, bool) else _array(labels)

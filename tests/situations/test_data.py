@@ -1196,5 +1196,5 @@ class Own(IterableDataset[Any]):
 
 
 def test_labels_beside_data_of_no_order_are_refused() -> None:
-    with pytest.raises(DataError, match="cannot be matched.*IterableDataset"):
+    with pytest.raises(DataError, match=r"cannot be matched.*IterableDataset"):
         ng.separation(mlp(), Own(), labels=(ROWS[:, 0] > 0).long().tolist(), progress=False)
