@@ -27,6 +27,11 @@ from neurograph.study import Study
 __all__ = ["assembled", "audited", "measure_paths"]
 
 _KINDS = 4  # of effects
+_BRANCHES = (
+    "forward takes numbers out of tensors (as `if x.mean() > 0` does), each for the whole batch: "
+    "where a move decides otherwise, all reference samples go another way together, and of what "
+    "passes some readers by, the moved and the unmoved samples may decide at once"
+)
 _STATISTICS = ("mean", "std", "min", "max")
 _PLAIN = ("type", "shape", "neurons", "parameters", "output")
 
@@ -126,7 +131,8 @@ def _notes(study: Study, found: Found) -> list[str]:
     def name(layer: str, unit: int) -> str:
         return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
 
-    return [*study.provenance["notes"], *search_notes(found, study.target.name, name)]
+    told = [_BRANCHES] if study.experiment.replay.branches else []
+    return [*study.provenance["notes"], *told, *search_notes(found, study.target.name, name)]
 
 
 def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:

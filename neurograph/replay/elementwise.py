@@ -232,7 +232,7 @@ def find_chains(
         watch.data_dependent = watch.read
     if watch.data_dependent:
         # A number taken out of a tensor is one for the whole batch: interventions cannot share.
-        replay.one_by_one = True
+        replay.one_by_one = replay.branches = True
         return {}
     ways: dict[tuple[str, str], _Way] = {}
     for (writer, reader), chain in watch.found.items():

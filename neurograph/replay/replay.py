@@ -52,6 +52,7 @@ class Replay:
         self._stack = contextlib.ExitStack()
         # Set too where glue is found to mix the samples of a batch.
         self.one_by_one = recording.mixes or recording.fixed
+        self.branches = False  # whether glue takes numbers out of tensors that layers reach
         self._checked: dict[Plan, Plan | None] = {}
         self._still: dict[tuple[Plan, int, int], Outcome] = {}  # of two worlds, nothing moved
         self._controls: dict[tuple[Any, ...], Outcome] = {}  # by themselves

@@ -1092,3 +1092,23 @@ def test_what_one_neuron_does_to_a_batch_is_seen_in_half_precision() -> None:
             ]
             wanted = float((targets[1].float() - targets[0].float()).mean())
             assert found[j] == pytest.approx(wanted, rel=0.05, abs=0.02)
+
+
+def test_branches_that_a_batch_decides_are_told() -> None:
+    class Switch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x)
+            return self.two(h.relu() if float(h.mean()) > 0 else h.tanh())
+
+    torch.manual_seed(0)
+    X = torch.randn(40, 4).double()
+    circuit = ng.search(Switch().double(), X, 1, progress=False)
+    assert any("takes numbers out of tensors" in note for note in circuit.notes)
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    assert not any(
+        "out of tensors" in note for note in ng.search(plain, X, 1, progress=False).notes
+    )
