@@ -31,6 +31,8 @@ from neurograph.replay.run import CHECKED, Job, Outcome, Run
 
 __all__ = ["Replay"]
 
+_CONTROL_BYTES = 2**26  # what controls may hold; the logits of a language model are large
+
 
 class Replay:
     """Run a model from a recording, computing only what a plan asks for.
@@ -172,6 +174,8 @@ class Replay:
         masks = tuple((n, m.cpu().numpy().tobytes()) for n, m in sorted(job.masks.items()))
         key = job.plan, start, stop, masks
         if key not in self._controls:
+            if sum(map(_bytes, self._controls.values())) > _CONTROL_BYTES:
+                self._controls.clear()
             copies = {name: given.clone() for name, given in still.items()}
             plan = self._full(job.plan)
             self._controls[key] = self._execute(replace(control, plan=plan, given=copies))
@@ -290,6 +294,10 @@ def _joined(outcomes: list[Outcome]) -> Outcome:
         rows = [layout.rows(part) for part in parts] if batched else []
         leaves.append(layout.tensor(torch.cat(rows)) if batched else parts[0])
     return Outcome(rebuild(leaves), layouts, probed)
+
+
+def _bytes(outcome: Outcome) -> int:
+    return sum(x.nbytes for x in iter_tensors((outcome.output, outcome.probed)))
 
 
 def _close(a: Outcome, b: Outcome) -> bool:
