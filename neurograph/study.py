@@ -254,7 +254,7 @@ def prepare(
         return None if mask is None else mask.to(actual.main(layer).device)
 
     experiment = Experiment(
-        Replay(model, background),
+        Replay(model, background, real=options.background == "data"),
         Wiring.of(profiled),
         resolved,
         units,

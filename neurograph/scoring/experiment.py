@@ -23,6 +23,7 @@ from neurograph.units import Units
 
 __all__ = ["Experiment", "Moves"]
 
+_SHARING = 6  # interventions in a batch from which on a control beside them costs little
 _CACHED_BYTES = 24 * 2**20
 
 
@@ -282,8 +283,9 @@ class Experiment:
         else:
             rows = self.memory // row_bytes
         blocks_at_once = rows // samples_at_once
-        # One more is run beside several: a control.
-        blocks_at_once = max(1, blocks_at_once - (blocks_at_once < blocks))
+        if blocks_at_once < blocks:  # one more is run beside several, a control: few run alone
+            blocks_at_once = blocks_at_once - 1 if blocks_at_once >= _SHARING else 1
+        blocks_at_once = max(1, blocks_at_once)
         for first in range(0, blocks, blocks_at_once):
             for start in range(0, self.recording.size, samples_at_once):
                 yield (
