@@ -212,6 +212,14 @@ def test_what_mixes_heads_has_none(make: Any, layer: str, told: str) -> None:
         find_groups({layer: "heads"}, layers, model)
 
 
+def test_behind_attention_heads_have_the_size_of_values() -> None:
+    attention = Attention(head_dim=1, v_head_dim=4)
+    found = groups_in(model_of(attention), {"o_proj:input": "heads"}, ["o_proj:input"])
+    assert found["1.0.o_proj:input"][1] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    found = groups_in(model_of(attention), {"q_proj": "heads"}, ["q_proj"])
+    assert len(found["1.0.q_proj"][1]) == 8
+
+
 def test_heads_that_only_the_user_knows_of_are_told() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     model.head_dim = 2  # type: ignore[assignment]

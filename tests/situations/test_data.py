@@ -1198,3 +1198,29 @@ class Own(IterableDataset[Any]):
 def test_labels_beside_data_of_no_order_are_refused() -> None:
     with pytest.raises(DataError, match=r"cannot be matched.*IterableDataset"):
         ng.separation(mlp(), Own(), labels=(ROWS[:, 0] > 0).long().tolist(), progress=False)
+
+
+@pytest.mark.parametrize("lengths", [[5, 2, *[3] * 21, 2], [*[3] * 22, 2, 4], [4, 2] * 12])
+def test_steps_packed_inside_forward_are_right_whatever_their_number(lengths: list[int]) -> None:
+    class Packs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.rnn, self.two = nn.Linear(3, 4), nn.GRU(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            h = self.one(x)
+            packed = pack_padded_sequence(h, n.cpu(), batch_first=True, enforce_sorted=False)
+            return self.two(self.rnn(packed)[1][0])
+
+    model, n = seeded(Packs), torch.tensor(lengths)
+    X = torch.randn(len(n), 5, 3, generator=torch.Generator().manual_seed(5)).double()
+    found = effects(model, {"x": X, "n": n}, contrast="zero", reference=len(n))
+    for j in range(4):
+        handle = model.one.register_forward_hook(
+            lambda _m, _a, out, j=j: out.index_fill(2, torch.tensor([j]), 0.0)
+        )
+        with torch.no_grad():
+            without = model(X, n)[:, 1]
+            handle.remove()
+            wanted = float((model(X, n)[:, 1] - without).mean())
+        assert found["one", j] == pytest.approx(wanted, rel=1e-9, abs=1e-12)
