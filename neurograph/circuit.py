@@ -324,7 +324,7 @@ class Circuit:
 
         chosen = self._neuron(neuron, "neuron")
         if chosen not in self.graph and not self._is_scored(chosen):
-            chosen = kept_neuron(neuron, "neuron", self.graph, self.layers)
+            kept_neuron(neuron, "neuron", self.graph, self.layers)  # says what there is instead
         return explain(self, chosen, whole(k, "k", least=0))
 
     def name(self, neuron: Place) -> str:

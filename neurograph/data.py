@@ -122,8 +122,9 @@ class Source:
             data = collated(data)
         self._data = data
         self._generators = _generators(data)
-        with ALONE:  # where no other thread has them elsewhere
-            self._start, self._first = Generators(*self._generators), ""
+        with ALONE:  # no other thread has them elsewhere meanwhile
+            self._start = Generators(*self._generators)
+        self._first_rows = ""  # a digest of them, once they were read
         self.feature_names = different_names(_columns(data), "the columns of data")
 
     @property
@@ -355,12 +356,12 @@ class Source:
         """Say it where the data are others than when they were read before."""
         rows = first.map(lambda leaf: leaf[:FEW]).tensors()
         found = fingerprint(x for x in rows if x.layout == torch.strided).hexdigest()
-        if found != (self._first or found):
+        if found != (self._first_rows or found):
             self._note(
                 "the data are others each time they are read (augmented at random, say): ranges "
                 "are of one reading, effects of the reference samples of another"
             )
-        self._first = found
+        self._first_rows = found
 
     def _labels(self, labels: Any) -> Any:
         """Labels as numbers: words as the numbers of their classes, in sorted order."""

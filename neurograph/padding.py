@@ -7,7 +7,7 @@ or True where padding is (``key_padding_mask`` of PyTorch), and both readings ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -205,10 +205,14 @@ class _Trial:
 
     def _notes(self, masks: Mapping[str, str]) -> Iterable[str]:
         for mask in self.masks:
-            if mask in {known.lstrip(INVERTED) for known in masks.values()}:
-                yield from _of_floats(mask, self.inputs[mask])
             own = [name for name, some in self.candidates.items() if mask in some]
             called = mask.split(".")[-1]
+            honoured = {known.removeprefix(INVERTED) for known in masks.values()}
+            if mask in honoured and self.inputs[mask].is_floating_point():
+                yield (
+                    f"{called!r} is of floating-point numbers, so that its entries are features as "
+                    "well: pass it as integers or booleans"
+                )
             without = [name for name in own if name not in masks]
             if any(masks.get(name) == INVERTED + mask for name in own):
                 yield (
@@ -226,14 +230,6 @@ class _Trial:
                     f"what {called!r} calls padding moves the output, or nothing does, in the "
                     f"layers {where}: no position is padding there"
                 )
-
-
-def _of_floats(name: str, mask: Tensor) -> Iterator[str]:
-    if mask.is_floating_point():
-        yield (
-            f"{name.split('.')[-1]!r} is of floating-point numbers, so that its entries are "
-            "features as well: pass it as integers or booleans"
-        )
 
 
 def _listed(names: Sequence[str]) -> str:

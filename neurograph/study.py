@@ -233,8 +233,8 @@ def prepare(
             *habits(model, actual),
             *mixing(model, resolved, actual),
             *sampled(contrast, profiled),
-            *(coarsely := [*coarse(resolved, actual)]),
         ]
+        coarsely = [*coarse(resolved, actual)]
         background = _background(model, actual, options.background, profiled)
     searched = {name: actual.layers[name] for name in profiled}
     groups = find_groups({} if options.groups is None else options.groups, searched, model)
@@ -265,14 +265,14 @@ def prepare(
         coarse=bool(coarsely),
     )
     names = _feature_names(options.feature_names, source.feature_names, actual)
-    still = stillness(experiment, profiled, names, options.positions)
     notes = [
-        *still,
+        *stillness(experiment, profiled, names, options.positions),
         *doubtful_heads(groups, searched),
         *source.notes,
         *resolved.notes,
         *padding.notes,
         *told,
+        *coarsely,
     ]
     provenance = {
         "model": _describe_model(model, actual.sites),
@@ -538,18 +538,19 @@ def _corrupt(
 
 
 def _feature_names(
-    given: Sequence[str] | None, columns: tuple[str, ...] | None, recording: Recording
+    given: Sequence[str] | None, columns: Sequence[str] | None, recording: Recording
 ) -> tuple[str, ...] | None:
     """Read names that were given, or else the columns of the data, where they are features."""
     inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
     names = given or (columns if inputs else None)
     if names is None:
         return None
+    places = {name: place for place, name in enumerate(columns or ())}
     for place, name in enumerate(given or ()):
-        if columns is not None and name in columns[:place] + columns[place + 1 :]:
+        if places.get(name, place) != place:
             raise OptionError(
                 f"feature_names[{place}] is {name!r}, but the data have that column at "
-                f"{columns.index(name)}: leave feature_names= out (the columns are named already), "
+                f"{places[name]}: leave feature_names= out (the columns are named already), "
                 "or give them in the columns' order"
             )
     if len(inputs) != 1:

@@ -19,8 +19,14 @@ from neurograph.batch import shape_of
 from neurograph.checks import one_of, whole
 from neurograph.data import Source
 from neurograph.errors import OptionError
-from neurograph.layers import Layer, Layout, Neuron, has_channels_first, is_convolution
-from neurograph.replay.maps import has_channels_last
+from neurograph.layers import (
+    Layer,
+    Layout,
+    Neuron,
+    has_channels_first,
+    has_channels_last,
+    is_convolution,
+)
 from neurograph.replay.recording import Recording, capture_few
 from neurograph.sites import INPUT_SIDE, find_sites, refuse_unsupported
 from neurograph.units import Groups, find_groups

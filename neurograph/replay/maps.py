@@ -8,26 +8,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from neurograph.batch import Batch
-from neurograph.layers import has_channels_first, is_convolution
+from neurograph.layers import has_channels_first, has_channels_last, is_convolution
 from neurograph.nested import iter_tensors
 from neurograph.replay.observe import Forward, call_model, replaced_forwards, undisturbed
 
-__all__ = ["Maps", "find_maps", "has_channels_last"]
+__all__ = ["Maps", "find_maps"]
 
 Shape = tuple[int, ...]
-
-_LAST = (
-    nn.Linear,
-    nn.Bilinear,
-    nn.Embedding,
-    nn.LayerNorm,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-)
-_LAST_BY_NAME = ("Conv1D", "RMSNorm")  # of transformers
 
 
 class _Seen(NamedTuple):
@@ -69,8 +56,8 @@ class Maps:
             return False
         inside = [one for one in self._seen if one.path.startswith(f"{path}.")]
         chosen = inside or self._seen
-        first = {shape for one in chosen if one.first for shape in one.shapes}
-        last = {shape for one in chosen if not one.first for shape in one.shapes}
+        first = {known for one in chosen if one.first for known in one.shapes}
+        last = {known for one in chosen if not one.first for known in one.shapes}
         if shape in first:
             return len(shape) > 2 or shape not in last
         # A block may return a map of another size than those inside it, with as many channels.
@@ -105,9 +92,3 @@ def find_maps(model: nn.Module, batch: Batch) -> Maps:
         with undisturbed(model), replaced_forwards(known, stand_in):
             call_model(model, batch)
     return Maps(seen)
-
-
-def has_channels_last(module: nn.Module) -> bool:
-    """Whether a module by its type has channels in its last dimension."""
-    kinds = type(module).__mro__
-    return isinstance(module, _LAST) or any(kind.__name__.endswith(_LAST_BY_NAME) for kind in kinds)
