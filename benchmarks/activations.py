@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import neurograph
 from neurograph.activations.statistics import ActivationStatistics
 from neurograph.demos.heart import HeartNet
-from neurograph.memory import parse_memory
-from neurograph.sites import find_sites
+from neurograph.model.layer_choice import find_sites
+from neurograph.utils.memory import parse_memory
 from notebook_loop import cpu_name, timed
 from peak_memory import PeakMemory
 from scaling import Block

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 import neurograph as ng  # noqa: E402
-from neurograph.contrast import Resample  # noqa: E402
+from neurograph.effects.contrast import Resample  # noqa: E402
 from neurograph.report.figures.style import (  # noqa: E402
     DASHES,
     PALETTE,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import neurograph
-from neurograph.circuit import Circuit
+from neurograph.circuit.circuit import Circuit
 from neurograph.matching import activation
 from neurograph.matching.matching import Matching
 from notebook_loop import cpu_name

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import neurograph
-from neurograph.contrast import SWEEP
 from neurograph.demos import heart
-from neurograph.frontier import Found, find_neurons
-from neurograph.scoring.choose import Exact
-from neurograph.selection import SIGNS, TopQuantile
-from neurograph.study import Options, Study, prepare
+from neurograph.discovery.frontier import Found, find_neurons
+from neurograph.effects.contrast import SWEEP
+from neurograph.effects.scorers import Exact
+from neurograph.effects.selection import SIGNS, TopQuantile
+from neurograph.study.study import Options, Study, prepare
 from peak_memory import PeakMemory
 
 LAYERS = ["input", "linear1", "linear2", "linear3"]

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurograph.demos import heart
-from neurograph.layers import Neuron
-from neurograph.pathways.beam import Beam
-from neurograph.pathways.strongest import StrongestPaths, read_sources, strongest_paths
-from neurograph.scoring.exact import path_effects
-from neurograph.study import Options, Study, prepare
+from neurograph.discovery.beam import Beam
+from neurograph.discovery.strongest_paths import StrongestPaths, read_sources, strongest_paths
+from neurograph.effects.exact import path_effects
+from neurograph.model.layers import Neuron
+from neurograph.study.study import Options, Study, prepare
 from notebook_loop import cpu_name
 
 AT = (10, 50, 100)

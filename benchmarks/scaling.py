@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import neurograph
-from neurograph.data import Source
-from neurograph.memory import parse_memory
-from neurograph.replay.observe import call_model
-from neurograph.scoring.choose import Exact
-from neurograph.scoring.exact import node_effects, total_effects
-from neurograph.scoring.experiment import Experiment
-from neurograph.scoring.routes import TARGET, choose
-from neurograph.scoring.scorer import Edges
-from neurograph.study import Options, prepare
+from neurograph.data.source import Source
+from neurograph.effects.exact import node_effects, total_effects
+from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET, choose
+from neurograph.effects.scorer import Edges
+from neurograph.effects.scorers import Exact
+from neurograph.model.observe import call_model
+from neurograph.study.study import Options, prepare
+from neurograph.utils.memory import parse_memory
 from peak_memory import PeakMemory
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))  # trained networks, where it exists

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 from torchmetrics.functional.classification import binary_auroc
 
 import neurograph as ng
-from neurograph.data import Batch
+from neurograph.data.source import Batch
 from notes import Notes, run
 from overlaps import matrix, transplants
 

@@ -24,11 +24,11 @@ from torchmetrics.classification import BinaryAccuracy
 
 import neurograph as ng
 from neurograph.ablation import importance
-from neurograph.ablation.curves import interval
+from neurograph.ablation.masking_curves import interval
 from neurograph.activations.values import class_values
 from neurograph.demos import heart
+from neurograph.discovery.responses import SHAPES
 from neurograph.report import figures
-from neurograph.response import SHAPES
 from neurograph.training import CircuitCallback, binary_classifier, fit
 from notes import Notes
 

@@ -1,25 +1,25 @@
 """Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
 
-from neurograph.ablation.curves import masking_curves
+from neurograph.ablation.causal_shift import causal_shift
+from neurograph.ablation.faithfulness import faithfulness
 from neurograph.ablation.mask import mask_neurons
-from neurograph.ablation.shift import causal_shift
+from neurograph.ablation.masking_curves import masking_curves
 from neurograph.activations.profile import profile
 from neurograph.activations.separation import separation
-from neurograph.archive import load
-from neurograph.circuit import Circuit, Path
+from neurograph.circuit.archive import load
+from neurograph.circuit.circuit import Circuit, Path
 from neurograph.comparison.compare import compare
-from neurograph.comparison.many import Comparisons
-from neurograph.comparison.result import Comparison
-from neurograph.contrast import Counterfactual
+from neurograph.comparison.comparison import Comparison
+from neurograph.comparison.comparisons import Comparisons
+from neurograph.discovery.responses import response_curves
+from neurograph.discovery.scores import score
+from neurograph.discovery.search import search
+from neurograph.discovery.strongest_paths import strongest_paths
+from neurograph.effects.contrast import Counterfactual
 from neurograph.errors import NeurographError
-from neurograph.faithfulness.curves import faithfulness
-from neurograph.layers import Neuron
-from neurograph.pathways.strongest import strongest_paths
+from neurograph.model.layers import Neuron
+from neurograph.model.target import logit_difference
 from neurograph.replay.wiring import layer_graph
-from neurograph.response import response_curves
-from neurograph.score import score
-from neurograph.search import search
-from neurograph.target import logit_difference
 
 __all__ = [
     "Circuit",

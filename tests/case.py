@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurograph.contrast import Contrast, Counterfactual
-from neurograph.resampling import draw_donors
-from neurograph.scoring.effects import Effects
-from neurograph.scoring.exact import node_effects
-from neurograph.scoring.experiment import Experiment
-from neurograph.study import Options, Study, prepare
+from neurograph.effects.contrast import Contrast, Counterfactual
+from neurograph.effects.effects import Effects
+from neurograph.effects.exact import node_effects
+from neurograph.effects.experiment import Experiment
+from neurograph.effects.resampling import draw_donors
+from neurograph.study.study import Options, Study, prepare
 from tests.reference import Reference, Seen
 from tests.zoo import Network
 

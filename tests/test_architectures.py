@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.data import Batch
+from neurograph.data.source import Batch
+from neurograph.effects.exact import node_effects, path_effects, total_effects
+from neurograph.effects.scorers import Exact
 from neurograph.errors import NeurographError, OptionError
+from neurograph.model.layer_choice import find_sites
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
-from neurograph.scoring.choose import Exact
-from neurograph.scoring.exact import node_effects, path_effects, total_effects
-from neurograph.sites import find_sites
-from neurograph.study import Options, prepare
+from neurograph.study.study import Options, prepare
 from tests import zoo
 from tests.case import Case, as_data, edge_effects
 from tests.reference import TARGET, Reference, without_fused_kernels

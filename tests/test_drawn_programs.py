@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import neurograph as ng
+from neurograph.effects.effects import Effects
+from neurograph.effects.exact import node_effects, total_effects
 from neurograph.errors import NeurographError
-from neurograph.scoring.effects import Effects
-from neurograph.scoring.exact import node_effects, total_effects
-from neurograph.study import Options, prepare
+from neurograph.study.study import Options, prepare
 from tests.case import Case, as_data
 from tests.drawn import GIVES, TAKES, Plan, build, network
 from tests.drawn_steps import DOES, Step

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, one_hot
 
-from neurograph.data import Batch
+from neurograph.data.source import Batch
 
 
 class Square(nn.Module):

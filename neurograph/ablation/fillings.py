@@ -10,12 +10,12 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.ablation.passing import Place, passing
-from neurograph.data import Source, draw
+from neurograph.data.source import Source, draw
 from neurograph.errors import OptionError
-from neurograph.layers import Layer
-from neurograph.memory import parse_memory
-from neurograph.replay.observe import call_model, undisturbed
+from neurograph.model.hooks import Place, passing
+from neurograph.model.layers import Layer
+from neurograph.model.observe import call_model, undisturbed
+from neurograph.utils.memory import parse_memory
 
 __all__ = ["Fill", "Filling", "Means", "Others", "Zeros", "find_means", "find_others"]
 

@@ -15,23 +15,23 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from neurograph.ablation.neurons import hidden_layers
-from neurograph.ablation.passing import find_place, passing
+from neurograph.ablation.chosen_neurons import hidden_layers
 from neurograph.activations.profile import check_weights
-from neurograph.checks import shown, whole
-from neurograph.circuit import Circuit
-from neurograph.data import Batch, Source
+from neurograph.circuit.circuit import Circuit
+from neurograph.data.source import Batch, Source
+from neurograph.effects.exact import total_effects
 from neurograph.errors import OptionError
-from neurograph.layers import Layer
-from neurograph.memory import parse_memory
-from neurograph.progress import Progress
-from neurograph.replay.observe import call_model, undisturbed, without_parameter_gradients
+from neurograph.model.hooks import find_place, passing
+from neurograph.model.layer_choice import INPUT_SIDE, Choice, refuse_unsupported
+from neurograph.model.layers import Layer
+from neurograph.model.neurons import Groups, find_groups
+from neurograph.model.observe import call_model, undisturbed, without_parameter_gradients
+from neurograph.model.target import Target, TargetFunction, check_rows, resolve_target
 from neurograph.replay.wiring import wire
-from neurograph.scoring.exact import total_effects
-from neurograph.sites import INPUT_SIDE, Choice, refuse_unsupported
-from neurograph.study import Options, prepare
-from neurograph.target import Target, TargetFunction, check_rows, resolve_target
-from neurograph.units import Groups, find_groups
+from neurograph.study.study import Options, prepare
+from neurograph.utils.checks import shown, whole
+from neurograph.utils.memory import parse_memory
+from neurograph.utils.progress import Progress
 
 __all__ = ["at_random", "by_circuit", "by_gradient", "by_separation", "by_total_effect"]
 

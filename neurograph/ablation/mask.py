@@ -10,16 +10,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from neurograph.ablation.chosen_neurons import Neurons, features_of, groups_of, read_neurons
 from neurograph.ablation.fillings import Filling, Zeros, find_means, find_others
-from neurograph.ablation.neurons import Neurons, features_of, groups_of, read_neurons
-from neurograph.ablation.passing import find_place, passing, unknown_layer
-from neurograph.ablation.zeroed import check_weights_serve, zeroed
+from neurograph.ablation.zeroed_weights import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
-from neurograph.batch import shape_of
-from neurograph.checks import one_of, whole
-from neurograph.data import Source
+from neurograph.data.source import Source
 from neurograph.errors import OptionError
-from neurograph.layers import (
+from neurograph.model.batch import shape_of
+from neurograph.model.hooks import find_place, passing, unknown_layer
+from neurograph.model.layer_choice import INPUT_SIDE, find_sites, refuse_unsupported
+from neurograph.model.layers import (
     Layer,
     Layout,
     Neuron,
@@ -27,9 +27,9 @@ from neurograph.layers import (
     has_channels_last,
     is_convolution,
 )
+from neurograph.model.neurons import Groups, find_groups
 from neurograph.replay.recording import Recording, capture_few
-from neurograph.sites import INPUT_SIDE, find_sites, refuse_unsupported
-from neurograph.units import Groups, find_groups
+from neurograph.utils.checks import one_of, whole
 
 __all__ = ["How", "Masker", "check_how", "mask_neurons"]
 

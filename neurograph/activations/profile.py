@@ -9,21 +9,21 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from neurograph.activations.collect import Arrived, parts_that_fit, stream
-from neurograph.activations.labels import Label, Labelled
 from neurograph.activations.statistics import ActivationStatistics, Statistics, merged
-from neurograph.checks import a_share, listed, whole
-from neurograph.data import Batch, Source, fingerprint
+from neurograph.activations.streaming import Arrived, parts_that_fit, stream
+from neurograph.data.labels import Label, Labelled
+from neurograph.data.source import Batch, Source, fingerprint
+from neurograph.data.taking import FEW
 from neurograph.errors import ModelError
-from neurograph.layers import channels_first
-from neurograph.memory import parse_memory
-from neurograph.nested import dense_parts
-from neurograph.padding import find_padding
-from neurograph.replay.observe import placed
+from neurograph.model.layer_choice import Choice, refuse_unsupported
+from neurograph.model.layers import channels_first
+from neurograph.model.observe import placed
+from neurograph.replay.padding import find_padding
 from neurograph.replay.recording import Recording
 from neurograph.replay.wiring import wire
-from neurograph.sites import Choice, refuse_unsupported
-from neurograph.taking import FEW
+from neurograph.utils.checks import a_share, listed, whole
+from neurograph.utils.memory import parse_memory
+from neurograph.utils.nested import dense_parts
 
 __all__ = ["QUANTILES", "check_weights", "model_hash", "profile", "wired"]
 

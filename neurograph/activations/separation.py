@@ -11,12 +11,12 @@ import torch
 from scipy import stats
 from torch import nn
 
-from neurograph.activations.labels import Label
 from neurograph.activations.two_samples import SHAPIRO_MOST, compare_two, kruskal
 from neurograph.activations.values import Collector
-from neurograph.checks import a_share
-from neurograph.layers import Neuron
-from neurograph.sites import Choice
+from neurograph.data.labels import Label
+from neurograph.model.layer_choice import Choice
+from neurograph.model.layers import Neuron
+from neurograph.utils.checks import a_share
 
 __all__ = ["separation"]
 

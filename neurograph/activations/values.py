@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from neurograph import checks
-from neurograph.activations.collect import Arrived, parts_that_fit, stream
-from neurograph.activations.labels import Label, Labelled
 from neurograph.activations.profile import check_weights
 from neurograph.activations.statistics import ActivationStatistics
-from neurograph.checks import whole
-from neurograph.data import Source
+from neurograph.activations.streaming import Arrived, parts_that_fit, stream
+from neurograph.data.labels import Label, Labelled
+from neurograph.data.source import Source
 from neurograph.errors import ModelError, OptionError
-from neurograph.layers import Layer
-from neurograph.memory import parse_memory
-from neurograph.padding import find_padding
-from neurograph.replay.observe import placed
+from neurograph.model.layer_choice import Choice, find_sites, refuse_unsupported
+from neurograph.model.layers import Layer
+from neurograph.model.observe import placed
+from neurograph.replay.padding import find_padding
 from neurograph.replay.recording import Recording, capture_few
-from neurograph.sites import Choice, find_sites, refuse_unsupported
+from neurograph.utils import checks
+from neurograph.utils.checks import whole
+from neurograph.utils.memory import parse_memory
 
 __all__ = ["ClassValues", "Collector", "class_values"]
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from neurograph.audit.hooked import Hooked
 from neurograph.audit.reasons import NARROW, SHARED, likely_reason
 from neurograph.audit.result import Audit, Claim, Disagreement
-from neurograph.scoring.effects import COARSE
-from neurograph.scoring.experiment import Experiment
+from neurograph.effects.effects import COARSE
+from neurograph.effects.experiment import Experiment
 
 __all__ = ["audit_effects", "choose", "take_slower"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograph.layers import Layer, main_index
-from neurograph.nested import flatten, iter_tensors
-from neurograph.replay.observe import call_name
-from neurograph.sites import INPUT_SIDE
+from neurograph.model.layer_choice import INPUT_SIDE
+from neurograph.model.layers import Layer, main_index
+from neurograph.model.observe import call_name
+from neurograph.utils.nested import flatten, iter_tensors
 
 __all__ = ["Calls", "hooks"]
 

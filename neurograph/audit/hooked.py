@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from neurograph.audit.calls import Calls, hooks
 from neurograph.audit.result import Seen
-from neurograph.layers import Layer, Neuron
-from neurograph.nested import flatten, iter_tensors
-from neurograph.replay.observe import call_model, undisturbed
-from neurograph.scoring.experiment import Experiment
+from neurograph.effects.experiment import Experiment
+from neurograph.model.layers import Layer, Neuron
+from neurograph.model.observe import call_model, undisturbed
+from neurograph.utils.nested import flatten, iter_tensors
 
 __all__ = ["TARGET", "Hooked"]
 

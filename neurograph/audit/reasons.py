@@ -11,9 +11,9 @@ from torch.nn.functional import linear
 
 from neurograph.audit.hooked import TARGET, Hooked
 from neurograph.audit.result import Claim
+from neurograph.effects.exact import node_effects, path_effects, total_effects
+from neurograph.effects.experiment import Experiment
 from neurograph.errors import NeurographError
-from neurograph.scoring.exact import node_effects, path_effects, total_effects
-from neurograph.scoring.experiment import Experiment
 
 __all__ = ["NARROW", "SHARED", "UNREPEATED", "likely_reason"]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from neurograph.errors import ModelError
-from neurograph.layers import Neuron
+from neurograph.model.layers import Neuron
 
 __all__ = ["Audit", "Claim", "Disagreement", "Seen"]
 

@@ -7,17 +7,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-from neurograph import checks
-from neurograph.checks import listed
-from neurograph.circuit import Circuit
-from neurograph.comparison.many import Comparisons
-from neurograph.comparison.options import Match, Options
-from neurograph.comparison.pairwise import compare_two
-from neurograph.comparison.result import Comparison
+from neurograph.ablation.replacements import Ablation
+from neurograph.circuit.circuit import Circuit
+from neurograph.comparison.compare_options import Match, Options
+from neurograph.comparison.comparison import Comparison
+from neurograph.comparison.comparisons import Comparisons
+from neurograph.comparison.two import compare_two
 from neurograph.errors import OptionError, SearchInterrupted
-from neurograph.faithfulness.ablated import Ablation
 from neurograph.matching.alignment import Align
-from neurograph.progress import Progress
+from neurograph.utils import checks
+from neurograph.utils.checks import listed
+from neurograph.utils.progress import Progress
 
 __all__ = ["Circuits", "compare"]
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from neurograph.comparison.circuit_arrays import Effects, Side
 from neurograph.comparison.pairs import Pairs, Union
-from neurograph.comparison.sides import Effects, Side
-from neurograph.progress import Progress
+from neurograph.effects.budget import Budget
+from neurograph.effects.exact import node_differences, path_differences
+from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET, Through
 from neurograph.replay.wiring import target_layers
-from neurograph.scoring.budget import Budget
-from neurograph.scoring.exact import node_differences, path_differences
-from neurograph.scoring.experiment import Experiment
-from neurograph.scoring.routes import TARGET, Through
-from neurograph.study import Study
+from neurograph.study.study import Study
+from neurograph.utils.progress import Progress
 
 __all__ = ["Job", "Samples", "jobs_of", "paired_stderr", "same_samples", "sample_effects"]
 

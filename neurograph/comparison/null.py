@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neurograph.comparison.circuit_arrays import Numbers, Side
 from neurograph.comparison.overlap import MEASURES, Overlap
-from neurograph.comparison.sides import Numbers, Side
-from neurograph.progress import Progress
+from neurograph.utils.progress import Progress
 
 __all__ = ["chance", "measured", "permuted"]
 

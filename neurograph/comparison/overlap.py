@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from neurograph.circuit import Circuit
-from neurograph.comparison.sides import Effects, Numbers, Side, partners, share, side_of
+from neurograph.circuit.circuit import Circuit
+from neurograph.comparison.circuit_arrays import Effects, Numbers, Side, partners, share, side_of
 from neurograph.matching.given import by_name
 
 __all__ = ["MEASURES", "Overlap", "Overlaps", "overlap_by_name"]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from neurograph.comparison.sides import Numbers, Side, inverse
+from neurograph.comparison.circuit_arrays import Numbers, Side, inverse
 
 __all__ = ["Pairs", "Union", "union_of"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from neurograph.circuit import Circuit
-from neurograph.comparison.options import Options
+from neurograph.circuit.circuit import Circuit
+from neurograph.comparison.compare_options import Options
 from neurograph.errors import OptionError
 
 __all__ = ["check_comparable", "same_data"]

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from neurograph.circuit import Circuit
-from neurograph.comparison.result import Comparison
+from neurograph.circuit.circuit import Circuit
+from neurograph.comparison.comparison import Comparison
 from neurograph.errors import OptionError
-from neurograph.layers import Neuron
 from neurograph.matching.layers_of import is_end
 from neurograph.matching.matching import Matching
+from neurograph.model.layers import Neuron
 
 __all__ = ["Of", "stable"]
 

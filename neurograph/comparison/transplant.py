@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from neurograph.ablation.index import Components, Flags, neurons_of
+from neurograph.ablation.measure import Ends, Point, measuring
+from neurograph.ablation.rankings import inputs_of
+from neurograph.comparison.circuit_arrays import Numbers, Side
+from neurograph.comparison.compare_options import Options
 from neurograph.comparison.null import chance
-from neurograph.comparison.options import Options
-from neurograph.comparison.sides import Numbers, Side
-from neurograph.faithfulness.components import Components, Flags, neurons_of
-from neurograph.faithfulness.measure import Ends, Point, measuring
-from neurograph.faithfulness.rankings import inputs_of
-from neurograph.progress import Progress
-from neurograph.study import Study, prepare
+from neurograph.study.study import Study, prepare
+from neurograph.utils.progress import Progress
 
 __all__ = ["TRANSPLANT_COLUMNS", "Plan", "no_transplants", "transplant", "transplant_plan"]
 

@@ -30,7 +30,7 @@ from torch.utils.data import TensorDataset
 from neurograph.errors import DataError
 
 if TYPE_CHECKING:
-    from neurograph.circuit import Circuit
+    from neurograph.circuit.circuit import Circuit
     from neurograph.training import Fitted
 
 __all__ = ["HeartData", "HeartNet", "Split", "load_data", "loader", "network", "run", "train"]
@@ -243,9 +243,9 @@ def run(
     OSError, OptionError
         If a file cannot be written to ``directory``; nothing is trained then.
     """
-    from neurograph.atomic import check_writable
-    from neurograph.report.tables import path_table, show, strongest
-    from neurograph.search import search
+    from neurograph.discovery.search import search
+    from neurograph.report.console_tables import path_table, show, strongest
+    from neurograph.utils.atomic import check_writable
 
     start = time.perf_counter()
     directory = Path(directory)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neurograph.circuit import Circuit
+from neurograph.circuit.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.matching.alignment import Align, align_layers
 from neurograph.matching.assignment import assign

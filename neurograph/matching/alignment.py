@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from neurograph.circuit import Circuit
+from neurograph.circuit.circuit import Circuit
 from neurograph.errors import OptionError
-from neurograph.layers import INPUT_TYPE
 from neurograph.matching.layers_of import is_end, layers_with_neurons
+from neurograph.model.layers import INPUT_TYPE
 
 __all__ = ["ALIGNMENTS", "Align", "align_layers", "closeness_in_depth", "in_order"]
 

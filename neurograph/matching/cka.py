@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurograph.activations.collect import Arrived
-from neurograph.scoring.effects import ULPS
+from neurograph.activations.streaming import Arrived
+from neurograph.effects.effects import ULPS
 
 __all__ = ["LayerCKA", "gram", "unbiased_hsic"]
 
@@ -29,7 +29,7 @@ class LayerCKA:
 
     Examples
     --------
-    >>> from neurograph.layers import Layer
+    >>> from neurograph.model.layers import Layer
     >>> layer = Layer("l", "l", "l", "Linear", (3,), 1, 3, 0)
     >>> x = Arrived(layer, torch.randn(20, 3), None, None)
     >>> found = LayerCKA()

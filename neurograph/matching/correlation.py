@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurograph.activations.collect import Arrived
-from neurograph.layers import Layer
-from neurograph.scoring.effects import ULPS
-from neurograph.units import Units
+from neurograph.activations.streaming import Arrived
+from neurograph.effects.effects import ULPS
+from neurograph.model.layers import Layer
+from neurograph.model.neurons import Units
 
 __all__ = ["Channels", "Correlation", "channels_of"]
 
@@ -218,7 +218,7 @@ def channels_of(units: Units, layer: Layer) -> Channels | None:
 
     Examples
     --------
-    >>> from neurograph.units import units_of
+    >>> from neurograph.model.neurons import units_of
     >>> layer = Layer("l", "l", "l", "Linear", (2, 3), 2, 3, 0)  # 2 positions of 3 channels
     >>> channels_of(units_of(layer, [[0, 2], [1]], "group", True), layer)
     [[0, 2], [1]]

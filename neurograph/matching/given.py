@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from neurograph.circuit import Circuit
+from neurograph.circuit.circuit import Circuit
 from neurograph.errors import OptionError
-from neurograph.layers import Neuron
 from neurograph.matching.layers_of import size_of
 from neurograph.matching.matching import LayerMatch, Matching
+from neurograph.model.layers import Neuron
 
 __all__ = ["by_mapping", "by_name"]
 

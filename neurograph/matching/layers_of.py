@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import networkx as nx
 
-from neurograph.circuit import Circuit
-from neurograph.layers import INPUT_TYPE
+from neurograph.circuit.circuit import Circuit
+from neurograph.model.layers import INPUT_TYPE
 
 __all__ = ["is_end", "is_given", "layers_with_neurons", "size_of"]
 

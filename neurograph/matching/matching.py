@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurograph.layers import Neuron
+from neurograph.model.layers import Neuron
 
 __all__ = ["LayerMatch", "Matching"]
 

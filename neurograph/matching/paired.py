@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurograph.activations.collect import Arrived, stream
-from neurograph.circuit import Circuit
-from neurograph.data import Batch, Source, draw
+from neurograph.activations.streaming import Arrived, stream
+from neurograph.circuit.circuit import Circuit
+from neurograph.data.source import Batch, Source, draw
+from neurograph.data.taking import FEW
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.memory import parse_memory
-from neurograph.nested import tree_map
-from neurograph.progress import Progress
-from neurograph.replay.observe import placed
+from neurograph.model.observe import placed
 from neurograph.replay.recording import Recording
-from neurograph.study import Study
-from neurograph.taking import FEW
+from neurograph.study.study import Study
+from neurograph.utils.memory import parse_memory
+from neurograph.utils.nested import tree_map
+from neurograph.utils.progress import Progress
 
 __all__ = ["FEWEST", "TwoModels", "Values", "side_by_side"]
 

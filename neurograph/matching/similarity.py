@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neurograph.activations.collect import parts_that_fit
+from neurograph.activations.streaming import parts_that_fit
 from neurograph.matching.cka import LayerCKA
 from neurograph.matching.correlation import Correlation, channels_of
 from neurograph.matching.paired import TwoModels
-from neurograph.study import Study
+from neurograph.study.study import Study
 
 __all__ = ["LayerPair", "Measured", "layer_cka", "measure_pairs"]
 

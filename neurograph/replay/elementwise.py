@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from neurograph.errors import ModelError
-from neurograph.nested import iter_tensors, storages
+from neurograph.model.layer_choice import INPUT_SIDE
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
-from neurograph.sites import INPUT_SIDE
+from neurograph.utils.nested import iter_tensors, storages
 
 __all__ = [
     "Chain",

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurograph.batch import Batch
+from neurograph.data.taking import FEW
 from neurograph.errors import ModelError
-from neurograph.layers import Layout
-from neurograph.memory import PeakMeter
-from neurograph.nested import Rebuild, flatten, iter_tensors, leaf_names, storages, tree_map
-from neurograph.replay.observe import (
+from neurograph.model.batch import Batch
+from neurograph.model.layer_choice import Sites, find_owners
+from neurograph.model.layers import Layout
+from neurograph.model.observe import (
     Forward,
     Observed,
     call_model,
@@ -25,8 +25,8 @@ from neurograph.replay.observe import (
     observe,
     replaced_forwards,
 )
-from neurograph.sites import Sites, find_owners
-from neurograph.taking import FEW
+from neurograph.utils.memory import PeakMeter
+from neurograph.utils.nested import Rebuild, flatten, iter_tensors, leaf_names, storages, tree_map
 
 __all__ = ["Layouts", "Run", "Seen", "find_layouts", "watch"]
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from neurograph.batch import Batch
-from neurograph.layers import has_channels_first, has_channels_last, is_convolution
-from neurograph.nested import iter_tensors
-from neurograph.replay.observe import Forward, call_model, replaced_forwards, undisturbed
+from neurograph.model.batch import Batch
+from neurograph.model.layers import has_channels_first, has_channels_last, is_convolution
+from neurograph.model.observe import Forward, call_model, replaced_forwards, undisturbed
+from neurograph.utils.nested import iter_tensors
 
 __all__ = ["Maps", "find_maps"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from neurograph.batch import Batch
 from neurograph.errors import ModelError
-from neurograph.layers import Layout
-from neurograph.nested import flatten
-from neurograph.replay.observe import call_model
+from neurograph.model.batch import Batch
+from neurograph.model.layers import Layout
+from neurograph.model.observe import call_model
+from neurograph.utils.nested import flatten
 
 __all__ = ["differs", "mixes_samples", "regrouped"]
 

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograph.data import Batch, Source, concatenate, draw
+from neurograph.data.source import Batch, Source, concatenate, draw
+from neurograph.data.taking import FEW, output_of
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.layers import INPUT_TYPE, Layer, Layout, main_index
-from neurograph.nested import Rebuild
+from neurograph.model.layer_choice import INPUT_SIDE, Sites, find_sites, refuse_unsupported
+from neurograph.model.layers import INPUT_TYPE, Layer, Layout, main_index
+from neurograph.model.observe import input_tensors, not_replayed, undisturbed
 from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.maps import Maps, find_maps
 from neurograph.replay.mixing import mixes_samples
-from neurograph.replay.observe import input_tensors, not_replayed, undisturbed
 from neurograph.replay.repeat import check_repeats
 from neurograph.replay.routed import find_routed
-from neurograph.sites import INPUT_SIDE, Sites, find_sites, refuse_unsupported
-from neurograph.taking import FEW, output_of
+from neurograph.utils.nested import Rebuild
 
 __all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 

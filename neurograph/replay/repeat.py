@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograph.data import Batch, fingerprint
+from neurograph.data.source import Batch, fingerprint
 from neurograph.errors import ModelError
-from neurograph.nested import flatten, tree_map
-from neurograph.replay.observe import Forward, observe, replaced_forwards
-from neurograph.replay.state import Generators, KeptModel
-from neurograph.sites import Sites
+from neurograph.model.layer_choice import Sites
+from neurograph.model.observe import Forward, observe, replaced_forwards
+from neurograph.model.state import Generators, KeptModel
+from neurograph.utils.nested import flatten, tree_map
 
 __all__ = ["check_repeats"]
 

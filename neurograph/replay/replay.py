@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.errors import ModelError
-from neurograph.nested import flatten, iter_tensors
-from neurograph.replay.observe import (
+from neurograph.model.observe import (
     Forward,
     StopReplay,
     call_model,
@@ -28,6 +27,7 @@ from neurograph.replay.observe import (
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
 from neurograph.replay.run import CHECKED, Job, Outcome, Run
+from neurograph.utils.nested import flatten, iter_tensors
 
 __all__ = ["Replay"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograph.batch import Batch
 from neurograph.errors import ModelError
-from neurograph.layers import is_convolution, main_index
-from neurograph.nested import flatten
-from neurograph.replay.observe import observe, undisturbed
-from neurograph.sites import Sites
+from neurograph.model.batch import Batch
+from neurograph.model.layer_choice import Sites
+from neurograph.model.layers import is_convolution, main_index
+from neurograph.model.observe import observe, undisturbed
+from neurograph.utils.nested import flatten
 
 __all__ = ["find_routed", "rows_of_blocks"]
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurograph.batch import Batch
 from neurograph.errors import ModelError
-from neurograph.layers import Layer, Layout, main_index
-from neurograph.nested import flatten
-from neurograph.replay.observe import Forward, StopReplay, call_name, main_argument
+from neurograph.model.batch import Batch
+from neurograph.model.layer_choice import INPUT_SIDE
+from neurograph.model.layers import Layer, Layout, main_index
+from neurograph.model.observe import Forward, StopReplay, call_name, main_argument
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Call, Recording
 from neurograph.replay.routed import rows_of_blocks
-from neurograph.sites import INPUT_SIDE
+from neurograph.utils.nested import flatten
 
 __all__ = ["CHECKED", "Job", "Outcome", "Run"]
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurograph.errors import ModelError
-from neurograph.nested import flatten, iter_tensors, storages
 from neurograph.replay.elementwise import Reads
 from neurograph.replay.plan import Plan
 from neurograph.replay.replay import Replay
+from neurograph.utils.nested import flatten, iter_tensors, storages
 
 __all__ = ["Foreign", "trace"]
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.errors import DataError, ModelError
-from neurograph.layers import INPUT_TYPE
-from neurograph.nested import iter_tensors
+from neurograph.model.layer_choice import Choice, find_sites, refuse_unsupported
+from neurograph.model.layers import INPUT_TYPE
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture, capture_few
 from neurograph.replay.replay import Replay
 from neurograph.replay.trace import Foreign, trace
-from neurograph.sites import Choice, find_sites, refuse_unsupported
+from neurograph.utils.nested import iter_tensors
 
 __all__ = [
     "Wiring",

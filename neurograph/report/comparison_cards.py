@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from neurograph.comparison.result import Comparison
+    from neurograph.comparison.comparison import Comparison
 
 __all__ = [
     "MEASURES",

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from neurograph.atomic import check_writable, write_atomically
+from neurograph.utils.atomic import check_writable, write_atomically
 
 __all__ = ["VIS_NETWORK", "assemble", "clean", "write_page"]
 

@@ -20,14 +20,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from neurograph.activations.statistics import by_itself
-from neurograph.atomic import check_writable
-from neurograph.checks import is_path, shown, whole
+from neurograph.discovery.search import search
 from neurograph.errors import OptionError
-from neurograph.search import search
-from neurograph.study import Options, prepare
-from neurograph.target import TargetFunction
+from neurograph.model.target import TargetFunction
+from neurograph.study.study import Options, prepare
 from neurograph.training.random_state import seeded
 from neurograph.training.snapshot import Snapshot
+from neurograph.utils.atomic import check_writable
+from neurograph.utils.checks import is_path, shown, whole
 
 __all__ = ["CircuitCallback"]
 

@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from neurograph.errors import DataError, OptionError
+from neurograph.model.weights import load_weights
 from neurograph.training.module import TrainingModule
 from neurograph.training.random_state import seeded
-from neurograph.weights import load_weights
 
 __all__ = ["Fitted", "fit"]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from neurograph.data import Batch, as_batch
+from neurograph.data.source import Batch, as_batch
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.nested import tree_map
+from neurograph.utils.nested import tree_map
 
 __all__ = ["STAGES", "Loss", "Metrics", "TrainingModule"]
 

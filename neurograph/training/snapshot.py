@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neurograph.circuit import Circuit, format_effect
+from neurograph.circuit.circuit import Circuit, format_effect
 from neurograph.comparison.overlap import MEASURES, Overlap, overlap_by_name
-from neurograph.report.tables import plain
-from neurograph.selection import SIGNS
+from neurograph.effects.selection import SIGNS
+from neurograph.report.console_tables import plain
 
 __all__ = ["Snapshot"]
 

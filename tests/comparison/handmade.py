@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurograph.circuit import Circuit
-from neurograph.layers import Neuron
-from neurograph.paths import Path
-from neurograph.selection import sign_of
+from neurograph.circuit.circuit import Circuit
+from neurograph.circuit.paths import Path
+from neurograph.effects.selection import sign_of
+from neurograph.model.layers import Neuron
 
 LAYERS = {"a": 3, "b": 2}
 

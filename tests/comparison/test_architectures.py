@@ -7,7 +7,7 @@ import pytest
 
 import neurograph as ng
 from neurograph.comparison.overlap import MEASURES
-from neurograph.report.comparison import render
+from neurograph.report.comparison_page import render
 from tests import zoo
 from tests.case import as_data
 

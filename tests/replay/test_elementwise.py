@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurograph.data import Batch
+from neurograph.data.source import Batch
 from neurograph.replay.elementwise import find_chains
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurograph.data import Batch
+from neurograph.data.source import Batch
 from neurograph.errors import ModelError
-from neurograph.layers import Layout
-from neurograph.nested import flatten
+from neurograph.model.layers import Layout
 from neurograph.replay.recording import Recording, capture
+from neurograph.utils.nested import flatten
 
 SIZE = 4
 

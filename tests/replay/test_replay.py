@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import neurograph as ng
-from neurograph.data import Batch
+from neurograph.data.source import Batch
+from neurograph.effects.exact import node_effects
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring, target_layers
-from neurograph.scoring.exact import node_effects
-from neurograph.study import Options, prepare
+from neurograph.study.study import Options, prepare
 from tests import zoo
 from tests.reference import Reference
 

@@ -11,8 +11,8 @@ import networkx as nx
 import pandas as pd
 
 import neurograph as ng
-from neurograph.circuit import Circuit
-from neurograph.comparison.result import Comparison
+from neurograph.circuit.circuit import Circuit
+from neurograph.comparison.comparison import Comparison
 from neurograph.matching.matching import LayerMatch, Matching
 
 NAMES = ("seed 0", "seed 1")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import networkx as nx
 import pytest
 
-from neurograph.circuit import Circuit, Path
-from neurograph.layers import Neuron
+from neurograph.circuit.circuit import Circuit, Path
+from neurograph.model.layers import Neuron
 from tests.report.pages import settle
 
 INPUTS = (

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurograph.report import comparison as module
-from neurograph.report.comparison import render
+from neurograph.report import comparison_page as module
+from neurograph.report.comparison_page import render
 from tests.report.compared import alike, comparison_of
 from tests.report.pages import HOSTILE, drag_and_zoom, settle
 

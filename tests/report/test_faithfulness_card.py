@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neurograph.faithfulness.result import Faithfulness
-from neurograph.report.faithfulness import card
-from neurograph.report.page import render
+from neurograph.ablation.faithfulness_result import Faithfulness
+from neurograph.report.circuit_page import render
+from neurograph.report.faithfulness_tab import card
 from tests.report.pages import HOSTILE
 
 Make = Callable[..., Any]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import neurograph
-from neurograph.report.page import render
+from neurograph.report.circuit_page import render
 from tests.report.pages import HOSTILE, drag_and_zoom, settle
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

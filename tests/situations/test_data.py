@@ -24,9 +24,9 @@ from torch.utils.data import (
 
 import neurograph as ng
 from neurograph.activations.values import class_values
-from neurograph.data import Source, concatenate
+from neurograph.data.source import Source, concatenate
 from neurograph.errors import DataError, OptionError
-from neurograph.study import Options, prepare
+from neurograph.study.study import Options, prepare
 
 QUIET: dict[str, Any] = {"progress": False}
 EXACT: dict[str, Any] = {"scorer": "exact", "progress": False}

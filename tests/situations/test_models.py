@@ -16,13 +16,13 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import neurograph as ng
-from neurograph.data import Batch
+from neurograph.ablation.masked_weights import find_linear_readers
+from neurograph.data.source import Batch
 from neurograph.errors import DataError, ModelError, NeurographError, OptionError
-from neurograph.faithfulness.linear_readers import find_linear_readers
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
-from neurograph.study import Options, prepare
+from neurograph.study.study import Options, prepare
 from tests.situations.hooked import (
     SAMPLES,
     by_hooks,

@@ -486,7 +486,7 @@ def test_what_is_global_is_restored() -> None:
 
 
 def test_large_tensors_that_runs_leave_alone_are_not_copied() -> None:
-    from neurograph.replay.observe import undisturbed
+    from neurograph.model.observe import undisturbed
 
     model = nn.Sequential(nn.Linear(600, 600), nn.Linear(600, 600))
     with undisturbed(model) as kept, kept.learning():

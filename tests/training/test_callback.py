@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import neurograph as ng
 from neurograph.comparison.overlap import overlap_by_name
-from neurograph.data import Batch
+from neurograph.data.source import Batch
 from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.model.weights import load_weights
 from neurograph.training import CircuitCallback, binary_classifier, fit
-from neurograph.weights import load_weights
 from tests.training.small import QUIET, network, points, trainer
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in QUIET]

@@ -18,10 +18,10 @@ from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
 from typer.testing import CliRunner
 
 import neurograph as ng
-from neurograph.cli import app
-from neurograph.objects import find_object
+from neurograph.cli.main import app
+from neurograph.cli.objects import find_object
+from neurograph.model.weights import WeightsError, load_weights
 from neurograph.training import TrainingModule
-from neurograph.weights import WeightsError, load_weights
 from tests.training.small import QUIET, points, trainer
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in QUIET]

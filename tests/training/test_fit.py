@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.model.weights import load_weights
 from neurograph.training import Fitted, TrainingModule, binary_classifier, fit
-from neurograph.weights import load_weights
 from tests.training.small import points as make_data
 
 

@@ -217,7 +217,7 @@ def test_what_cannot_be_learnt_from_is_told(
 def test_nothing_else_imports_lightning_and_training_says_how_to_get_it() -> None:
     code = """
 import sys
-import neurograph, neurograph.cli, neurograph.weights, neurograph.demos.heart
+import neurograph, neurograph.cli.main, neurograph.model.weights, neurograph.demos.heart
 assert not {"pytorch_lightning", "lightning"} & set(sys.modules)
 sys.modules["pytorch_lightning"] = None
 try:

@@ -38,7 +38,7 @@ def options(task: Loaded) -> dict[str, Any]:
 @contextlib.contextmanager
 def _preparing() -> Iterator[list[float]]:
     """Seconds that `score` takes until its experiment stands: profile, recordings, layer graph."""
-    module = sys.modules["neurograph.score"]
+    module = sys.modules["neurograph.discovery.scores"]
     prepare, seconds = module.prepare, [0.0]  # type: ignore[attr-defined]
 
     def timed(*given: Any, **options: Any) -> Any:

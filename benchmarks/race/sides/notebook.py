@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from neurograph.contrast import SWEEP
-from neurograph.study import Options, prepare
+from neurograph.effects.contrast import SWEEP
+from neurograph.study.study import Options, prepare
 from notebook_loop import loop_effects
 from race.measure import Outcome, Work
 from race.tasks import Loaded

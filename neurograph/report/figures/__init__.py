@@ -4,14 +4,14 @@ Every function returns a `matplotlib.figure.Figure` of its own, 800 pixels wide,
 window: ``figure.savefig(path)`` writes it. Nothing global is touched.
 """
 
-from neurograph.report.figures.distributions import distributions
-from neurograph.report.figures.faithfulness import faithfulness
-from neurograph.report.figures.history import history
-from neurograph.report.figures.masking import masking
-from neurograph.report.figures.quantile_bands import quantile_bands
-from neurograph.report.figures.responses import responses
-from neurograph.report.figures.separation import separation
-from neurograph.report.figures.shift import shift
+from neurograph.report.figures.draw_distributions import distributions
+from neurograph.report.figures.draw_faithfulness import faithfulness
+from neurograph.report.figures.draw_history import history
+from neurograph.report.figures.draw_masking import masking
+from neurograph.report.figures.draw_quantile_bands import quantile_bands
+from neurograph.report.figures.draw_responses import responses
+from neurograph.report.figures.draw_separation import separation
+from neurograph.report.figures.draw_shift import shift
 
 __all__ = [
     "distributions",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurograph.errors import DataError, OptionError
-from neurograph.report.tables import plain
+from neurograph.report.console_tables import plain
 
 try:
     import matplotlib

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.faithfulness.result import Faithfulness
+from neurograph.ablation.faithfulness_result import Faithfulness
 from neurograph.report import figures
 from tests.zoo import settle
 

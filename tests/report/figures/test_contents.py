@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 
 import neurograph as ng
+from neurograph.ablation.rankings import ORDERS
 from neurograph.errors import OptionError
-from neurograph.faithfulness.rankings import ORDERS
 from neurograph.report import figures
 from neurograph.report.figures import style
 from tests.report.figures import drawn

@@ -1,0 +1,368 @@
+"""The masking experiment: what silencing important neurons costs, and unimportant ones, and any."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+from torch import nn
+from torchmetrics import Metric
+
+from neurograph.ablation.chosen_neurons import Neurons, read_neurons
+from neurograph.ablation.mask import How, Masker
+from neurograph.ablation.metric import Predict, Score
+from neurograph.circuit.circuit import Circuit
+from neurograph.errors import DataError, OptionError
+from neurograph.model.layers import Neuron
+from neurograph.model.neurons import Groups
+from neurograph.model.observe import undisturbed
+from neurograph.utils.checks import a_share, is_number, listed, whole
+from neurograph.utils.memory import parse_memory
+from neurograph.utils.progress import Progress
+
+__all__ = ["GROUPS", "MaskingCurves", "interval", "masking_curves"]
+
+Group = Literal["important", "unimportant", "random"]
+GROUPS: tuple[Group, Group, Group] = ("important", "unimportant", "random")
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+_BATCH = 1024
+_KEYS = ["criterion", "group", "share"]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskingCurves:
+    """A metric with ever more neurons silenced; made by `masking_curves`.
+
+    Attributes
+    ----------
+    draws : DataFrame
+        One row for each masked run over the data: ``criterion``, ``group`` (``important``,
+        ``unimportant``, ``random``), ``share`` of the important neurons, ``neurons`` silenced,
+        ``draw``, ``value`` of the metric.
+    baseline : float
+        The metric of the model as it is.
+    metric : str
+        What the metric is called.
+    higher_is_better : bool
+        Of the metric, as it says itself; if it does not say, it is taken to be so.
+    how : str
+        What silencing means, see `mask_neurons`.
+    important : mapping of str to int
+        How many neurons each criterion calls important.
+    confidence : float
+        Level of the intervals.
+    """
+
+    draws: pd.DataFrame
+    baseline: float
+    metric: str
+    higher_is_better: bool
+    how: str
+    important: Mapping[str, int]
+    confidence: float = 0.95
+
+    def summary(self) -> pd.DataFrame:
+        """Means over the draws, with Student's t confidence intervals.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``criterion, group, share, neurons, mean, low, high``. An interval says where
+            the mean over all possible draws may be. It knows nothing of the chance that lies in
+            the samples, in training, or in the criterion itself. It is NaN for a single draw.
+        """
+        rows = []
+        for key, table in self.draws.groupby(_KEYS, sort=False):
+            mean, low, high = interval(table["value"].to_numpy(), self.confidence)
+            rows.append((*key, int(table["neurons"].iloc[0]), mean, low, high))
+        return pd.DataFrame(rows, columns=[*_KEYS, "neurons", "mean", "low", "high"])
+
+    def damage(self) -> pd.DataFrame:
+        """How much silencing costs, a number for each criterion: the area above its curves.
+
+        Damage is how far the metric falls below the baseline (rises above, where lower is
+        better), averaged over the shares. A criterion is as good as it tells neurons that matter
+        from others: by the ``difference`` of the damage of important and unimportant neurons.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by criterion, the best first: ``important``, ``unimportant``, ``random``,
+            ``difference`` (important − unimportant), ``low`` and ``high``, Student's t confidence
+            interval of the difference over the draws, as in `summary`.
+        """
+        sense = 1 if self.higher_is_better else -1
+        rows = {}
+        for criterion, table in self.draws.groupby("criterion", sort=False):
+            by_draw = table.pivot_table("value", "draw", "group", aggfunc="mean", observed=True)
+            damage = sense * (self.baseline - by_draw)
+            means = [float(damage[group].mean()) for group in GROUPS]
+            gaps = (damage["important"] - damage["unimportant"]).to_numpy()
+            rows[criterion] = [*means, *interval(gaps, self.confidence)]
+        columns = [*GROUPS, "difference", "low", "high"]
+        found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        found.index.name = "criterion"
+        return found.sort_values("difference", ascending=False, kind="stable")
+
+
+def interval(values: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Mean of independent values with Student's t confidence interval of it.
+
+    Examples
+    --------
+    >>> interval(np.array([1.0, 2.0, 3.0]), 0.95)  # 2 ± 4.303 / √3
+    (2.0, -0.484..., 4.484...)
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    # Rounding must not make equal values vary.
+    spread = 0.0 if np.ptp(values) == 0 else float(np.std(values, ddof=1))
+    reach = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * spread / math.sqrt(len(values))
+    return mean, mean - reach, mean + reach
+
+
+def masking_curves(
+    model: nn.Module,
+    data: Any,
+    metric: Metric,
+    importance: pd.Series | Mapping[str, pd.Series],
+    *,
+    important: float | Neurons = 0.5,
+    shares: Sequence[float] = SHARES,
+    draws: int = 10,
+    how: How = "zero",
+    groups: Mapping[str, Groups] | None = None,
+    predictions: Predict | None = None,
+    confidence: float = 0.95,
+    memory: int | str = "512MB",
+    seed: int = 0,
+    progress: bool | None = None,
+) -> MaskingCurves:
+    """Silence important, unimportant and random neurons, and see what becomes of a metric.
+
+    For each share, so many of the important neurons are drawn at random and silenced, and as many
+    of the unimportant and of all: if the criterion is worth anything, the first costs most.
+
+    Parameters
+    ----------
+    model : Module
+        Run in eval mode; it is left as it was, whatever happens.
+    data : (X, y) pair, dict, Dataset, DataLoader or list of batches
+        As for `search`, with labels; kept in memory.
+    metric : torchmetrics.Metric
+        Any whose value is one number; a copy of it is used. It is updated with predictions and
+        labels.
+    importance : Series or mapping of str to Series
+        From `neurograph.ablation.importance`: one number a neuron, the larger the more important,
+        indexed by layer and index. Several criteria, by name, are compared on the same neurons;
+        the random ones are the same for all.
+    important : float or neurons
+        Which neurons are important: this share of all, those of most importance (ties in the
+        order of the Series); or these, as for `mask_neurons`. Of a circuit, those that the
+        criterion knows.
+    shares : sequence of float
+        Shares of the number of important neurons, in (0, 1].
+    draws : int
+        How many sets of neurons of each group and share.
+    how : {"zero", "weights", "mean", "resample"}
+        As for `mask_neurons`.
+    groups : mapping of str to groups, optional
+        As for `search`, where the criterion's neurons are groups.
+    predictions : callable, optional
+        From the model's output to what the metric takes. By default its logits: of a model with a
+        single one and labels 0 and 1 their sigmoid, ``[samples]``, else as they are.
+    confidence : float
+        Level of the intervals.
+    memory : int or str
+        Bounds the samples run at once.
+    seed : int
+        Chooses the neurons, and the samples of ``"resample"``.
+    progress : bool, optional
+        Show progress; by default where a person watches.
+
+    Returns
+    -------
+    MaskingCurves
+
+    Raises
+    ------
+    OptionError
+        Options that mean nothing, unknown neurons, a metric that is none or does not fit, or a
+        single output whose values could be probabilities as well as logits.
+    DataError
+        No data, or no labels.
+    ModelError
+        As for `profile`.
+
+    Notes
+    -----
+    Where fewer neurons are unimportant than are to be silenced, all of them are: ``neurons`` says
+    how many.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchmetrics.classification import BinaryAccuracy
+    >>> from neurograph.ablation.importance import by_gradient
+    >>> model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.copy_(torch.eye(4))
+    ...     _ = model[1].weight.copy_(torch.tensor([[3.0, 3.0, 0.0, 0.0]]))
+    >>> X = torch.tensor([[-1.0, -1, -1, -1], [1, 1, 1, 1]]).repeat(10, 1) + torch.rand(20, 4) / 2
+    >>> y = torch.tensor([0, 1]).repeat(10)
+    >>> found = masking_curves(
+    ...     model, (X, y), BinaryAccuracy(), by_gradient(model, X, 1), shares=[1.0], draws=2
+    ... )
+    >>> found.summary()[["group", "neurons", "mean"]].iloc[:2].to_string(index=False).splitlines()
+    ['      group  neurons  mean',
+     '  important        2   0.5',
+     'unimportant        2   1.0']
+    """
+    _check(shares, draws, confidence, seed)
+    if data is None:
+        raise DataError("data is None: pass the labelled samples that the metric is of")
+    criteria = _criteria(importance)
+    index = next(iter(criteria.values())).index
+    neurons = [Neuron(str(layer), int(number)) for layer, number in index]
+    known = read_neurons(neurons)
+    chosen = {name: _important(series, important) for name, series in criteria.items()}
+    masker = Masker(model, known, how, data=data, groups=groups, seed=seed, progress=progress)
+    masker.check(known)
+    at_once = max(1, min(_BATCH, parse_memory(memory) // masker.row_bytes))
+    rows = []
+    trials = list(_trials(chosen, len(neurons), shares, draws, seed))
+    values: dict[tuple[bytes, int], float] = {}
+    with (
+        undisturbed(model),
+        Progress("masking", progress, total=len(trials), unit="runs") as bar,
+    ):
+        score = Score(model, data, metric, predictions, at_once)
+        baseline = score()
+        for trial in trials:
+            key = trial.neurons.tobytes(), trial.seed if how == "resample" else 0
+            if key not in values:  # random neurons are the same for all criteria
+                silenced = read_neurons([neurons[i] for i in trial.neurons])
+                with masker.masked(silenced, trial.seed):
+                    values[key] = score()
+            rows.append((*trial.place, len(trial.neurons), trial.draw, values[key]))
+            bar.advance()
+    return MaskingCurves(
+        pd.DataFrame(rows, columns=[*_KEYS, "neurons", "draw", "value"]),
+        baseline,
+        type(metric).__name__,
+        metric.higher_is_better is not False,
+        how,
+        {name: int(flags.sum()) for name, flags in chosen.items()},
+        confidence,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """One set of neurons to silence, by their positions, and the seed of what replaces them."""
+
+    place: tuple[str, Group, float]
+    draw: int
+    neurons: np.ndarray
+    seed: int
+
+
+def _trials(
+    chosen: Mapping[str, np.ndarray],
+    total: int,
+    shares: Sequence[float],
+    draws: int,
+    seed: int,
+) -> Iterator[_Trial]:
+    """Draw all sets; those of a group, share and draw by a generator of their own."""
+    for criterion, flags in chosen.items():
+        count = int(flags.sum())
+        members = (np.flatnonzero(flags), np.flatnonzero(~flags), np.arange(total))
+        for number, (group, some) in enumerate(zip(GROUPS, members, strict=True)):
+            for step, share in enumerate(shares):
+                size = min(round(share * count), len(some))
+                for draw in range(draws):
+                    generator = np.random.default_rng([seed, number, step, draw])
+                    neurons = np.sort(generator.choice(some, size, replace=False))
+                    filling = int(generator.integers(2**31))
+                    yield _Trial((criterion, group, float(share)), draw, neurons, filling)
+
+
+def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) -> None:
+    if not [a_share(share, "shares", one=True) for share in listed(shares, "shares")]:
+        raise OptionError("shares= is empty: pass one or more numbers in (0, 1]")
+    whole(draws, "draws", least=1)
+    a_share(confidence, "confidence")
+    whole(seed, "seed", least=0)
+
+
+def _criteria(importance: pd.Series | Mapping[str, pd.Series]) -> dict[str, pd.Series]:
+    """Read criteria by name, each in the order of the first."""
+    if isinstance(importance, pd.Series):
+        importance = {str(importance.name or "importance"): importance}
+    if not isinstance(importance, Mapping) or not importance:
+        raise OptionError(
+            "importance is no Series, and no mapping from names to Series (of a circuit: "
+            "importance.by_circuit)"
+        )
+    found: dict[str, pd.Series] = {}
+    first: pd.MultiIndex | None = None
+    for name, series in importance.items():
+        _check_series(name, series)
+        if first is None:
+            first = series.index
+        odd = first.symmetric_difference(series.index)
+        if len(odd):
+            raise OptionError(
+                f"importance: {name!r} and {next(iter(importance))!r} are not of the same neurons; "
+                f"only one of them has {Neuron(*odd[0])}: drop what they do not share"
+            )
+        found[str(name)] = series.reindex(first)
+    return found
+
+
+def _check_series(name: object, series: Any) -> None:
+    shaped = isinstance(series, pd.Series) and series.index.nlevels == 2
+    if not shaped or not pd.api.types.is_integer_dtype(series.index.get_level_values(1)):
+        raise OptionError(
+            f"importance {name!r} must be a Series indexed by layer and index, as from "
+            "neurograph.ablation.importance"
+        )
+    if len(series) < 2:
+        raise OptionError(f"importance {name!r} has {len(series)} neurons: compare at least two")
+    if not series.index.is_unique:
+        twice = series.index[series.index.duplicated()][0]
+        raise OptionError(f"importance {name!r} has {Neuron(*twice)} twice")
+    if series.isna().any():
+        raise OptionError(
+            f"importance {name!r} of {Neuron(*series.index[series.isna()][0])} is NaN"
+        )
+
+
+def _important(series: pd.Series, important: Any) -> np.ndarray:
+    """Mark which neurons of a criterion are important."""
+    flags = np.zeros(len(series), dtype=bool)
+    if is_number(important):
+        count = min(max(round(a_share(important, "important") * len(series)), 1), len(series) - 1)
+        flags[np.argsort(-series.to_numpy(), kind="stable")[:count]] = True
+        return flags
+    places = {key: place for place, key in enumerate(series.index)}
+    for neuron in itertools.chain.from_iterable(read_neurons(important, "important").values()):
+        if neuron in places:
+            flags[places[neuron]] = True
+        elif not isinstance(important, Circuit):
+            raise OptionError(f"important has {neuron}, of which importance says nothing")
+    if flags.all() or not flags.any():
+        raise OptionError(
+            f"important are {'all' if flags.all() else 'none'} of the neurons that importance is "
+            "of: there is nothing to compare"
+        )
+    return flags

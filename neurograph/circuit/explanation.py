@@ -1,0 +1,70 @@
+"""One neuron of a circuit in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from neurograph.circuit.circuit import Circuit
+from neurograph.circuit.paths import format_effect
+from neurograph.model.layers import Neuron
+
+__all__ = ["explain"]
+
+
+def _effect(data: Mapping[str, Any], kind: str) -> str:
+    mark = "" if data.get(f"{kind}measured", True) else " (estimated)"
+    return format_effect(data[f"{kind}effect"], data[f"{kind}stderr"]) + mark
+
+
+def _warning(data: Mapping[str, Any]) -> str:
+    return ": the signs disagree" if data["effect"] * data["total_effect"] < 0 else ""
+
+
+def _left_out(circuit: Circuit, neuron: Neuron) -> str:
+    table = circuit.scores[neuron.layer]
+    data = {key: float(values[neuron[1:]]) for key, values in table.items()}
+    names = circuit.layers.nodes[neuron.layer].get("names")
+    name = names[neuron.index] if names else str(neuron)
+    told = [f"  effect on {circuit.target}: {_effect(data, '')} through the circuit"]
+    if "total_effect" in data:
+        told.append(f", {_effect(data, 'total_')} in total{_warning(data)}")
+    return f"{name} ({neuron}), not kept\n{''.join(told)}"
+
+
+def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
+    """Describe one neuron, with so many edges and paths; see `Circuit.explain`."""
+    if neuron not in circuit.graph:
+        return _left_out(circuit, neuron)
+    data = circuit.graph.nodes[neuron]
+    lines = [f"{data['name']} ({neuron}), {data['sign']}"]
+    lines.append(
+        f"  effect on {circuit.target}: {_effect(data, '')} through the circuit (the kept neurons "
+        f"that read it), {_effect(data, 'total_')} in total{_warning(data)}"
+    )
+    parts = {"raise": "through_positive_", "lower": "through_negative_"}
+    told = [
+        f"{_effect(data, kind)} through those that {way} {circuit.target}"
+        for way, kind in parts.items()
+        if f"{kind}effect" in data
+    ]
+    if len(told) > 1:
+        lines.append(f"  of that: {', '.join(told)}")
+    if "mean" in data:
+        lines.append(
+            f"  activation: mean {data['mean']:.3g}, std {data['std']:.3g}, "
+            f"from {data['min']:.3g} to {data['max']:.3g} over {data['count']} values"
+        )
+    for title, edges in (
+        ("reads", [(u, d) for u, _, d in circuit.graph.in_edges(neuron, data=True)]),
+        ("is read by", [(v, d) for _, v, d in circuit.graph.out_edges(neuron, data=True)]),
+    ):
+        edges.sort(key=lambda e: -abs(e[1]["effect"]))
+        told = [
+            f"{circuit.name(n)} {format_effect(d['effect'], d['stderr'])}" for n, d in edges[:k]
+        ]
+        if told:
+            more = f" and {len(edges) - k} more" if len(edges) > k else ""
+            lines.append(f"  {title}: {', '.join(told)}{more}")
+    lines += [f"  path: {path}" for path in circuit.paths(k, through=neuron)]
+    return "\n".join(lines)

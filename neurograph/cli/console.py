@@ -1,0 +1,67 @@
+"""How the command line ends: notes on standard error, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from neurograph.errors import NeurographError
+from neurograph.report.console_tables import plain
+
+__all__ = ["Commands", "say"]
+
+_FLAGS = {"feature_names": "--features", "class_names": "--classes", "layers": "--choose"}
+_OPTION = re.compile(
+    r"(?<![\w.-])(feature_names|class_names|layers|keep|target|contrast|reference|positions|groups"
+    r"|background|scorer|budget|memory|device|match|across|paths|seed)=(?!=)([^\s.,;:)]?)"
+)
+"""An option as errors write it, and what its value begins with."""
+
+
+def say(text: str) -> None:
+    """Write a note to standard error, where it is in no result's way."""
+    typer.echo(plain(text), err=True)
+
+
+class Commands(TyperGroup):
+    """Take --debug anywhere, and turn what commands raise into one line and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, with --debug moved to the front, where it is declared."""
+        end = args.index("--") if "--" in args else len(args)
+        if "--debug" in args[:end]:
+            args = ["--debug", *(a for a in args[:end] if a != "--debug"), *args[end:]]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; 1 after an error, 130 when interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            say("interrupted")
+            raise typer.Exit(130) from error
+        except Exception as error:
+            # Exits and usage errors carry their own code; a closed pipe is not our error.
+            known = hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError))
+            if known or ctx.params.get("debug"):
+                raise
+            say(f"error: {_one_line(error)}")
+            raise typer.Exit(1) from error
+
+
+def _one_line(error: Exception) -> str:
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{str(error.filename)!r}: {error.strerror}"
+    elif not isinstance(error, (NeurographError, OSError, ImportError)):
+        message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
+    message = " ".join(message.split()) or type(error).__name__
+    return _OPTION.sub(lambda found: _flag(*found.groups()), message)
+
+
+def _flag(name: str, rest: str) -> str:
+    """What an option of Python is on the command line."""
+    return f"{_FLAGS.get(name, f'--{name}')}{' ' if rest else ''}{rest}"

@@ -1,0 +1,1 @@
+"""Data of any kind, read as batches that a model takes."""

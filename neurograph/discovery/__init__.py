@@ -1,0 +1,1 @@
+"""What is asked of a study: circuits, scores, strongest paths, response curves."""

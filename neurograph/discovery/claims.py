@@ -1,0 +1,146 @@
+"""Which effects of a result are audited: the strongest, the weakest and others of each layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neurograph.audit.audit import choose
+from neurograph.audit.hooked import TARGET
+from neurograph.audit.result import Claim
+from neurograph.effects.experiment import Experiment
+from neurograph.model.layers import Neuron
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neurograph.circuit.circuit import Circuit
+
+__all__ = ["claims_of_circuit", "claims_of_table"]
+
+
+def claims_of_circuit(
+    circuit: Circuit, experiment: Experiment, *, of_each: int, seed: int
+) -> tuple[list[Claim], int]:
+    """Effects of a circuit to audit, and how many of its effects are estimates.
+
+    The kinds come in turns, `of_each` of edges and paths, one more of effects through the circuit,
+    and of total effects so many besides one of each layer. The latter two are drawn from all
+    neurons, kept or not.
+    """
+    kept: dict[str, list[int]] = {}
+    for neuron in circuit.graph:
+        kept.setdefault(neuron.layer, []).append(experiment.units(neuron.layer).unit(neuron))
+
+    def seen_of(layer: str) -> dict[str, Sequence[int] | None]:
+        readers = circuit.layers.successors(layer)
+        seen: dict[str, Sequence[int] | None] = {r: sorted(kept[r]) for r in readers if r in kept}
+        return seen | ({TARGET: None} if circuit.layers.nodes[layer]["output"] else {})
+
+    through = {layer: seen_of(layer) for layer in circuit.scores}
+    is_whole = not circuit.provenance.get("part", False)
+    nodes = [layer for layer in circuit.scores if through[layer]] if is_whole else []
+    layers = list(circuit.scores)
+    tables = [
+        _of_neurons(circuit, layers, experiment, len(layers) + of_each, seed),
+        _of_neurons(circuit, nodes, experiment, of_each + 1, seed + 1, through),
+        _of_edges(circuit, experiment, of_each, seed + 2),
+        _of_paths(circuit, of_each, seed + 3),
+    ]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*tables))
+    return [claim for claim in turns if claim is not None], _estimates(circuit)
+
+
+def _of_neurons(
+    circuit: Circuit,
+    layers: Sequence[str],
+    experiment: Experiment,
+    most: int,
+    seed: int,
+    through: Mapping[str, Any] | None = None,
+) -> Iterator[Claim]:
+    """Total effects; or those through what is kept of each layer's readers, where it is given."""
+    if not layers:
+        return
+    kind = "total_" if through is None else ""
+    tables = [circuit.scores[layer] for layer in layers]
+    effects = np.concatenate([_measured(table, kind) for table in tables])
+    errors = np.concatenate([table[f"{kind}stderr"].reshape(-1) for table in tables])
+    sizes = [table[f"{kind}effect"].size for table in tables]
+    names = np.repeat(np.array(layers, dtype=object), sizes)
+    units = np.concatenate([np.arange(size) for size in sizes])
+    for i in choose(names, effects, seed=seed, most=most):
+        layer = str(names[i])
+        neuron = experiment.units(layer).neuron(int(units[i]))
+        seen = None if through is None else through[layer]
+        name = "total" if through is None else "node"
+        yield Claim(name, (neuron,), float(effects[i]), float(errors[i]), seen)
+
+
+def _measured(table: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
+    """Effects of a layer, NaN where they are estimates."""
+    effects = table[f"{kind}effect"].reshape(-1)
+    known = table.get(f"{kind}measured")
+    return effects if known is None else np.where(known.reshape(-1), effects, np.nan)
+
+
+def _of_edges(circuit: Circuit, experiment: Experiment, most: int, seed: int) -> Iterator[Claim]:
+    edges = [(u, v, d) for u, v, d in circuit.graph.edges(data=True) if d["measured"]]
+    effects = [data["effect"] for _, _, data in edges]
+    for i in choose([u.layer for u, _, _ in edges], effects, seed=seed, most=most):
+        yield _edge(experiment, edges[i][:2], effects[i], edges[i][2]["stderr"])
+
+
+def _edge(
+    experiment: Experiment, ends: tuple[Neuron, Neuron], effect: float, stderr: float
+) -> Claim:
+    reader = ends[1].layer
+    seen = {reader: [experiment.units(reader).unit(ends[1])]}
+    return Claim("edge", ends, effect, stderr, seen)
+
+
+def _of_paths(circuit: Circuit, most: int, seed: int) -> Iterator[Claim]:
+    paths = [path for path in circuit.strongest if path.measured]
+    starts = [path.neurons[0].layer for path in paths]
+    for i in choose(starts, [path.effect for path in paths], seed=seed, most=most):
+        yield Claim("path", paths[i].neurons, paths[i].effect, paths[i].stderr)
+
+
+def _estimates(circuit: Circuit) -> int:
+    known = [
+        table[key]
+        for table in circuit.scores.values()
+        for key in ("measured", "total_measured")
+        if key in table
+    ]
+    edges = sum(not measured for _, _, measured in circuit.graph.edges(data="measured"))
+    return edges + sum(int((~measured).sum()) for measured in known)
+
+
+def claims_of_table(
+    table: pd.DataFrame, experiment: Experiment, *, most: int, seed: int
+) -> tuple[list[Claim], int]:
+    """Effects of a table of scores to audit, and how many are estimates; see `Scores.table`."""
+    known = table["measured"].to_numpy(dtype=bool) & table["effect"].notna().to_numpy()
+    ends = ["source_", "target_"] if "source_layer" in table else [""]
+    effects = np.where(known, table["effect"].to_numpy(dtype=float), np.nan)
+    names = table[f"{ends[0]}layer"].to_numpy(dtype=object)
+    claims = []
+    for i in choose(names, effects, seed=seed, most=max(most, len(set(names)))):
+        row = table.iloc[i]
+        effect, stderr = float(row["effect"]), float(row["stderr"])
+        neurons = tuple(_neuron(row, end) for end in ends)
+        if len(neurons) == 2:
+            claims.append(_edge(experiment, neurons, effect, stderr))
+        else:
+            claims.append(Claim("total", neurons, effect, stderr))
+    return claims, int((table["effect"].notna().to_numpy() & ~known).sum())
+
+
+def _neuron(row: pd.Series, end: str) -> Neuron:
+    position = row.get(f"{end}position")
+    place = None if position is None or position != position else int(position)
+    return Neuron(str(row[f"{end}layer"]), int(row[f"{end}index"]), place)

@@ -1,0 +1,230 @@
+"""The backward search: from the target's layers to the inputs, one frontier in two parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from neurograph.effects.effects import Effects
+from neurograph.effects.exact import node_effects
+from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET, Through
+from neurograph.effects.scorer import Scored, Scorer
+from neurograph.effects.screening import Screening
+from neurograph.effects.selection import SIGNS, Above, Keep, Sign, TopK, select
+from neurograph.model.layers import Neuron
+from neurograph.replay.wiring import target_layers
+
+__all__ = ["Edges", "Found", "Measured", "find_edges", "find_neurons"]
+
+Measured = tuple[float, float]
+"""An effect and its standard error."""
+
+
+_MOST_EDGES = 100_000  # in a circuit: as many as a graph can be queried and drawn with
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Edges from one layer's neurons to another's, as arrays ``[edges]``.
+
+    `pairs` ``[edges, 2]`` are numbers of neurons; `measured` says whether by intervention.
+    """
+
+    writer: str
+    reader: str
+    pairs: np.ndarray
+    effect: np.ndarray
+    stderr: np.ndarray
+    measured: np.ndarray
+    transfer: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def at(self, which: np.ndarray) -> Edges:
+        """Return some of the edges."""
+        keys = ("pairs", "effect", "stderr", "measured", "transfer")
+        return replace(self, **{key: getattr(self, key)[which] for key in keys})
+
+
+@dataclass
+class Found:
+    """What a search has found so far; it grows, so that an interrupted search keeps its part.
+
+    Attributes
+    ----------
+    kept : layer to numbers of its kept neurons, the strongest of each ranking first
+    ends : layers that nothing but the target reads
+    scores : layer to arrays of the effects of all its neurons, as `Circuit.scores` has them
+    direct : effects of kept neurons on a target that reads them, through glue alone
+    edges : those among kept neurons, pair of layers by pair of layers
+    edges_left : how many weaker edges are not among them, since there were too many
+    screening : what was screened and verified in each step, where the scorer does so
+    """
+
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    ends: set[str] = field(default_factory=set)
+    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    direct: dict[Neuron, Measured] = field(default_factory=dict)
+    edges: list[Edges] = field(default_factory=list)
+    edges_left: int = 0
+    screening: dict[str, Screening] = field(default_factory=dict)
+
+    def part(self, layer: str, sign: Sign | None) -> list[int]:
+        """Kept neurons of a layer whose total effect has a sign (0 counts as positive), or all."""
+        kept = sorted(self.kept.get(layer, ()))
+        if sign is None or not kept:
+            return kept
+        raises = self.scores[layer]["total_effect"] >= 0
+        return [i for i in kept if raises[i] == (sign == "positive")]
+
+    def add_edges(self, edges: Edges) -> None:
+        """Take in edges, and let go of the weakest where there are too many."""
+        self.edges.append(edges)
+        count = sum(map(len, self.edges))
+        if count > 2 * _MOST_EDGES:
+            self.cut_edges()
+
+    def cut_edges(self) -> None:
+        """Keep no more of the strongest edges than a circuit may hold."""
+        strength = np.concatenate([np.abs(e.effect) for e in self.edges] or [np.zeros(0)])
+        if len(strength) <= _MOST_EDGES:
+            return
+        chosen = np.zeros(len(strength), dtype=bool)
+        chosen[np.argsort(-np.nan_to_num(strength), kind="stable")[:_MOST_EDGES]] = True
+        ends = np.cumsum([len(e) for e in self.edges])[:-1]
+        parts = np.split(chosen, ends)
+        self.edges = [e.at(part) for e, part in zip(self.edges, parts, strict=True)]
+        self.edges_left += len(strength) - _MOST_EDGES
+
+
+def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Found) -> Iterator[str]:
+    """Score every layer's neurons through the frontier of its readers; yields finished layers.
+
+    Readers come in reverse topological order. The frontier is what was kept of them, in two parts
+    by the sign of the total effects, since what a neuron does through one part may cancel what it
+    does through the other; the target itself belongs to the part that raises it. A neuron is kept
+    if it is among the strongest of either sign through either part. Its effect is that through
+    both parts at once.
+    """
+    ends = set(target_layers(experiment.graph))
+    for layer in reversed(list(experiment.graph)):
+        if experiment.recording.layers[layer].neurons:
+            _score_layer(experiment, scorer, keep, found, layer, layer in ends)
+        yield layer
+
+
+def _score_layer(
+    experiment: Experiment, scorer: Scorer, keep: Keep, found: Found, layer: str, is_end: bool
+) -> None:
+    parts = {sign: _through(experiment, found, layer, sign, is_end) for sign in SIGNS}
+    ways = {sign: scorer.nodes(layer, through) for sign, through in parts.items() if through}
+    rankings = ((scored, sign) for scored in ways.values() for sign in SIGNS)
+    chosen = list(dict.fromkeys(i for ranking in rankings for i in _select(*ranking, keep)))
+    table: dict[str, np.ndarray] = {}
+    if len(ways) == len(parts):
+        whole = _through(experiment, found, layer, None, is_end)
+        _note(table, "", scorer.nodes(layer, whole, surely=chosen, alone=True))
+    elif ways:
+        _note(table, "", *ways.values())
+    else:  # what nothing kept reads does nothing through the circuit
+        table["effect"] = table["stderr"] = np.zeros(len(experiment.units(layer)))
+    for sign, scored in ways.items():
+        _note(table, f"through_{sign}_", scored)
+    every = range(len(experiment.units(layer)))
+    is_last = is_end and not experiment.graph.out_degree(layer)  # there the target sees everything
+    found.ends |= {layer} if is_last else set()
+    if is_last:
+        _note(table, "total_", ways["positive"])
+    else:  # of inputs all are asked for, of other layers only the kept ones, where not all fit
+        alone = not experiment.recording.layers[layer].is_input
+        _note(table, "total_", scorer.totals(layer, every, surely=chosen, alone=alone))
+    if chosen and is_end and not is_last:
+        effects = node_effects(experiment, layer, chosen, {TARGET: None})
+        neurons = map(experiment.units(layer).neuron, chosen)
+        found.direct |= zip(neurons, _pairs(effects), strict=True)
+    found.scores[layer] = table
+    if chosen:
+        found.kept[layer] = chosen
+
+
+def _through(
+    experiment: Experiment, found: Found, layer: str, sign: Sign | None, is_end: bool
+) -> Through:
+    """One part of what sees a layer's neurons move, or both."""
+    readers = experiment.graph.successors(layer)
+    through: dict[str, Sequence[int] | None] = {
+        reader: part for reader in readers if (part := found.part(reader, sign))
+    }
+    return through | ({TARGET: None} if is_end and sign != "negative" else {})
+
+
+def _note(table: dict[str, np.ndarray], kind: str, scored: Scored) -> None:
+    effects, measured = scored
+    # "effect" and "stderr" through the circuit; "through_positive_effect", "total_stderr", …
+    table[f"{kind}effect"] = effects.effect.cpu().numpy()
+    table[f"{kind}stderr"] = effects.stderr.cpu().numpy()
+    if measured is not None:
+        table[f"{kind}measured"] = measured.cpu().numpy()
+
+
+def _select(scores: Scored, sign: Sign, keep: Keep) -> list[int]:
+    """Choose by the rule; of a layer that was measured in part as many, but only measured ones.
+
+    Estimates may be too large, and must not take the place of what was measured.
+    """
+    effect, stderr, measured = scores.effects.effect, scores.effects.stderr, scores.measured
+    if measured is None or not measured.any():
+        return select(effect, stderr, sign, keep)
+    known = torch.where(measured, effect, 0.0)
+    if isinstance(keep, Above):
+        return select(known, stderr, sign, keep)
+    count = len(select(effect, stderr, sign, keep))
+    return select(known, stderr, sign, TopK(count)) if count else []
+
+
+def _pairs(effects: Effects) -> list[Measured]:
+    return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
+
+
+def find_edges(experiment: Experiment, scorer: Scorer, found: Found) -> Iterator[str]:
+    """Score the edges among the kept neurons; yields finished writers."""
+    for writer in experiment.graph:
+        sources = found.part(writer, None)
+        readers = {
+            reader: outputs
+            for reader in experiment.graph.successors(writer)
+            if (outputs := found.part(reader, None))
+        }
+        if sources and readers:
+            _score_edges(scorer, found, writer, sources, readers)
+        yield writer
+    found.cut_edges()
+
+
+def _score_edges(
+    scorer: Scorer,
+    found: Found,
+    writer: str,
+    sources: Sequence[int],
+    readers: Mapping[str, Sequence[int]],
+) -> None:
+    for edges in scorer.edges(writer, sources, readers):
+        i, j = edges.pairs.cpu().numpy().T
+        numbers = np.array(sources)[i], np.array(readers[edges.reader])[j]
+        effects, measured = edges.scored
+        found.add_edges(
+            Edges(
+                writer,
+                edges.reader,
+                np.stack(numbers, axis=1),
+                effects.effect.cpu().numpy(),
+                effects.stderr.cpu().numpy(),
+                np.ones(len(i), dtype=bool) if measured is None else measured.cpu().numpy(),
+                edges.transfer.cpu().numpy(),
+            )
+        )

@@ -1,0 +1,137 @@
+"""What a reader of a search's result must know besides its numbers, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from neurograph.circuit.paths import format_effect
+from neurograph.discovery.frontier import Found
+from neurograph.effects.selection import SENSE, SIGNS, Sign
+
+__all__ = ["search_notes"]
+
+_SHOWN = 3  # examples in a sentence
+_VERBS: Mapping[Sign, str] = {"positive": "raises", "negative": "lowers"}
+
+
+def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> list[str]:
+    """Say where a search ended early, what it left out, and where signs disagree.
+
+    Parameters
+    ----------
+    found : Found
+    target : str
+        What the target is called.
+    name : callable
+        From a layer and the number of a neuron to what it is called.
+    """
+    layers = [layer for layer in found.scores if layer not in found.ends]
+    if not any(found.kept.values()):
+        return [_nothing(found, target)]
+    said = [*_ended(found, target, layers)]
+    if found.edges_left:
+        count = sum(map(len, found.edges))
+        said.append(
+            f"only the strongest {count:,} of {count + found.edges_left:,} edges are in the "
+            "circuit: a stricter keep= makes it one to read"
+        )
+    left_out = [text for layer in layers if (text := _left_out(found, layer, name))]
+    if left_out:
+        more = len(left_out) - _SHOWN
+        said.append(
+            "left out, though stronger in total than a kept one of their layer and sign: "
+            f"{'; '.join(left_out[:_SHOWN])}"
+            f"{f'; and some of {more} layers more' if more > 0 else ''} (a wider keep= holds more)"
+        )
+    disagreeing = list(_disagreeing(found, layers, name))
+    if disagreeing:
+        more = len(disagreeing) - _SHOWN
+        said.append(
+            f"signs differ: {', '.join(disagreeing[:_SHOWN])}"
+            f"{f' and {more} more' if more > 0 else ''}: the total effect says which way a neuron "
+            "works in the whole model"
+        )
+    return said
+
+
+def _nothing(found: Found, target: str) -> str:
+    if not any(map(_does_anything, found.scores.values())):
+        return f"nothing was kept: every effect on {target} is exactly 0"
+    return (
+        f"nothing was kept: no effect on {target} passes keep= and is farther from 0 than its "
+        "standard error (more reference samples make that smaller)"
+    )
+
+
+def _does_anything(table: Mapping[str, np.ndarray]) -> bool:
+    return any(np.nan_to_num(np.abs(values)).any() for values in table.values())
+
+
+def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
+    """Say of which layers nothing was kept, and of which nothing of one sign."""
+    empty = [layer for layer in layers if not found.kept.get(layer)]
+    idle = [layer for layer in empty if not _does_anything(found.scores[layer])]
+    if idle:
+        yield f"every effect of {_listed(idle)} is exactly 0: nothing of them reaches {target}"
+    empty = [layer for layer in empty if layer not in idle]
+    if empty:
+        yield (
+            f"nothing was kept of {_listed(empty)}: no neuron there has an effect, through what "
+            "was kept behind it, that passes keep= and is farther from 0 than its standard error"
+        )
+    for sign in SIGNS:
+        without = [
+            layer
+            for layer, kept in found.kept.items()
+            if layer in layers and not (SENSE[sign] * found.scores[layer]["effect"][kept] > 0).any()
+        ]
+        if without:
+            yield (
+                f"no kept neuron of {_listed(without)} {_VERBS[sign]} {target} through the "
+                "circuit, though single paths through them may"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [repr(name) for name in names[:_SHOWN]]
+    more = len(names) - len(shown)
+    return f"{', '.join(shown)} and {more} layers more" if more else ", ".join(shown)
+
+
+def _left_out(found: Found, layer: str, name: Callable[[str, int], str]) -> str | None:
+    """Neurons that were not kept though in total they do more than a kept one."""
+    table, kept = found.scores[layer], found.kept.get(layer, [])
+    total, stderr = table["total_effect"], np.nan_to_num(table["total_stderr"])
+    certain = np.abs(total) > stderr
+    larger: list[int] = []
+    for sense in SENSE.values():
+        own = sense * total[kept]
+        if (own > 0).any():
+            larger += np.flatnonzero(certain & (sense * total > own[own > 0].min())).tolist()
+    larger = sorted(set(larger) - set(kept), key=lambda i: -abs(total[i]))
+    if not larger:
+        return None
+    first = larger[0]
+    strongest = f"{name(layer, first)} {format_effect(total[first], stderr[first])}"
+    if "total_measured" in table and not table["total_measured"][first]:
+        strongest += ", estimated"
+    return f"{len(larger)} of {layer!r} (the strongest {strongest})"
+
+
+def _disagreeing(
+    found: Found, layers: Sequence[str], name: Callable[[str, int], str]
+) -> Iterator[str]:
+    for layer in layers:
+        table = found.scores[layer]
+        effect, total = table["effect"], table["total_effect"]
+        certain = np.abs(effect) > np.nan_to_num(table["stderr"])
+        certain &= np.abs(total) > np.nan_to_num(table["total_stderr"])
+        for i in found.part(layer, None):
+            if certain[i] and effect[i] * total[i] < 0:
+                here, in_all = (
+                    format_effect(table[f"{kind}effect"][i], table[f"{kind}stderr"][i])
+                    for kind in ("", "total_")
+                )
+                yield f"{name(layer, i)} ({here} through the circuit, {in_all} in total)"

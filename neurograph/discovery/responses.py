@@ -1,0 +1,323 @@
+"""Response curves: the target against a neuron's quantile, all else at real samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from neurograph.activations.profile import QUANTILES
+from neurograph.audit.audit import audit_effects
+from neurograph.audit.result import Claim
+from neurograph.effects.contrast import Background, Quantiles
+from neurograph.effects.effects import Effects, rounding
+from neurograph.effects.exact import total_effects
+from neurograph.effects.experiment import Experiment
+from neurograph.errors import OptionError
+from neurograph.model.layer_choice import Choice
+from neurograph.model.neuron_names import Places
+from neurograph.model.neurons import Groups
+from neurograph.model.observe import placed
+from neurograph.model.positions import Positions
+from neurograph.model.target import TargetFunction
+from neurograph.study.named_neurons import find_named
+from neurograph.study.study import Options, Study, prepare
+from neurograph.utils.checks import one_of, shown
+from neurograph.utils.progress import Progress
+
+__all__ = ["SHAPES", "ResponseCurves", "response_curves"]
+
+Shape = Literal["rising", "falling", "flat", "bent"]
+SHAPES: tuple[Shape, ...] = ("rising", "falling", "flat", "bent")
+
+_NO_PART = ("contrast", "keep", "scorer", "budget", "paths")  # options of `search` alone
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ResponseCurves:
+    """Mean targets while neurons move through their quantiles; made by `response_curves`.
+
+    Attributes
+    ----------
+    target : str
+        What the target is called.
+    levels : tuple of float
+        The quantiles of the sweep, ascending.
+    table : DataFrame
+        A row for each neuron and level: ``layer``, ``index``, ``name``, ``level``, ``value`` (the
+        neuron's activation at that level, in the layer's units; the mean over the elements that
+        move where they are several) and ``target`` (mean over the reference samples, in the
+        target's units); ``position`` behind ``index`` where positions have neurons of their own.
+    provenance : mapping
+        Model hash, data fingerprint, options, versions, seed: how it was found. JSON-able.
+    """
+
+    target: str
+    levels: tuple[float, ...]
+    table: pd.DataFrame
+    provenance: Mapping[str, Any]
+    _summary: pd.DataFrame
+
+    def summary(self, shape: Shape | None = None) -> pd.DataFrame:
+        """Table of one row a neuron, the one that varies the target most first.
+
+        Parameters
+        ----------
+        shape : {"rising", "falling", "flat", "bent"}, optional
+            Only curves of this shape.
+
+        Returns
+        -------
+        DataFrame
+            ``layer``, ``index``, ``name``; ``low``, ``high``, the interval that the mean target
+            covers over the sweep, and its width ``variation``; ``effect`` with its ``stderr``,
+            last level less first; ``shape``; and ``bend``, how far a curve goes back against its
+            main direction, 0 where it is monotone. Differences that rounding could make are none.
+
+        Raises
+        ------
+        OptionError
+            There is no such shape.
+        """
+        one_of(shape, "shape", (None, *SHAPES))
+        wanted = self._summary if shape is None else self._summary[self._summary["shape"] == shape]
+        return wanted.reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        counts = self._summary["shape"].value_counts()
+        shapes = ", ".join(f"{counts[shape]} {shape}" for shape in SHAPES if shape in counts)
+        return f"Response curves of {self.target!r} at {len(self.levels)} levels, neurons: {shapes}"
+
+
+def response_curves(
+    model: nn.Module,
+    data: Any,
+    target: int | str | TargetFunction | None = None,
+    *,
+    neurons: Places | None = None,
+    levels: Sequence[float] = QUANTILES,
+    profile: nx.DiGraph | None = None,
+    layers: Choice | None = None,
+    groups: Mapping[str, Groups] | None = None,
+    positions: Positions = "all",
+    background: Background = "data",
+    reference: int | Any = 32,
+    memory: int | str = "512MB",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    feature_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    progress: bool | None = None,
+) -> ResponseCurves:
+    """Measure the target while each neuron moves through the quantiles of its activations.
+
+    One neuron at a time is set to each quantile in turn, everything after it is computed, and the
+    mean target over the reference samples is what the curve shows: the total effect, through
+    everything, with every level run through the model.
+
+    Parameters
+    ----------
+    model : Module
+        Any eager model; it is run in eval mode and left as it was.
+    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
+        What the quantiles are of, and where the reference samples are drawn from.
+    target : int, str, callable or None
+        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
+        as for `search`.
+    neurons : str, Neuron, or several of them, optional
+        Which neurons: a layer's name stands for all of its neurons. By default those of the
+        modules that `layers` chooses; without it, those of the model's inputs.
+    levels : sequence of float
+        Two or more ascending quantiles in [0, 1].
+    profile, layers, groups, positions, background, reference, memory, seed, device
+        As for `search`.
+    feature_names, class_names, tokenizer, progress
+        As for `search`.
+
+    Returns
+    -------
+    ResponseCurves
+
+    Raises
+    ------
+    ModelError, DataError
+        As for `search`.
+    OptionError
+        A layer or neuron that does not exist, fewer than two levels, or any other option that
+        means nothing here.
+
+    Notes
+    -----
+    With ``background="data"`` these are partial dependence curves (Friedman 2001, *Ann. Statist.*
+    29) of any neuron, not of the inputs alone.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> with torch.no_grad():  # |x|
+    ...     _ = model[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), model[0].bias.zero_()
+    ...     _ = model[2].weight.fill_(1.0), model[2].bias.zero_()
+    >>> X = torch.arange(-50.0, 51.0)[:, None] / 50
+    >>> curves = response_curves(model, X, 1, levels=(0, 0.5, 1), progress=False)
+    >>> curves.table[["name", "level", "value", "target"]]
+           name  level  value  target
+    0  input[0]    0.0   -1.0     1.0
+    1  input[0]    0.5    0.0     0.0
+    2  input[0]    1.0    1.0     1.0
+    >>> curves
+    Response curves of 'output' at 3 levels, neurons: 1 bent
+    """
+    sweep = _sweep(levels)
+    options = Options(
+        layers=layers,
+        groups=groups,
+        positions=positions,
+        contrast=sweep,
+        background=background,
+        reference=reference,
+        memory=memory,
+        seed=seed,
+        device=device,
+        feature_names=feature_names,
+        class_names=class_names,
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    study = prepare(model, data, target, options, profile)
+    chosen = _chosen(study, neurons)
+    tables, summaries, claims = [], [], list[Claim]()
+    with (
+        study.open() as experiment,
+        Progress("response curves", progress, total=len(chosen), unit="layers") as bar,
+    ):
+        for layer, units in chosen.items():
+            bar.describe(f"response curves of {layer}")
+            effects = total_effects(experiment, layer, units, levels=True)
+            names = _names(study, layer, units)
+            values = _values(experiment, layer, units)
+            tables.append(_long(names, sweep.levels, values, effects.response))
+            dtype = experiment.recording.main(layer).dtype  # that of the targets
+            summaries.append(_summarised(names, effects, dtype))
+            claims += _claims(experiment, layer, units, effects)
+            bar.advance()
+    with placed(model, device):
+        audit_effects(study.experiment, claims).check()
+    summary = pd.concat(summaries, ignore_index=True)
+    order = summary["variation"].sort_values(ascending=False, kind="stable").index
+    return ResponseCurves(
+        study.target.name,
+        sweep.levels,
+        pd.concat(tables, ignore_index=True),
+        _provenance(study, sweep),
+        summary.loc[order].reset_index(drop=True),
+    )
+
+
+def _claims(
+    experiment: Experiment, layer: str, units: Sequence[int], effects: Effects
+) -> list[Claim]:
+    """The strongest and the weakest effect of a layer, to be computed again by hooks alone."""
+    order = effects.effect.abs().argsort(descending=True).tolist()
+    known, effect, stderr = experiment.units(layer), effects.effect, effects.stderr
+    return [
+        Claim("total", (known.neuron(units[i]),), float(effect[i]), float(stderr[i]))
+        for i in dict.fromkeys(order[:1] + order[-1:])
+    ]
+
+
+def _sweep(levels: Sequence[float]) -> Quantiles:
+    try:
+        return Quantiles(tuple(float(level) for level in levels))
+    except (TypeError, ValueError):  # OptionError is one, and would speak of a contrast
+        raise OptionError(
+            f"levels={shown(levels)} must be two or more ascending quantiles in [0, 1]"
+        ) from None
+
+
+def _chosen(study: Study, neurons: Places | None) -> dict[str, list[int]]:
+    """Layers in the order of the model, and the numbers of the chosen neurons of each."""
+    return find_named(study, _default(study) if neurons is None else neurons, "neurons")
+
+
+def _default(study: Study) -> list[str]:
+    recorded = study.experiment.recording.layers
+    moving = [name for name in study.profiled if recorded[name].neurons]
+    inputs = [name for name in moving if recorded[name].is_input]
+    rest = [name for name in moving if not recorded[name].is_input]
+    if study.options.layers is None and not inputs:
+        raise OptionError(
+            "the model's inputs are no floating-point numbers, so none of them can move: name "
+            f"layers or neurons in neurons=, of {', '.join(rest)}"
+        )
+    return inputs if study.options.layers is None else rest
+
+
+def _names(study: Study, layer: str, units: Sequence[int]) -> pd.DataFrame:
+    """Which neurons these are, a row for each."""
+    known, tokens = study.experiment.units(layer), study.tokens(layer)
+    found = [known.neuron(unit) for unit in units]
+    table = pd.DataFrame({"layer": layer, "index": [neuron.index for neuron in found]})
+    if known.positions is not None:
+        table["position"] = [neuron.position for neuron in found]
+    table["name"] = [study.name(neuron, tokens) for neuron in found]
+    return table
+
+
+def _values(experiment: Experiment, layer: str, units: Sequence[int]) -> Tensor:
+    """Activations of neurons at each level, ``[neurons, levels]``: means of what may move."""
+    known = experiment.units(layer)
+    index = torch.tensor(units, device=known.members.device)
+    members = known.members[index]
+    weights = known.once[index][None].double()
+    moving = experiment.moving(layer)
+    if moving is not None:
+        weights = weights * moving[:, members]
+    values = experiment.levels(layer)[:, :, members]
+    return ((values * weights).sum(dim=(1, 3)) / weights.sum(dim=(0, 2))).T
+
+
+def _long(
+    names: pd.DataFrame, levels: Sequence[float], values: Tensor, response: Tensor
+) -> pd.DataFrame:
+    """One row for each neuron and level; values and response ``[neurons, levels]``."""
+    table = names.loc[names.index.repeat(len(levels))].reset_index(drop=True)
+    table["level"] = np.tile(levels, len(names))
+    table["value"] = values.flatten().cpu().numpy()
+    table["target"] = response.flatten().cpu().numpy()
+    return table
+
+
+def _summarised(names: pd.DataFrame, effects: Effects, dtype: torch.dtype) -> pd.DataFrame:
+    """One row for each neuron, of targets that were computed in a dtype."""
+    response = effects.response
+    least = rounding(response, dtype)
+
+    def told(differences: Tensor) -> Tensor:
+        return torch.where(differences <= least, 0.0, differences)
+
+    low, high = response.aminmax(dim=1)
+    # The largest climb and the largest drop anywhere along the sweep: steps that rounding hides
+    # one by one can still add up.
+    rise = told((response - response.cummin(dim=1).values).amax(dim=1))
+    fall = told((response.cummax(dim=1).values - response).amax(dim=1))
+    shapes = [SHAPES[2], SHAPES[0], SHAPES[1], SHAPES[3]]  # by which of the two there are
+    which = (rise > 0).int() + 2 * (fall > 0).int()
+    columns = {"low": low, "high": high, "variation": told(high - low)}
+    columns |= {"effect": effects.effect, "stderr": effects.stderr}
+    table = names.assign(**{key: column.cpu().numpy() for key, column in columns.items()})
+    table["shape"] = [shapes[i] for i in which.tolist()]
+    table["bend"] = torch.minimum(rise, fall).cpu().numpy()
+    return table
+
+
+def _provenance(study: Study, sweep: Quantiles) -> dict[str, Any]:
+    options = study.provenance["options"]
+    told = {key: value for key, value in options.items() if key not in _NO_PART}
+    return {**study.provenance, "options": told | {"levels": list(sweep.levels)}}

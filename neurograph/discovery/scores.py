@@ -1,0 +1,359 @@
+"""Scores of all neurons or all edges of a model, by any scorer: what circuits are cut from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from neurograph.audit.audit import audit_effects, take_slower
+from neurograph.audit.result import Audit
+from neurograph.discovery.claims import claims_of_table
+from neurograph.effects.auto import Auto
+from neurograph.effects.budget import parse_budget
+from neurograph.effects.contrast import Background, Contrast
+from neurograph.effects.experiment import Experiment
+from neurograph.effects.scorer import Scored, Scorer, ScorerName
+from neurograph.effects.scorers import choose_scorer
+from neurograph.effects.screening import Screening
+from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.model.layer_choice import Choice
+from neurograph.model.neurons import Groups, Units
+from neurograph.model.observe import placed
+from neurograph.model.positions import Positions
+from neurograph.model.target import TargetFunction
+from neurograph.study.study import Options, Study, prepare
+from neurograph.utils.checks import one_of, whole
+from neurograph.utils.progress import Progress
+
+__all__ = ["Scores", "score"]
+
+_NUMBERS = ["effect", "stderr", "rms", "measured"]
+_AUDIT, _AUDIT_SECONDS, _AUDITED = 0.1, 1.0, 16  # a share of the time, or so long; how many
+_PHASES = {"neurons": "totals", "edges": "edges"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """Effects of all neurons, or all edges, on one target; made by `score`.
+
+    Attributes
+    ----------
+    table : DataFrame
+        Strongest first: ``effect`` (in units of the target), ``stderr`` (standard error of that
+        mean over the reference samples), ``rms`` (root mean square of the samples' own differences,
+        which do not cancel) and ``measured``, whether by intervention; of neurons
+        ``layer`` and ``index``, of edges ``source_layer``, ``source_index``, ``target_layer`` and
+        ``target_index``; with ``position`` behind each index where positions have neurons of
+        their own. Edges that the budget left no time for have NaN, and are not in rankings.
+    target : str
+        What the target is called.
+    screening : Screening or None
+        What ``scorer="auto"`` screened and measured, and how well the screen ranks.
+    provenance : mapping
+        Model hash, data fingerprint, options, versions, seed: how they were found. JSON-able.
+    """
+
+    table: pd.DataFrame
+    target: str
+    screening: Screening | None
+    provenance: Mapping[str, Any]
+    _study: Study | None = field(default=None, repr=False)
+
+    def ranking(self, by: Literal["effect", "rms"] = "effect") -> pd.Series:
+        """Effects, indexed by the columns that say whose they are; strongest first.
+
+        Parameters
+        ----------
+        by : {"effect", "rms"}
+            Mean effects, or how much each sample's target moves whichever way. A resampling
+            contrast moves single targets up as often as down: there `rms` tells more.
+
+        Raises
+        ------
+        OptionError
+            There is no such column.
+        """
+        one_of(by, "by", ("effect", "rms"))
+        places = [c for c in self.table if c not in _NUMBERS]
+        values = self.table.set_index(places)[by].dropna()
+        return values.sort_values(ascending=False, kind="stable") if by == "rms" else values
+
+    def audit(self, effects: int = 40) -> Audit:
+        """Compute some effects again by forward hooks alone; see `Circuit.audit`.
+
+        Parameters
+        ----------
+        effects : int
+            How many: the strongest, the weakest and others at random, at least one of each layer.
+
+        Raises
+        ------
+        OptionError
+            `effects` is less than 1.
+        ModelError
+            The model's weights have changed since.
+        """
+        effects = whole(effects, "effects", least=1)
+        study = self._study
+        if study is None:
+            raise OptionError("these scores hold no model to audit with: make them by score()")
+        study.check_unchanged()
+        return _audited(study, self.table, most=effects, seconds=None)
+
+    @property
+    def audited(self) -> Audit:
+        """The audit that scoring ended with; an empty one where all are estimates."""
+        told = self.provenance.get("audit")
+        return Audit() if told is None else Audit.from_json(told)
+
+    def __repr__(self) -> str:
+        kind = "edges" if "source_layer" in self.table else "neurons"
+        scorer = self.provenance["options"]["scorer"]
+        told = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
+        told = told if self.screening is None else f"{told}: {self.screening}"
+        missed = int(self.table["effect"].isna().sum())
+        told = f"{told}; no time was left for {missed:,}" if missed else told
+        notes = [f"note: {note}" for note in self.provenance.get("notes", ())]
+        checked = [str(self.audited)] if "audit" in self.provenance else []
+        return "\n  ".join([told, *notes, *checked])
+
+
+def score(
+    model: nn.Module,
+    data: Any,
+    target: int | str | TargetFunction | None = None,
+    *,
+    of: Literal["neurons", "edges"] = "neurons",
+    scorer: ScorerName = "auto",
+    budget: int | str = "60s",
+    profile: nx.DiGraph | None = None,
+    layers: Choice | None = None,
+    groups: Mapping[str, Groups] | None = None,
+    positions: Positions = "all",
+    contrast: str | tuple[float, ...] | Contrast = "quantiles",
+    background: Background = "data",
+    reference: int | Any = 32,
+    memory: int | str = "512MB",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool | None = None,
+) -> Scores:
+    """Score every neuron, or every edge, of a model.
+
+    Unlike a search this follows no frontier: a neuron's effect is the total one, through
+    everything, and an edge's that of one neuron on one output of a reader, all else at background.
+
+    Parameters
+    ----------
+    model : Module
+        Any eager model; it is run in eval mode and left as it was.
+    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
+    target : int, str, callable or None
+        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
+        as for `search`.
+    of : {"neurons", "edges"}
+        Edges are those of all pairs of layers that the layer graph joins: many, in a wide model.
+    scorer, budget
+        As for `search`. A number as budget measures so many neurons of each layer and sign, and
+        its square of edges between each two layers.
+    profile, layers, groups, positions, contrast, background, reference, memory, seed, device
+        As for `search`.
+    class_names : sequence of str, optional
+        Names of the targets.
+    progress : bool, optional
+        Show progress; by default where a person watches.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    ModelError, DataError, OptionError
+        As for `search`.
+    SearchInterrupted
+        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `Scores` of the layers done.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
+    ...     _ = model[2].weight.copy_(torch.tensor([[3.0, -1.0]])), model[2].bias.zero_()
+    >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
+    >>> found = score(model, X, target=1, of="edges")
+    >>> print(str(found).splitlines()[0])
+    Scores of 6 edges for 'output' by auto: all 6 measured
+    >>> found.ranking().xs("2", level="target_layer").round(2).to_dict()
+    {('0', 0, 0): 2.7, ('0', 1, 0): -0.9}
+    """
+    one_of(of, "of", _PHASES)
+    options = Options(
+        layers=layers,
+        groups=groups,
+        positions=positions,
+        contrast=contrast,
+        background=background,
+        reference=reference,
+        scorer=scorer,
+        budget=budget,
+        memory=memory,
+        seed=seed,
+        device=device,
+        class_names=class_names,
+        progress=progress,
+    )
+    start = time.monotonic()
+    study = prepare(model, data, target, options, profile, statistics=False)
+    chosen: Scorer | None = None
+    pieces: list[_Piece] = []
+    if not _scored_layers(study, of):
+        raise OptionError(f"of={of!r}: on these data no layer reads another: nothing is to score")
+
+    def scores() -> Scores:
+        table = _joined(pieces, of, study.experiment.recording.size)
+        told = None
+        if isinstance(chosen, Auto):
+            told = replace(
+                chosen.report().get(_PHASES[of], Screening(0, 0)),
+                scored=int(table["effect"].notna().sum()),
+                measured=int(table["measured"].sum()),
+            )
+        provenance = {**study.provenance, "of": of}
+        return Scores(table, study.target.name, told, provenance, study)
+
+    def run() -> Scores:
+        nonlocal chosen
+        pieces.clear()
+        chosen = choose_scorer(
+            scorer,
+            study.experiment,
+            budget=parse_budget(budget),
+            start=time.monotonic() if chosen else start,
+            seed=seed,
+            phases={_PHASES[of]: 1.0},
+        )
+        with (
+            study.open() as experiment,
+            Progress(f"scoring {of}", progress, total=len(study.profiled), unit="layers") as bar,
+        ):
+            for layer in _scored_layers(study, of):
+                bar.describe(f"scoring {of} of {layer}")
+                pieces.extend(_pieces(experiment, chosen, layer, of))
+                bar.advance()
+        found = scores()
+        if not found.table["measured"].any():
+            return found
+        seconds = max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start))
+        audit = _audited(study, found.table, most=_AUDITED, seconds=seconds)
+        return replace(found, provenance={**found.provenance, "audit": audit.as_json()})
+
+    try:
+        found = run()
+        while told := take_slower(study.experiment, found.audited):
+            found = run()
+            notes = [told, *found.provenance["notes"]]
+            found = replace(found, provenance={**found.provenance, "notes": notes})
+        found.audited.check()
+        return found
+    except KeyboardInterrupt as stop:
+        raise SearchInterrupted(scores() if pieces else None) from stop
+
+
+def _audited(study: Study, table: pd.DataFrame, *, most: int, seconds: float | None) -> Audit:
+    """Compute some of a table's effects again by forward hooks alone."""
+    with placed(study.model, study.options.device):
+        claims, estimates = claims_of_table(
+            table, study.experiment, most=most, seed=study.options.seed
+        )
+        return audit_effects(study.experiment, claims, seconds=seconds, estimates=estimates)
+
+
+def _scored_layers(study: Study, of: str) -> list[str]:
+    graph, layers = study.profiled, study.experiment.recording.layers
+    read = [name for name in graph if of == "neurons" or graph.out_degree(name)]
+    return [name for name in read if layers[name].neurons]
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Scores of some neurons, or of some edges, by their numbers."""
+
+    ends: tuple[tuple[Units, NDArray[np.int64]], ...]
+    effect: NDArray[np.float64]
+    stderr: NDArray[np.float64]
+    measured: NDArray[np.bool_]
+
+    @staticmethod
+    def of(ends: Sequence[tuple[Units, torch.Tensor]], scored: Scored | None) -> _Piece:
+        """Scores of what scorers gave; without any, effects of 0 that were measured."""
+        numbers = tuple((units, chosen.cpu().numpy()) for units, chosen in ends)
+        none = np.zeros(len(numbers[0][1]))
+        if scored is None:
+            return _Piece(numbers, none, none, none == 0)
+        effects, measured = scored
+        told = none == 0 if measured is None else measured.cpu().numpy()
+        return _Piece(numbers, effects.effect.cpu().numpy(), effects.stderr.cpu().numpy(), told)
+
+
+def _pieces(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iterator[_Piece]:
+    """Scores of the neurons of a layer, or of the edges from them to each reader."""
+    units = experiment.units(layer)
+    every = range(len(units))
+    if of == "neurons":
+        yield _Piece.of([(units, torch.arange(len(units)))], scorer.totals(layer, every))
+        return
+    readers = {
+        name: range(len(experiment.units(name)))
+        for name in experiment.graph.successors(layer)
+        if experiment.recording.layers[name].neurons
+    }
+    seen = {
+        name: torch.zeros(len(units), len(outputs), dtype=torch.bool)
+        for name, outputs in readers.items()
+    }
+    for edges in scorer.edges(layer, every, readers, transfers=False):
+        i, j = edges.pairs.cpu().T
+        seen[edges.reader][i, j] = True
+        yield _Piece.of([(units, i), (experiment.units(edges.reader), j)], edges.scored)
+    for reader, moved in seen.items():
+        i, j = (~moved).nonzero().T  # these move nothing, which was measured
+        if len(i):
+            yield _Piece.of([(units, i), (experiment.units(reader), j)], None)
+
+
+def _joined(pieces: Sequence[_Piece], of: str, samples: int) -> pd.DataFrame:
+    """One table, strongest first, the places in front."""
+    if not pieces:
+        raise OptionError(f"there are no {of} to score: no layer has neurons, or is read by one")
+    columns: dict[str, Any] = {}
+    lengths = [len(piece.effect) for piece in pieces]
+    for end, prefix in enumerate([""] if of == "neurons" else ["source_", "target_"]):
+        units, numbers = zip(*(piece.ends[end] for piece in pieces), strict=True)
+        names = np.array([one.layer for one in units], dtype=object)
+        places = np.repeat([one.positions or 1 for one in units], lengths)
+        whole = np.concatenate(numbers)
+        columns[f"{prefix}layer"] = np.repeat(names, lengths)
+        columns[f"{prefix}index"] = whole // places
+        if any(one.positions is not None for one in units):
+            single = np.repeat([one.positions is None for one in units], lengths)
+            columns[f"{prefix}position"] = pd.array(whole % places, dtype="Int64")
+            columns[f"{prefix}position"][single] = pd.NA
+    effect = np.concatenate([piece.effect for piece in pieces])
+    stderr = np.concatenate([piece.stderr for piece in pieces])
+    # Mean square = square of the mean + variance, and the error is its root by n − 1.
+    rms = np.sqrt(effect**2 + np.nan_to_num(stderr) ** 2 * (samples - 1))
+    measured = np.concatenate([piece.measured for piece in pieces])
+    columns |= {"effect": effect, "stderr": stderr, "rms": rms, "measured": measured}
+    strongest = np.argsort(-np.abs(effect), kind="stable")
+    return pd.DataFrame(columns).take(strongest).reset_index(drop=True)

@@ -1,0 +1,323 @@
+"""The k strongest paths of a whole model by measured effect, and whether that is certain."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import pandas as pd
+import torch
+from torch import nn
+
+from neurograph.audit.audit import audit_effects
+from neurograph.audit.result import Claim
+from neurograph.circuit.paths import Path, check_sign
+from neurograph.discovery.beam import Beam, Pass, Strength
+from neurograph.effects.budget import Budget, parse_budget
+from neurograph.effects.contrast import Background, Contrast
+from neurograph.effects.selection import Sign
+from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.model.layer_choice import Choice
+from neurograph.model.layers import Neuron
+from neurograph.model.neuron_names import Places
+from neurograph.model.neurons import Groups
+from neurograph.model.observe import placed
+from neurograph.model.positions import Positions
+from neurograph.model.target import TargetFunction
+from neurograph.study.named_neurons import find_named
+from neurograph.study.study import Options, Study, prepare
+from neurograph.utils.checks import whole
+from neurograph.utils.progress import Progress
+
+__all__ = ["StrongestPaths", "strongest_paths"]
+
+
+_WIDTH = 1024  # prefixes kept at each layer in the first pass
+_WIDER = 4  # times as many in each further one
+_AUDITED = 4  # of the paths, the strongest
+_NO_PART = ("keep", "scorer", "paths")  # options of `search` alone
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StrongestPaths:
+    """The strongest paths of a model; made by `strongest_paths`.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        Measured, the strongest first. A path of effect 0 is none of them.
+    certain : bool
+        Whether no other path of the model is stronger than the weakest of these.
+    total : int
+        How many paths the model has from the sources to the target.
+    measured : int
+        How many of them were measured, end to end.
+    bound : float
+        No path that was not measured has an effect larger than this, either way, in the target's
+        units; inf where nothing is known.
+    target : str
+        What the target is called.
+    provenance : mapping
+        Model hash, data fingerprint, options, versions, seed: how they were found. JSON-able.
+    """
+
+    paths: tuple[Path, ...]
+    certain: bool
+    total: int
+    measured: int
+    bound: float
+    target: str
+    provenance: Mapping[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Table of one row a path, the strongest first.
+
+        Returns
+        -------
+        DataFrame
+            ``path`` (names joined by arrows), ``effect``, ``stderr`` and ``neurons``.
+        """
+        columns = ["path", "effect", "stderr", "neurons"]
+        rows = [(" → ".join(p.names), p.effect, p.stderr, p.neurons) for p in self.paths]
+        return pd.DataFrame(rows, columns=columns)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        told = "certainly" if self.certain else f"of {self.measured:,} measured"
+        head = f"The {len(self.paths)} strongest of {self.total:,} paths to {self.target!r}, {told}"
+        return "\n".join([head, *(f"  {path}" for path in self.paths[:3])])
+
+
+def strongest_paths(
+    model: nn.Module,
+    data: Any,
+    target: int | str | TargetFunction | None = None,
+    k: int = 100,
+    *,
+    sign: Sign | None = None,
+    sources: Places | None = None,
+    budget: int | str = "60s",
+    profile: nx.DiGraph | None = None,
+    layers: Choice | None = None,
+    groups: Mapping[str, Groups] | None = None,
+    positions: Positions = "all",
+    contrast: str | tuple[float, ...] | Contrast = "quantiles",
+    background: Background = "data",
+    reference: int | Any = 32,
+    memory: int | str = "512MB",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    feature_names: Any = None,
+    class_names: Any = None,
+    tokenizer: Any = None,
+    progress: bool | None = None,
+) -> StrongestPaths:
+    """Find the k paths with the largest effects, among all that the model has.
+
+    Unlike `Circuit.paths`, this looks at every neuron, not at those that a search kept: a path
+    may well lower a neuron that pushes down.
+
+    Prefixes of paths grow from the sources on, each step measured, and of every layer the most
+    promising are kept; more and more of them, until it is certain that no other path is stronger
+    or the budget is spent. Certain it is where every path was measured, or where Lipschitz
+    constants of the pointwise glue and the weights say that the others cannot be stronger. They
+    say something where Linear layers are joined by such glue and the target is an output's index.
+
+    Parameters
+    ----------
+    model : Module
+        Any eager model; it is run in eval mode and left as it was.
+    data, target
+        As for `search`.
+    k : int
+        How many paths.
+    sign : {"positive", "negative"}, optional
+        Only paths whose effect has this sign.
+    sources : str, Neuron, or several of them, optional
+        Where paths begin: a layer's name stands for all of its neurons. By default the model's
+        inputs, or where these are no floating-point numbers the layers that read them.
+    budget : int or str
+        A time, like ``"60s"`` or ``"5min"``: the first pass is finished in any case. Or how many
+        prefixes are kept at each layer, which gives the same on every machine.
+    profile, layers, groups, positions, contrast, background, reference, memory, seed, device
+        As for `search`; of a contrast of several levels, a path goes from the first to the last.
+    feature_names, class_names, tokenizer, progress
+        As for `search`.
+
+    Returns
+    -------
+    StrongestPaths
+
+    Raises
+    ------
+    ModelError, DataError
+        As for `search`.
+    OptionError
+        A layer or neuron that does not exist, or any other option that means nothing here.
+    SearchInterrupted
+        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `StrongestPaths` found until then.
+
+    Notes
+    -----
+    Comparisons are up to the rounding of the model's own numbers. While the budget does not end
+    the search, the result is the same each time.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> with torch.no_grad():
+    ...     _ = model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    ...     _ = model[0].bias.fill_(1.0), model[2].bias.zero_()
+    ...     _ = model[2].weight.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
+    >>> strongest_paths(model, X, target=1, feature_names=["up", "other"], progress=False)
+    The 2 strongest of 4 paths to 'output', certainly
+      up → 0[0] → output +2.7000 ± 0.0000
+      other → 0[1] → output +0.90000 ± 0.00000
+    """
+    k = whole(k, "k", least=1)
+    check_sign(sign)
+    allowed = parse_budget(budget)
+    options = Options(
+        layers=layers,
+        groups=groups,
+        positions=positions,
+        contrast=contrast,
+        background=background,
+        reference=reference,
+        budget=budget,
+        memory=memory,
+        seed=seed,
+        device=device,
+        feature_names=feature_names,
+        class_names=class_names,
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    sense = {"positive": 1, "negative": -1, None: 0}[sign]
+    found, study, beam = _Found(k), None, None
+    try:
+        study = prepare(model, data, target, options, profile, statistics=False, routed=False)
+        begin = read_sources(study, sources)
+        asked = {"k": k, "sign": sign, "sources": begin}
+        with study.open() as experiment:
+            beam = Beam(experiment, begin, k, sense)
+            if not beam.total:
+                raise OptionError(f"no path leads from {', '.join(begin)} to the target")
+            _widen(beam, found, allowed, progress)
+        result = _result(study, beam, found, asked)
+        with placed(model, device):
+            claims = [Claim("path", p.neurons, p.effect, p.stderr) for p in result.paths[:_AUDITED]]
+            audit_effects(study.experiment, claims).check()
+        return result
+    except KeyboardInterrupt as stop:
+        if study is None or beam is None or not found.passes:
+            raise SearchInterrupted(None) from stop
+        raise SearchInterrupted(_result(study, beam, found, asked)) from stop
+
+
+class _Found:
+    """What the passes until now say together."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.best: dict[tuple[Neuron, ...], Strength] = {}
+        self.passes, self.measured, self.bound = 0, 0, math.inf
+
+    @property
+    def weakest(self) -> float:
+        """The k-th strongest effect; 0 where there are fewer paths."""
+        return min((abs(e) for e, _ in self.best.values()), default=0.0) if self.full else 0.0
+
+    @property
+    def full(self) -> bool:
+        return len(self.best) == self.k
+
+    @property
+    def certain(self) -> bool:
+        return self.bound <= self.weakest
+
+    def add(self, one: Pass) -> None:
+        every = sorted((self.best | one.best).items(), key=lambda item: -abs(item[1][0]))
+        self.best = dict(every[: self.k])
+        self.passes += 1
+        self.measured = max(self.measured, one.measured)
+        self.bound = min(self.bound, one.bound)
+
+
+class _Spent(Exception):
+    """The budget is."""
+
+
+def _widen(beam: Beam, found: _Found, budget: Budget, progress: bool | None) -> None:
+    """Pass after pass, each wider, until nothing is left to find or no time."""
+    until = math.inf if budget.seconds is None else time.monotonic() + budget.seconds
+    # A second pass as wide knows what can be left out, and so may be certain.
+    widths = _widths(2 * found.k) if budget.count is None else iter([budget.count] * 2)
+
+    def check() -> None:
+        if found.passes and time.monotonic() > until:
+            raise _Spent
+
+    beam.check = check
+    with (
+        contextlib.suppress(_Spent),
+        Progress("searching paths", progress, unit="passes") as bar,
+    ):
+        for width in widths:
+            bar.describe(f"searching paths, {width:,} at each layer")
+            one = beam.run(width, found.weakest)
+            found.add(one)
+            bar.advance()
+            if found.certain or not one.wider:
+                break
+            check()
+
+
+def _widths(least: int) -> Iterator[int]:
+    """How wide one pass is after the other."""
+    return (max(_WIDTH, least) * _WIDER**step for step in itertools.count())
+
+
+def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> StrongestPaths:
+    tokens = {name: study.tokens(name) for name in beam.layers}
+    paths = tuple(
+        Path(neurons, *strength, True, tuple(study.name(n, tokens[n.layer]) for n in neurons))
+        for neurons, strength in found.best.items()
+    )
+    told = {key: v for key, v in study.provenance["options"].items() if key not in _NO_PART}
+    provenance = {**study.provenance, "options": told | asked}
+    return StrongestPaths(
+        paths,
+        found.certain,
+        beam.total,
+        found.measured,
+        found.bound,
+        study.target.name,
+        provenance,
+    )
+
+
+def read_sources(study: Study, sources: Places | None) -> dict[str, list[int]]:
+    """Read where paths begin: layers, and the numbers of their neurons.
+
+    Raises
+    ------
+    OptionError
+        There is no such layer or neuron, or the layer has no neurons.
+    """
+    layers, graph = study.experiment.recording.layers, study.profiled
+    moving = [name for name in graph if layers[name].neurons]
+    if sources is None:
+        inputs = [name for name in moving if layers[name].is_input]
+        first = [name for name in moving if not set(moving) & set(graph.predecessors(name))]
+        return {name: list(range(len(study.experiment.units(name)))) for name in inputs or first}
+    return find_named(study, sources, "sources")

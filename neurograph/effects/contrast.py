@@ -1,0 +1,263 @@
+"""Contrast: the values between which a neuron moves. Background: what all else is meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurograph.activations.profile import QUANTILES
+from neurograph.errors import OptionError
+from neurograph.model.layers import Layer, channels_first
+from neurograph.replay.recording import Recording
+from neurograph.utils.checks import shown
+
+__all__ = [
+    "SWEEP",
+    "Background",
+    "Contrast",
+    "Counterfactual",
+    "FromMean",
+    "FromZero",
+    "Quantiles",
+    "Resample",
+    "as_contrast",
+    "with_background",
+]
+
+Background = Literal["data", "mean", "zero"]
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """A neuron moves through quantiles of its own activations over the data.
+
+    Levels ascend; the effect is between the first and the last of them. Each position has
+    quantiles of its own, so that what differs between positions alone does not move. `pooled`
+    takes all positions together, those of the reference samples.
+    """
+
+    levels: tuple[float, ...] = (0.05, 0.95)
+    pooled: bool = False
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
+        inside = all(0 <= level <= 1 for level in self.levels)
+        if len(self.levels) < 2 or not ascending or not inside:
+            raise OptionError(
+                f"contrast levels {self.levels} must be two or more ascending quantiles in [0, 1]"
+            )
+
+
+@dataclass(frozen=True)
+class FromMean:
+    """A neuron moves from its mean over the data to its actual value in each sample."""
+
+
+@dataclass(frozen=True)
+class FromZero:
+    """A neuron moves from zero to its actual value in each sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactual:
+    """A neuron moves from its value in a corrupt twin of each sample to its actual value.
+
+    `data` holds one corrupt sample for each sample of the search's data, in the same order and
+    of the same shape.
+    """
+
+    data: Any
+
+
+@dataclass(frozen=True)
+class Resample:
+    """A neuron moves from its value in another reference sample to its actual value in each.
+
+    In sequences it is the value at a random position of that sample, since what says where
+    something stands is the same in all samples; without `positions`, at the same one: the plain
+    resample ablation. What arrives is kept plausible. All channels of a layer come from the same
+    place. And constants stay: a position where the layer has the same values in all samples (that
+    of a BOS token, say) neither changes nor serves others, unless every position is so (position
+    embeddings).
+
+    Of a plain logit, effects average out over the samples, since a value is as likely to come as
+    to go. Choose a target for which each sample's own values are the best: the logit of its own
+    label, or minus the squared distance to what the model returned.
+
+    Notes
+    -----
+    Samples and positions are drawn by the search's `seed`. Resampling (Chan et al. 2022, *Causal
+    scrubbing*) gives a neuron values that it has, and breaks nothing by itself; zeros and means
+    may be values that it never has.
+    """
+
+    positions: bool = True
+
+
+class Twins(Protocol):
+    """Something that has other rows of each layer, as a `Recording` of twins has."""
+
+    def main(self, name: str, /) -> Tensor:
+        """Return the rows of a layer, ``[samples, …]``."""
+        ...
+
+
+Contrast = Quantiles | FromMean | FromZero | Counterfactual | Resample
+SWEEP = Quantiles(QUANTILES)
+_NAMED: dict[str, Contrast] = {
+    "quantiles": Quantiles(),
+    "sweep": SWEEP,
+    "pooled": Quantiles(pooled=True),
+    "mean": FromMean(),
+    "zero": FromZero(),
+    "resample": Resample(),
+}
+
+
+def as_contrast(contrast: str | tuple[float, ...] | Contrast) -> Contrast:
+    """Read a contrast as users write it.
+
+    Examples
+    --------
+    >>> as_contrast("quantiles")
+    Quantiles(levels=(0.05, 0.95), pooled=False)
+    >>> as_contrast((0.25, 0.75))
+    Quantiles(levels=(0.25, 0.75), pooled=False)
+    >>> as_contrast("mean")
+    FromMean()
+    """
+    if isinstance(contrast, Contrast):
+        return contrast
+    if isinstance(contrast, str) and contrast in _NAMED:
+        return _NAMED[contrast]
+    if isinstance(contrast, (tuple, list)):
+        try:
+            return Quantiles(tuple(float(level) for level in contrast))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, OptionError):
+                raise
+    raise OptionError(
+        f"contrast={shown(contrast)} is none of {', '.join(_NAMED)}, a tuple of quantiles, or a "
+        "Counterfactual(data)"
+    )
+
+
+def levels_of(
+    contrast: Contrast,
+    layer: Layer,
+    statistics: Mapping[str, Any],
+    actual: Recording,
+    twins: Twins | None,
+) -> Tensor:
+    """Values between which a layer's neurons move.
+
+    Parameters
+    ----------
+    contrast : Contrast
+    layer : Layer
+    statistics : mapping
+        The layer's node of a profiled graph.
+    actual : Recording
+        The reference samples as they are.
+    twins : optional
+        What they move from, under a `Counterfactual` or `Resample`.
+
+    Returns
+    -------
+    Tensor
+        ``[levels, samples or 1, elements]``: for every element of a row, in the layer's units.
+    """
+    rows = actual.main(layer.name)
+    values = channels_first(rows, layer.channel_dim)
+
+    def flat(found: Tensor) -> Tensor:
+        """From ``[levels, …, neurons, *positions]`` to the order of the rows."""
+        return found.movedim(-values.dim() + 1, layer.channel_dim - rows.dim()).flatten(
+            -values.dim() + 1
+        )
+
+    if isinstance(contrast, Quantiles):
+        table = _quantiles(contrast.levels, layer, statistics)
+        if contrast.pooled and table.dim() == values.dim():  # else the profile has pooled them
+            table = _pooled(contrast.levels, values)
+        return flat(_at_positions(table, values))[:, None]
+    if isinstance(contrast, FromMean):
+        mean = _at_positions(statistics["mean"].to(values)[None], values)
+        low = flat(mean).expand(len(rows), -1)
+    elif isinstance(contrast, FromZero):
+        low = torch.zeros_like(rows.flatten(1))
+    else:
+        if twins is None:
+            raise OptionError(f"a {type(contrast).__name__} contrast needs its twins recorded")
+        twin = twins.main(layer.name)
+        if twin.shape != rows.shape:
+            raise OptionError(
+                f"layer {layer.name!r} returns {tuple(rows.shape)} for the clean samples but "
+                f"{tuple(twin.shape)} for the corrupt ones: pairs must have the same shape"
+            )
+        low = twin.flatten(1)
+    return torch.stack([low, rows.flatten(1)])
+
+
+def _quantiles(levels: tuple[float, ...], layer: Layer, statistics: Mapping[str, Any]) -> Tensor:
+    known = list(statistics["levels"])
+    missing = [level for level in levels if level not in known]
+    if missing:
+        raise OptionError(
+            f"the profile of layer {layer.name!r} has the quantiles {known}, not {missing[0]}: "
+            f"profile with levels={levels}"
+        )
+    table: Tensor = statistics["quantiles"][[known.index(level) for level in levels]]
+    return table
+
+
+def _pooled(levels: tuple[float, ...], values: Tensor) -> Tensor:
+    """Quantiles over samples and positions of values ``[samples, neurons, *positions]``."""
+    together = values.movedim(1, 0).flatten(1).double().cpu().numpy()
+    return torch.from_numpy(np.quantile(together, levels, axis=1)).to(values)
+
+
+def _at_positions(table: Tensor, values: Tensor) -> Tensor:
+    """Give pooled statistics, ``[levels, neurons]``, the positions of the values."""
+    if table.dim() == values.dim():
+        if table.shape[1:] != values.shape[1:]:
+            raise OptionError(
+                f"statistics have shape {tuple(table.shape[1:])} for activations of shape "
+                f"{tuple(values.shape[1:])}: profile the model on data of this shape"
+            )
+        return table
+    pooled = table.view(*table.shape, *[1] * (values.dim() - 2))
+    return pooled.expand(*table.shape, *values.shape[2:])
+
+
+def with_background(actual: Recording, background: Background, graph: nx.DiGraph) -> Recording:
+    """Return the recording with every layer's output set to the background.
+
+    `data` leaves the reference samples as they are. `mean` sets each neuron to its mean over the
+    data, `zero` to 0, so that all a reader sees besides the moved neuron is what glue makes of
+    that (0 again after ReLU, tanh or GELU). What is no neuron, token ids for one, stays; what runs
+    on some rows only is computed from what arrives.
+    """
+    if background == "data":
+        return actual
+    if background not in ("mean", "zero"):
+        raise OptionError(f"background={background!r} is none of 'data', 'mean', 'zero'")
+    rows: dict[str, Tensor] = {}
+    for name in graph:
+        layer = actual.layers[name]
+        if not layer.neurons or layer.routed:
+            continue
+        values = actual.main(name)
+        if background == "zero":
+            rows[name] = torch.zeros_like(values)
+        else:
+            first = channels_first(values, layer.channel_dim)
+            mean = _at_positions(graph.nodes[name]["mean"].to(values)[None], first)
+            rows[name] = mean.expand_as(first).movedim(1, layer.channel_dim).contiguous()
+    return actual.with_rows(rows)

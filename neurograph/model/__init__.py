@@ -1,0 +1,1 @@
+"""What is explained: a model as it runs, its layers, neurons, positions and target."""

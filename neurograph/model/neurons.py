@@ -1,0 +1,293 @@
+"""What moves together: the neurons of a layer as sets of elements of its rows."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurograph.errors import OptionError
+from neurograph.model.layer_choice import INPUT_SIDE, matches
+from neurograph.model.layers import Layer, Neuron
+from neurograph.utils.checks import is_number, shown, whole
+
+__all__ = ["Groups", "Units", "describe_groups", "doubtful_heads", "find_groups", "units_of"]
+
+Groups = str | int | Sequence[Sequence[int]]
+"""How channels are taken together: attention heads, a number of equal groups, or lists of them."""
+
+# What libraries call the projections from which heads come, and the one behind them.
+_OF_HEADS = re.compile(
+    r"(?i)((to_|w)?_?(q|k|v|qkv|kv|query|key|value)(_?(proj|lin|linear|layer))?s?|query_key_value"
+    r"|c_attn|in_proj)"
+)
+_BEHIND_HEADS = re.compile(r"(?i)(to_|w)?_?(o|out)(_?(proj|lin|linear|layer))?|c_proj|dense|proj")
+_HEAD_SIZES = "head_dim attention_head_size key_value_proj_dim d_kv".split()
+_HEAD_COUNTS = "num_heads num_attention_heads n_heads n_head nhead".split()
+_WIDTHS = "embed_dim hidden_size d_model n_embd dim".split()
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The neurons of one layer.
+
+    Attributes
+    ----------
+    layer : str
+    members : Tensor of int64, [neurons, elements each]
+        Which elements of a flattened row each neuron is; one may stand twice.
+    kind : str
+        ``channel``, ``group`` or ``head``.
+    positions : int or None
+        How many positions have neurons of their own; None where a neuron spans all.
+    """
+
+    layer: str
+    members: Tensor
+    kind: str = "channel"
+    positions: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether each neuron is one channel at all positions."""
+        return self.kind == "channel" and self.positions is None
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @functools.cached_property
+    def once(self) -> Tensor:
+        """For each member, 1 but for the elements that stand twice: 0 from the second time on."""
+        order = self.members.argsort(dim=1, stable=True)
+        ordered = self.members.gather(1, order)
+        again = torch.zeros_like(ordered)
+        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+        return 1 - torch.zeros_like(ordered).scatter(1, order, again)
+
+    def neuron(self, unit: int) -> Neuron:
+        """Name the neuron with a number."""
+        if self.positions is None:
+            return Neuron(self.layer, unit)
+        return Neuron(self.layer, *divmod(unit, self.positions))
+
+    def unit(self, neuron: Neuron) -> int:
+        """Number a neuron; OptionError if the layer has none such."""
+        position, positions = neuron.position, self.positions
+        if (position is None) == (positions is None):
+            unit = neuron.index * (positions or 1) + (position or 0)
+            if 0 <= unit < len(self) and 0 <= (position or 0) < (positions or 1):
+                return unit
+        raise OptionError(f"the model has no neuron {neuron}")
+
+    def name(self, neuron: Neuron, tokens: Sequence[str] | None) -> str:
+        """How a neuron is called: heads and tokens by name."""
+        if self.kind == "channel" and neuron.position is None:
+            return str(neuron)
+        which = f"[{neuron.index}]" if self.kind == "channel" else f" {self.kind} {neuron.index}"
+        if neuron.position is None:
+            return f"{self.layer}{which}"
+        token = f" {tokens[neuron.position]!r}" if tokens else ""
+        return f"{self.layer}{which} @{neuron.position}{token}"
+
+
+def units_of(layer: Layer, groups: Sequence[Sequence[int]] | None, kind: str, each: bool) -> Units:
+    """Neurons of a layer: its channels or groups of them, at all positions or at each.
+
+    Parameters
+    ----------
+    layer : Layer
+    groups : sequence of sequence of int, optional
+        Channels of each group.
+    kind : str
+        What the groups are.
+    each : bool
+        Whether every position of a sequence has neurons of its own.
+
+    Examples
+    --------
+    >>> layer = Layer("l", "l", "l", "Linear", (2, 3), 2, 3, 0)  # 2 positions of 3 channels
+    >>> units_of(layer, None, "channel", False).members.tolist()
+    [[0, 3], [1, 4], [2, 5]]
+    >>> units_of(layer, [[0, 1], [2]], "group", True).members.tolist()
+    [[0, 1], [3, 4], [2, 2], [5, 5]]
+    """
+    size = 1
+    for length in layer.shape:
+        size *= length
+    elements = torch.arange(size).view(layer.shape).movedim(layer.channel_dim - 1, 0)
+    by_channel = elements.reshape(layer.neurons, size // max(layer.neurons, 1))
+    if groups is None:
+        chosen = by_channel[:, None]
+    else:
+        most = max(map(len, groups))
+        padded = [[*group, *[group[-1]] * (most - len(group))] for group in groups]
+        chosen = by_channel[torch.tensor(padded)]
+    if each and layer.is_sequence:
+        members = chosen.movedim(2, 1).flatten(0, 1)
+        return Units(layer.name, members, kind, by_channel.shape[1])
+    return Units(layer.name, chosen.flatten(1), kind)
+
+
+def find_groups(
+    asked: Mapping[str, Groups], layers: Mapping[str, Layer], model: nn.Module
+) -> dict[str, tuple[str, list[list[int]]]]:
+    """Read `groups=`: what the groups of each matching layer are, and the channels of each.
+
+    Raises
+    ------
+    OptionError
+        It is no mapping, a pattern matches no layer, channels do not divide, or nothing says how
+        large heads are.
+    """
+    if not isinstance(asked, Mapping):
+        raise OptionError(
+            f"groups={shown(asked)} says not of which layers: pass {{'PATTERN': GROUPS}}"
+        )
+    sites = {
+        name: layer.module + (INPUT_SIDE if layer.call.endswith(INPUT_SIDE) else "")
+        for name, layer in layers.items()
+        if layer.neurons and not layer.is_input
+    }
+    found: dict[str, tuple[str, list[list[int]]]] = {}
+    for pattern, groups in asked.items():
+        wanted = set(matches(str(pattern), set(sites.values())))
+        if not wanted:
+            raise OptionError(f"groups={pattern!r} matches no layer; there are {', '.join(sites)}")
+        for name, site in sites.items():
+            if site in wanted:
+                found[name] = _read(groups, layers[name], model)
+    return found
+
+
+def describe_groups(asked: Mapping[str, Groups]) -> dict[str, Any]:
+    """Say what `groups=` was as JSON holds it: arrays and ranges as lists."""
+    return {
+        pattern: groups if isinstance(groups, str | int) else _lists(groups)
+        for pattern, groups in asked.items()
+    }
+
+
+def _read(groups: Groups, layer: Layer, model: nn.Module) -> tuple[str, list[list[int]]]:
+    channels = layer.neurons
+    if isinstance(groups, str) and groups == "heads":  # an array would compare by elements
+        _check_heads(layer, model)
+        size = _head_size(layer, model)
+        return "head", _equal(layer, channels // size if channels % size == 0 else 0, size)
+    if is_number(groups):
+        groups = whole(groups, "groups")
+        count = groups if groups > 0 and channels % groups == 0 else 0
+        return "group", _equal(layer, count, channels // count if count else 0)
+    lists = _lists(groups)
+    if not lists or not all(lists) or any(not 0 <= c < channels for g in lists for c in g):
+        raise OptionError(
+            f"groups={shown(groups)} for layer {layer.name!r}: pass 'heads', a number of groups, "
+            f"or lists of its channels 0…{channels - 1}"
+        )
+    known = Counter(channel for group in lists for channel in group)
+    again = next((channel for channel, count in known.items() if count > 1), None)
+    if again is not None:
+        raise OptionError(
+            f"groups= for layer {layer.name!r} have channel {again} twice: a channel moves with "
+            "one group"
+        )
+    return "group", lists
+
+
+def _lists(groups: Any) -> list[list[int]]:
+    """Read lists of channels; none where it is something else."""
+    try:
+        return [[operator.index(channel) for channel in group] for group in groups]
+    except TypeError:
+        return []
+
+
+def _equal(layer: Layer, count: int, size: int) -> list[list[int]]:
+    if not count:
+        raise OptionError(
+            f"the {layer.neurons} channels of layer {layer.name!r} cannot be divided so: pass "
+            "lists of channels in groups="
+        )
+    return [list(range(start, start + size)) for start in range(0, count * size, size)]
+
+
+def doubtful_heads(
+    groups: Mapping[str, tuple[str, Sequence[Sequence[int]]]], layers: Mapping[str, Layer]
+) -> Iterator[str]:
+    """Say of which layers only the user says that their channels lie head by head."""
+    for name, (kind, _) in groups.items():
+        layer, part = layers[name], layers[name].module.split(".")[-1]
+        behind = layer.call.endswith(INPUT_SIDE)
+        told = _is_behind_heads(layer.module) if behind else _OF_HEADS.fullmatch(part)
+        if kind == "head" and not told:
+            yield (
+                f"neighbouring channels of {name!r} are taken for heads, which neither its name "
+                "nor its side says: those of queries, keys and values have heads, and the input "
+                "side of the projection behind them"
+            )
+
+
+def _is_behind_heads(path: str) -> bool:
+    """Whether a module is called as the projection behind the heads of attention is."""
+    own = path.split(".")[-1]
+    certain = own in ("o_proj", "out_proj") or "att" in path.lower()
+    return bool(_BEHIND_HEADS.fullmatch(own)) and certain
+
+
+def _check_heads(layer: Layer, model: nn.Module) -> None:
+    """OptionError for a side of a module where all heads are mixed."""
+    module = model.get_submodule(layer.module)
+    own = layer.module.split(".")[-1]
+    behind = [n for n, _ in module.named_modules() if _BEHIND_HEADS.fullmatch(n.split(".")[-1])]
+    if isinstance(module, nn.MultiheadAttention):
+        told = (
+            "nn.MultiheadAttention mixes its heads before it returns. Write attention with a "
+            "projection that is called (a Linear), and take the input side of that"
+        )
+    elif behind and not _BEHIND_HEADS.fullmatch(own):
+        told = f"take the input side of its projection, '{layer.module}.{behind[0]}{INPUT_SIDE}'"
+    elif _BEHIND_HEADS.fullmatch(own) and not layer.call.endswith(INPUT_SIDE):
+        told = "take the input side of the projection behind the heads of attention"
+        if _is_behind_heads(layer.module):
+            told = f"take its input side, '{layer.module}{INPUT_SIDE}'"
+    else:
+        return
+    raise OptionError(
+        f"groups='heads' for layer {layer.name!r}: its channels are no heads, as all heads are "
+        f"mixed there: {told}"
+    )
+
+
+def _head_size(layer: Layer, model: nn.Module) -> int:
+    """Channels of one attention head, from the modules around the layer or their config."""
+    parts = layer.module.split(".")
+    for depth in range(len(parts), -1, -1):
+        module = model.get_submodule(".".join(parts[:depth]))
+        for source in (module, getattr(module, "config", None)):
+            of_values = getattr(source, "v_head_dim", None)
+            if layer.call.endswith(INPUT_SIDE) and type(of_values) is int:
+                return of_values
+            size = _size_in(source)
+            if size:
+                return size
+    raise OptionError(
+        f"nothing around layer {layer.name!r} says how large its heads are: pass the number of "
+        "groups, or lists of channels, in groups="
+    )
+
+
+def _size_in(source: Any) -> int | None:
+    def number(names: Sequence[str]) -> int | None:
+        values = (getattr(source, name, None) for name in names)
+        return next((v for v in values if type(v) is int and v > 0), None)
+
+    size, count, width = number(_HEAD_SIZES), number(_HEAD_COUNTS), number(_WIDTHS)
+    if size:
+        return size
+    return width // count if count and width else None

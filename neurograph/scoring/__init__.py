@@ -1,1 +1,0 @@
-"""Effects of neurons, edges and paths on a target: one file for each way to score them."""

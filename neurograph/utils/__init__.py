@@ -1,0 +1,1 @@
+"""What all else stands on: nested tensors, memory, files written whole, checks of options."""
