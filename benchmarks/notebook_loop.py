@@ -35,7 +35,7 @@ from neurograph.discovery.frontier import Found, find_neurons
 from neurograph.effects.contrast import SWEEP
 from neurograph.effects.scorers import Exact
 from neurograph.effects.selection import SIGNS, TopQuantile
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.study import Study
 from peak_memory import PeakMemory
 
 LAYERS = ["input", "linear1", "linear2", "linear3"]
@@ -100,8 +100,8 @@ def loop_effects(
 
 def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     """One row of the loop's table."""
-    options = Options(contrast=SWEEP, reference=reference, progress=False)
-    study = prepare(model, X, 1, options, None)
+    options = {"contrast": SWEEP, "reference": reference, "progress": False}
+    study = Study(model, X, 1, **options)
     keep = TopQuantile(0.95)
 
     def ours() -> Found:
@@ -159,7 +159,7 @@ def search_rate(width: int, depth: int) -> str:
     """One sentence on the rate of an exact search's matrix products."""
     torch.manual_seed(0)
     model, X = MLP(width, depth), torch.randn(512, width)
-    study = prepare(model, X, 1, Options(progress=False), None)
+    study = Study(model, X, 1, progress=False)
 
     def search() -> None:
         found = Found()

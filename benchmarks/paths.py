@@ -27,7 +27,7 @@ from neurograph.discovery.beam import Beam
 from neurograph.discovery.strongest_paths import StrongestPaths, read_sources, strongest_paths
 from neurograph.effects.exact import path_effects
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.study import Study
 from notebook_loop import cpu_name
 
 AT = (10, 50, 100)
@@ -144,7 +144,7 @@ def cases() -> Iterator[Case]:
 
 
 def every_path(study: Study, begin: Mapping[str, list[int]]) -> Iterator[tuple[Neuron, ...]]:
-    graph, experiment = study.profiled, study.experiment
+    graph, experiment = study.layers, study.experiment
 
     def onward(path: tuple[Neuron, ...]) -> Iterator[tuple[Neuron, ...]]:
         if graph.nodes[path[-1].layer]["output"]:
@@ -169,8 +169,8 @@ def row(case: Case) -> str:
     found = strongest_paths(case.model, case.X, case.target, progress=False, **case.options)
     seconds = time.perf_counter() - start
     start = time.perf_counter()
-    options = Options(progress=False, **case.options)
-    study = prepare(case.model, case.X, case.target, options, None)
+    options = dict(progress=False, **case.options)
+    study = Study(case.model, case.X, case.target, **options)
     begin = read_sources(study, None)
     with study.open() as experiment:
         paths = list(every_path(study, begin))
@@ -221,7 +221,7 @@ def large(name: str, model: nn.Module, X: Any, target: int) -> tuple[str, Strong
 
 def heart_agrees(model: nn.Module, X: Any, found: StrongestPaths) -> tuple[bool, float]:
     """Whether all 8.9 million paths, in plain arithmetic, have the same hundred; and seconds."""
-    study = prepare(model, X, 1, Options(progress=False), None)
+    study = Study(model, X, 1, progress=False)
     experiment, start = study.experiment, time.perf_counter()
     low, high = experiment.levels("input")[[0, -1], 0]
     x = experiment.recording.main("input")

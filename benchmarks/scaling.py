@@ -35,7 +35,7 @@ from neurograph.effects.routes import TARGET, choose
 from neurograph.effects.scorer import Edges
 from neurograph.effects.scorers import Exact
 from neurograph.model.observe import call_model
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from neurograph.utils.memory import parse_memory
 from peak_memory import PeakMemory
 
@@ -172,8 +172,8 @@ def opened(build: Build, width: int, depth: int, samples: int) -> Iterator[tuple
     """Open an experiment on a network with random weights."""
     torch.manual_seed(0)
     case = build(width, depth)
-    options = Options(reference=samples, progress=False)
-    study = prepare(case.model.eval(), case.data, first_output, options, None)
+    options = {"reference": samples, "progress": False}
+    study = Study(case.model.eval(), case.data, first_output, **options)
     with study.open() as experiment:
         yield experiment, case.writer
 
@@ -255,14 +255,14 @@ def memory_rows(real: Real) -> Iterator[str]:
     """Rows of one network: what each step takes with each budget."""
     call_model(real.model, next(iter(Source(real.data, real.model))).map(lambda leaf: leaf[:2]))
     for budget in BUDGETS:
-        options = Options(**real.options, memory=budget, reference=real.reference, progress=False)
+        options = dict(**real.options, memory=budget, reference=real.reference, progress=False)
         layers = real.options.get("layers")
         with PeakMemory() as profiling:
             graph = neurograph.profile(
                 real.model, real.data, layers=layers, memory=budget, progress=False
             )
         with PeakMemory() as recording:
-            study = prepare(real.model, real.data, first_output, options, graph)
+            study = Study(real.model, real.data, first_output, **options, profile=graph)
         with study.open() as experiment:
             with PeakMemory() as nodes:
                 total_effects(experiment, real.writer, range(MOVED))

@@ -20,6 +20,7 @@ from neurograph.errors import NeurographError
 from neurograph.model.layers import Neuron
 from neurograph.model.target import logit_difference
 from neurograph.replay.wiring import layer_graph
+from neurograph.study.study import Study
 
 __all__ = [
     "Circuit",
@@ -29,6 +30,7 @@ __all__ = [
     "NeurographError",
     "Neuron",
     "Path",
+    "Study",
     "causal_shift",
     "compare",
     "faithfulness",

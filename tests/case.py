@@ -14,7 +14,7 @@ from neurograph.effects.effects import Effects
 from neurograph.effects.exact import node_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.resampling import draw_donors
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.study import Study
 from tests.reference import Reference, Seen
 from tests.zoo import Network
 
@@ -41,7 +41,7 @@ class Case:
     ----------
     network : Network
     contrast, background
-        As for `Options`; the contrast `counterfactual` brings twins of its own.
+        As for `Study`; the contrast `counterfactual` brings twins of its own.
     target : int, optional
         What the library gets for a target, if not the network's own callable.
     """
@@ -58,7 +58,7 @@ class Case:
         chosen: str | tuple[float, float] | Contrast = contrast
         if contrast == "counterfactual":
             chosen = Counterfactual(as_data(self.corrupt))
-        options = Options(
+        options = dict(
             contrast=chosen,
             background=background,  # type: ignore[arg-type]
             reference=SAMPLES,
@@ -67,7 +67,7 @@ class Case:
             **network.options,
         )
         wanted = network.target if target is None else target
-        self.study: Study = prepare(network.model, as_data(self.data), wanted, options, None)
+        self.study: Study = Study(network.model, as_data(self.data), wanted, **options)
         positions = list(self.study.provenance["data"]["reference"])
         self.reference = Reference(network, _rows(self.data, positions))
         self._set(contrast, background, _rows(self.corrupt, positions))

@@ -20,7 +20,7 @@ from neurograph.model.layer_choice import find_sites
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests import zoo
 from tests.case import Case, as_data, edge_effects
 from tests.reference import TARGET, Reference, without_fused_kernels
@@ -257,7 +257,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     network = zoo.NETWORKS[name](SEED)
     model = unsettled(network)
     data = network.inputs(6, 1)
-    options = Options(reference=3, progress=False, **network.options)
+    options = dict(reference=3, progress=False, **network.options)
     fails = False
 
     def failing(output: Any, batch: Any) -> Tensor:
@@ -266,17 +266,17 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
         return network.target(output, batch)
 
     before = state(model)
-    study = prepare(model, as_data(data), failing, options, None)
+    study = Study(model, as_data(data), failing, **options)
     assert state(model) == before
-    writer = next(n for n, layer in study.profiled.nodes(data=True) if layer["neurons"])
+    writer = next(n for n, layer in study.layers.nodes(data=True) if layer["neurons"])
     with study.open() as experiment:
         total_effects(experiment, writer, [0])
     assert state(model) == before
     fails = True
     with pytest.raises(OptionError, match="ZeroDivisionError"), study.open() as experiment:
-        node_effects(experiment, writer, [0], dict.fromkeys(study.profiled.successors(writer)))
+        node_effects(experiment, writer, [0], dict.fromkeys(study.layers.successors(writer)))
     assert state(model) == before
     batches = [as_data(data), as_data(spoilt(network, data))]
     with pytest.raises(NeurographError):
-        prepare(model, batches, network.target, options, None)
+        Study(model, batches, network.target, **options)
     assert state(model) == before

@@ -19,7 +19,7 @@ import neurograph as ng
 from neurograph.effects.effects import Effects
 from neurograph.effects.exact import node_effects, total_effects
 from neurograph.errors import NeurographError
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests.case import Case, as_data
 from tests.drawn import GIVES, TAKES, Plan, build, network
 from tests.drawn_steps import DOES, Step
@@ -60,9 +60,9 @@ class Drawn(Case):
         # Little memory cuts work into many pieces; what mixes the samples of a batch depends on
         # how the data are cut, which the reference does not do.
         memory = 10**6 if self.program.branches else 20_000
-        options = Options(reference=SAMPLES, memory=memory, progress=False)
+        options = {"reference": SAMPLES, "memory": memory, "progress": False}
         target = self.network.target
-        self.study = prepare(self.program, as_data(self.data), target, options, None)
+        self.study = Study(self.program, as_data(self.data), target, **options)
         positions = list(self.study.provenance["data"]["reference"])
         arguments = {name: value[positions] for name, value in self.data.items()}
         self.reference = Fresh(plan, arguments)
@@ -91,12 +91,12 @@ class Drawn(Case):
     def some(self, layer: str, generator: np.random.Generator) -> list[int]:
         """Two neurons of a layer, or its only one."""
         count = self.reference.neurons(layer)
-        assert self.study.profiled.nodes[layer]["neurons"] == count, layer
+        assert self.study.layers.nodes[layer]["neurons"] == count, layer
         return sorted(generator.choice(count, min(2, count), replace=False).tolist())
 
     def known(self) -> list[str]:
         """Layers with neurons, in the library's order; those the reference has too."""
-        graph = self.study.profiled
+        graph = self.study.layers
         missing = set(graph) - set(self.reference.sites) - self.program.ragged
         assert not missing, f"layers that no hook sees: {missing}"
         return [n for n in graph if n in self.reference.levels and graph.nodes[n]["neurons"]]
@@ -113,7 +113,7 @@ def compare(drawn: Drawn, generator: np.random.Generator) -> int:
             drawn.agree(total_effects(experiment, layer, some), wanted, f"total of {layer}{some}")
             compared += len(some)
         for writer in () if drawn.program.branches else layers:
-            readers = [n for n in drawn.study.profiled.successors(writer) if n in layers]
+            readers = [n for n in drawn.study.layers.successors(writer) if n in layers]
             if readers:
                 seen = drawn.subsets(readers, int(generator.integers(1000)))
                 index = drawn.some(writer, generator)[0]

@@ -6,12 +6,10 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict, Unpack
 
-import networkx as nx
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch import nn
 from torchmetrics import Metric
@@ -24,7 +22,7 @@ from neurograph.ablation.rankings import (
     Ranking,
     inputs_of,
     kept_by,
-    options_of,
+    options_of_ranking,
     order_by,
     read_rankings,
     what,
@@ -33,45 +31,58 @@ from neurograph.ablation.replacements import Ablation, check_ablations
 from neurograph.effects.contrast import Counterfactual
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
-from neurograph.model.layer_choice import Choice
-from neurograph.model.neurons import Groups
-from neurograph.model.positions import Positions
 from neurograph.model.target import TargetFunction
 from neurograph.replay.recording import Recording
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.options import (
+    Option,
+    StudyOptions,
+    read_options,
+    split_options,
+    with_options,
+)
+from neurograph.study.study import Study
 from neurograph.utils.checks import a_share, listed, shown, whole
 from neurograph.utils.progress import Progress
 
-__all__ = ["SIZES", "faithfulness"]
+__all__ = ["SIZES", "FaithfulnessOptions", "ask", "faithfulness"]
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151)."""
 
-_NO_PART = ("contrast", "background", "keep", "scorer", "budget", "paths")  # of `search`
 _RANDOM = 2  # tells this use of the seed from others
 
 
+def _sizes(sizes: Any) -> tuple[float, ...]:
+    shares = [a_share(share, "sizes", one=True) for share in listed(sizes, "sizes")]
+    if not shares or not all(a < b for a, b in itertools.pairwise(shares)):
+        raise OptionError(f"sizes={shown(tuple(shares))} must be ascending shares in (0, 1]")
+    return tuple(map(float, shares))
+
+
+class FaithfulnessOptions(TypedDict, total=False):
+    """Options of faithfulness beside those of a study; `faithfulness` explains them."""
+
+    sizes: Annotated[Sequence[float], Option(SIZES, check=_sizes)]
+    ablations: Annotated[Sequence[Ablation], Option(("mean", "resample", "zero"))]
+    draws: Annotated[int, Option(20, check=functools.partial(whole, option="draws", least=0))]
+    confidence: Annotated[
+        float, Option(0.95, check=functools.partial(a_share, option="confidence"))
+    ]
+    metric: Annotated[Metric | None, Option(None)]
+    corrupt: Annotated[Any, Option(None)]
+
+
+class _Options(StudyOptions, FaithfulnessOptions, total=False):
+    pass
+
+
+@with_options(FaithfulnessOptions, StudyOptions)
 def faithfulness(
     model: nn.Module,
     data: Any,
     target: int | str | TargetFunction | None,
     ranking: Any,
-    *,
-    sizes: Sequence[float] = SIZES,
-    ablations: Sequence[Ablation] = ("mean", "resample", "zero"),
-    draws: int = 20,
-    confidence: float = 0.95,
-    metric: Metric | None = None,
-    corrupt: Any = None,
-    layers: Choice | None = None,
-    groups: Mapping[str, Groups] | None = None,
-    positions: Positions = "all",
-    reference: int | Any = 128,
-    profile: nx.DiGraph | None = None,
-    memory: int | str = "512MB",
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool | None = None,
+    **options: Unpack[_Options],
 ) -> Faithfulness:
     """Keep only the neurons or edges that a ranking puts first, and see what is left of a target.
 
@@ -80,15 +91,10 @@ def faithfulness(
 
     Parameters
     ----------
-    model : Module
-        Any eager model; it is run in eval mode and left as it was.
-    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
-        What the means are of, and where the reference samples are drawn from.
-    target : int, str, callable or None
-        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
-        as for `search`. A target that is
-        about each sample's own answer, such as the logit of its label, tells most: of a fixed
-        output, ablations to the mean and to other samples may leave the mean as it is.
+    model, data, target
+        As for `Study`. A target that is about each sample's own answer, such as the logit of its
+        label, tells most: of a fixed output, ablations to the mean and to other samples may leave
+        the mean as it is.
     ranking : Series, Circuit, scores, or mapping of str to any of these
         Effects: of neurons, indexed by ``layer, index``, or of edges, indexed by ``source_layer,
         source_index, target_layer, target_index``; with ``position``, ``source_position`` and
@@ -109,13 +115,12 @@ def faithfulness(
         Measured beside the target, of the reference samples and their labels; see
         `masking_curves`.
     corrupt : data, optional
-        Twins of all samples of the data, in the same order, for ``"counterfactual"``.
-    layers, groups, positions
-        As for `search`. By default those of a circuit.
-    reference : int or data
-        How many samples of the data are run, or these.
-    profile, memory, seed, device, progress
-        As for `search`; the seed also chooses random circuits and other samples.
+        Twins of all samples of the data, in the same order, for ``"counterfactual"``. By default
+        those of the study's contrast, where it is a `Counterfactual`.
+    **options
+        Those of `Study`, but for `contrast` and `background`. By default ``layers``, ``groups``
+        and ``positions`` are those of a circuit, and 128 samples are run, as `reference` says;
+        the `seed` also chooses random circuits and other samples.
 
     Returns
     -------
@@ -163,31 +168,34 @@ def faithfulness(
      '  0.50           2    4.0          1.00',
      '  1.00           4    4.0          1.00']
     """
-    wanted = _check(sizes, ablations, draws, confidence, seed, twins=corrupt is not None)
+    of_study, own = split_options(FaithfulnessOptions, options, "faithfulness")
+    known = {} if of_study.get("profile") is not None else options_of_ranking(ranking)
+    given = {"reference": 128, "contrast": "mean", **known, **of_study}
+    return Study(model, data, target, **given).faithfulness(ranking, **own)
+
+
+def ask(study: Study, ranking: Any, options: Mapping[str, Any]) -> Faithfulness:
+    """Measure how faithful circuits of a study are; see `faithfulness`."""
+    own = read_options(FaithfulnessOptions, options, "faithfulness")
+    corrupt, seed, confidence = own["corrupt"], study.options["seed"], own["confidence"]
+    sizes, draws, metric = own["sizes"], own["draws"], own["metric"]
+    paired = corrupt is not None or isinstance(study.contrast, Counterfactual)
+    wanted = check_ablations(own["ablations"], twins=paired, given=corrupt is not None)
     rankings = read_rankings(ranking)
-    own = options_of(ranking)
-    usual = isinstance(positions, str) and positions == "all"
-    options = Options(
-        layers=own["layers"] if layers is None and profile is None else layers,
-        groups=own["groups"] if groups is None else groups,
-        positions=own["positions"] or "all" if usual else positions,
-        contrast="mean" if corrupt is None else Counterfactual(corrupt),
-        reference=reference,
-        memory=memory,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
-    study = prepare(model, data, target, options, profile, routed=False)
+    contrast = study.options["contrast"] if corrupt is None else Counterfactual(corrupt)
+    study = study.at(contrast=contrast, background="data", routed=False)
     components = _components(study.experiment, rankings)
     series = list(_series(rankings, components, sizes, draws, seed))
     with (
         measuring(study, components, wanted, metric, seed) as measure,
-        Progress("faithfulness", progress, total=sum(map(len, series)), unit="circuits") as bar,
+        Progress(
+            "faithfulness", study.options["progress"], total=sum(map(len, series)), unit="circuits"
+        ) as bar,
     ):
         ends = {ablation: measure.ends(ablation) for ablation in wanted}
         rows = list(_measured(measure, series, ends, bar))
     names = [*_COLUMNS, *(["metric"] if metric is not None else [])]
+    asked = {"ablations": list(wanted), "sizes": list(sizes), "draws": draws}
     return Faithfulness(
         pd.DataFrame(rows, columns=[*_COLUMNS, "metric"])[names],
         _ends_table(ends, study.experiment.recording, confidence, metric is not None),
@@ -195,9 +203,9 @@ def faithfulness(
         len(components),
         study.target.name,
         None if metric is None else type(metric).__name__,
-        tuple(map(float, sizes)),
+        sizes,
         confidence,
-        _provenance(study, wanted, sizes, draws),
+        study.provenance_with(asked, without=("contrast", "background")),
         _circuits(study, components, wanted, series, seed),
     )
 
@@ -206,24 +214,6 @@ _COLUMNS = [
     *("ranking", "order", "ablation", "direction", "share", "components", "draw"),
     *("value", "faithfulness", "error"),
 ]
-
-
-def _check(
-    sizes: Sequence[float],
-    ablations: Sequence[str],
-    draws: int,
-    confidence: float,
-    seed: int,
-    *,
-    twins: bool,
-) -> tuple[Ablation, ...]:
-    shares = [a_share(share, "sizes", one=True) for share in listed(sizes, "sizes")]
-    if not shares or not all(a < b for a, b in itertools.pairwise(shares)):
-        raise OptionError(f"sizes={shown(tuple(shares))} must be ascending shares in (0, 1]")
-    whole(draws, "draws", least=0)
-    a_share(confidence, "confidence")
-    whole(seed, "seed", least=0)
-    return check_ablations(ablations, twins=twins)
 
 
 def _components(experiment: Experiment, rankings: Mapping[str, Ranking]) -> Components:
@@ -330,12 +320,3 @@ def _ends_table(
         table["full_metric"] = [two.full.metric for two in ends.values()]
         table["empty_metric"] = [two.empty.metric for two in ends.values()]
     return table
-
-
-def _provenance(
-    study: Study, ablations: Sequence[str], sizes: Sequence[float], draws: int
-) -> dict[str, Any]:
-    options = study.provenance["options"]
-    told = {key: value for key, value in options.items() if key not in _NO_PART}
-    told |= {"ablations": list(ablations), "sizes": list(map(float, sizes)), "draws": draws}
-    return {k: v for k, v in study.provenance.items() if k != "scorer"} | {"options": told}

@@ -21,7 +21,7 @@ __all__ = [
     "Ranking",
     "inputs_of",
     "kept_by",
-    "options_of",
+    "options_of_ranking",
     "order_by",
     "read_rankings",
     "what",
@@ -85,12 +85,11 @@ def what(rankings: Mapping[str, Ranking]) -> Of:
     return next(iter(rankings.values())).of
 
 
-def options_of(ranking: Any) -> dict[str, Any]:
-    """Options that say what the neurons of a circuit, or of scores, are."""
+def options_of_ranking(ranking: Any) -> dict[str, Any]:
+    """Options that say what the neurons of a circuit, or of scores, are, as far as it has some."""
     one = next(iter(ranking.values()), None) if isinstance(ranking, Mapping) else ranking
-    told = getattr(one, "provenance", None) or {}
-    options = told.get("options", {})
-    return {key: options.get(key) for key in ("layers", "groups", "positions")}
+    options = (getattr(one, "provenance", None) or {}).get("options", {})
+    return {key: options[key] for key in ("layers", "groups", "positions") if key in options}
 
 
 def _name(ranking: Any) -> str:

@@ -22,7 +22,7 @@ Ablated = Callable[[str], Tensor]
 """From a layer's name to the values of its elements once ablated, ``[samples, elements]``."""
 
 
-def check_ablations(ablations: Sequence[str], *, twins: bool) -> tuple[Ablation, ...]:
+def check_ablations(ablations: Sequence[str], *, twins: bool, given: bool) -> tuple[Ablation, ...]:
     """Read `ablations=`; OptionError for what is none, twice, or lacks its data."""
     ablations = listed(ablations, "ablations", "one or more, like ['mean', 'zero']")
     known: dict[str, Ablation] = {name: name for name in get_args(Ablation)}
@@ -32,7 +32,8 @@ def check_ablations(ablations: Sequence[str], *, twins: bool) -> tuple[Ablation,
         raise OptionError(
             f"ablations={ablations!r}: pass one or more, like ('mean', 'zero'), each once"
         )
-    if ("counterfactual" in ablations) != twins:
+    asked = "counterfactual" in ablations
+    if (asked and not twins) or (given and not asked):
         raise OptionError(
             "ablations='counterfactual' and corrupt= belong together: pass corrupt=, a twin of "
             "each sample of the data in the same order, or neither"
@@ -64,7 +65,7 @@ def ablated_values(study: Study, ablation: Ablation, seed: int) -> Ablated:
         if others is not None:
             return others.main(layer).flatten(1)
         contrast = FromMean() if ablation == "mean" else FromZero()
-        statistics = study.profiled.nodes[layer]
+        statistics = study.statistics[layer]
         return levels_of(contrast, recording.layers[layer], statistics, recording, None)[0].to(rows)
 
     return values

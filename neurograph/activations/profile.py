@@ -25,7 +25,7 @@ from neurograph.utils.checks import a_share, listed, whole
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.nested import dense_parts
 
-__all__ = ["QUANTILES", "check_weights", "model_hash", "profile", "wired"]
+__all__ = ["QUANTILES", "add_statistics", "check_weights", "model_hash", "profile", "wired"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _BATCH = 256
@@ -102,18 +102,44 @@ def profile(
     seed = whole(seed, "seed", least=0)
     with placed(model, device):
         graph, recording = wired(model, data, layers)
-        room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies
-        rows = min(_BATCH, room // recording.row_bytes)
-        source = Source(data, model, batch_size=max(FEW, rows))
-        labelled = None if labels is None or labels is False else Labelled(source, labels)
-        collect = _Collect(model, source, labelled, recording, levels, seed, progress)
-        for parts, rows in _passes(recording, list(graph), room // len(collect.classes)):
-            for name, metrics in collect(parts, rows).items():
-                _add_statistics(graph, name, metrics)
-                for metric in metrics.values():
-                    metric.reset()  # else its rows stay until the garbage collector finds them
+        add_statistics(
+            graph,
+            model,
+            data,
+            recording,
+            labels=labels,
+            levels=levels,
+            memory=memory,
+            seed=seed,
+            progress=progress,
+        )
         graph.graph["model"] = model_hash(model)
     return graph
+
+
+def add_statistics(
+    graph: nx.DiGraph,
+    model: nn.Module,
+    data: Any,
+    recording: Recording,
+    *,
+    levels: Sequence[float],
+    labels: Any = None,
+    memory: int | str,
+    seed: int,
+    progress: bool | None,
+) -> None:
+    """Put statistics over the data on a layer graph; `graph` and `recording` as from `wired`."""
+    room = parse_memory(memory) // 3  # for rows kept, for rows at work, and for copies
+    rows = min(_BATCH, room // recording.row_bytes)
+    source = Source(data, model, batch_size=max(FEW, rows))
+    labelled = None if labels is None or labels is False else Labelled(source, labels)
+    collect = _Collect(model, source, labelled, recording, levels, seed, progress)
+    for parts, rows in _passes(recording, list(graph), room // len(collect.classes)):
+        for name, metrics in collect(parts, rows).items():
+            _add_statistics(graph, name, metrics)
+            for metric in metrics.values():
+                metric.reset()  # else its rows stay until the garbage collector finds them
 
 
 def model_hash(model: nn.Module) -> str:

@@ -143,7 +143,7 @@ def take_slower(experiment: Experiment, audit: Audit) -> str:
     narrow = next((reason for reason in reasons if NARROW in reason), "")
     shared = any(SHARED in reason for reason in reasons)
     if narrow and experiment.narrow:
-        experiment.narrow, experiment.chains = False, {}
+        experiment.narrow = False
     elif shared and not experiment.replay.one_by_one:
         experiment.replay.one_by_one = True
     else:

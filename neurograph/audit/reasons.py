@@ -55,14 +55,14 @@ def _slower(experiment: Experiment, claim: Claim, agrees: Agrees) -> tuple[bool,
     """Which shortcuts it takes to leave out until a claim is right; none where nothing helps."""
     with experiment:
         for narrow, shared in [(True, False), (False, True), (True, True)]:
-            chains, together = experiment.chains, experiment.replay.one_by_one
+            fast, together = experiment.narrow, experiment.replay.one_by_one
             try:
-                experiment.chains = {} if narrow else chains
+                experiment.narrow = fast and not narrow
                 experiment.replay.one_by_one = shared or together
                 if agrees(*_again(experiment, claim)):
                     return narrow, shared
             finally:
-                experiment.chains, experiment.replay.one_by_one = chains, together
+                experiment.narrow, experiment.replay.one_by_one = fast, together
     return False, False
 
 

@@ -43,9 +43,6 @@ from neurograph.utils.checks import listed, one_of, shown, whole
 if TYPE_CHECKING:
     from torch import nn
 
-    from neurograph.ablation.faithfulness_result import Faithfulness
-    from neurograph.study.study import Study
-
 __all__ = ["Circuit", "Path", "format_effect"]
 
 _STEPS = {"nodes": "effects of neurons", "totals": "total effects", "edges": "effects of edges"}
@@ -97,7 +94,7 @@ class Circuit:
     strongest: tuple[Path, ...] = ()
     scores: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    _study: Study | None = field(default=None, repr=False)
+    _study: Any = field(default=None, repr=False)
 
     # -- queries ---------------------------------------------------------------------------------
 
@@ -167,12 +164,10 @@ class Circuit:
             The circuit has no model: call `attach` first. Or something is no path: a list of
             neurons of which each is of a layer that reads the one before.
         """
-        from neurograph.discovery.to_circuit import measure_paths
-
         study = self.study
         several = listed(paths, "paths", "paths")
         chosen = [p.neurons if isinstance(p, Path) else self._path(p) for p in several]
-        effects = measure_paths(study, chosen) if chosen else []
+        effects = study.measure_paths(chosen) if chosen else []
         return [
             Path(neurons, effect, stderr, True, tuple(map(self.name, neurons)))
             for neurons, (effect, stderr) in zip(chosen, effects, strict=True)
@@ -383,7 +378,7 @@ class Circuit:
         ModelError, DataError
             They are not those of the search.
         """
-        from neurograph.discovery.search import attach
+        from neurograph.discovery.attach import attach
 
         return attach(self, model, data, **options)
 
@@ -411,9 +406,8 @@ class Circuit:
         OptionError
             The circuit has no model (call `attach` first), or `effects` is less than 1.
         """
-        from neurograph.discovery.to_circuit import audited
-
-        return audited(self.study, self, effects=whole(effects, "effects", least=1))
+        audit: Audit = self.study.audit(effects, of=self)
+        return audit
 
     @property
     def audited(self) -> Audit:
@@ -431,8 +425,8 @@ class Circuit:
         return self._study is not None
 
     @property
-    def study(self) -> Study:
-        """The attached model and data, ready to run; OptionError where there are none."""
+    def study(self) -> Any:
+        """The `neurograph.Study` it was found in; OptionError where there is none."""
         if self._study is None:
             raise OptionError(
                 "this circuit holds no model to measure with: circuit.attach(model, data)"
@@ -447,7 +441,7 @@ class Circuit:
 
         save(self, path)
 
-    def to_html(self, path: str | FilePath, *, faithfulness: Faithfulness | None = None) -> None:
+    def to_html(self, path: str | FilePath, *, faithfulness: Any = None) -> None:
         """Write one offline HTML page to explore; with how faithful circuits are, if given."""
         from neurograph.report.circuit_page import render
         from neurograph.report.document import write_page

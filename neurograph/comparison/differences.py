@@ -169,7 +169,7 @@ class _Run:
         groups: dict[tuple[str, str, int], list[Edge]] = defaultdict(list)
         for source, output in edges:
             ends = self.side.neuron(source).layer, self.side.neuron(output).layer
-            if self.study.profiled.has_edge(*ends):
+            if self.study.layers.has_edge(*ends):
                 groups[*ends, output].append((source, output))
         for (writer, reader, output), some in groups.items():
             units = [source - self.side.spans[writer].start for source, _ in some]
@@ -206,8 +206,8 @@ def _through(side: Side, experiment: Experiment, layer: str) -> Through:
 
 def _exists(side: Side, study: Study, path: Path) -> bool:
     layers = [side.neuron(number).layer for number in path]
-    joined = all(study.profiled.has_edge(*edge) for edge in itertools.pairwise(layers))
-    return joined and bool(study.profiled.nodes[layers[-1]]["output"])
+    joined = all(study.layers.has_edge(*edge) for edge in itertools.pairwise(layers))
+    return joined and bool(study.layers.nodes[layers[-1]]["output"])
 
 
 def same_samples(a: Study, b: Study) -> bool:

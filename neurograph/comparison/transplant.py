@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from neurograph.ablation.rankings import inputs_of
 from neurograph.comparison.circuit_arrays import Numbers, Side
 from neurograph.comparison.compare_options import Options
 from neurograph.comparison.null import chance
-from neurograph.study.study import Study, prepare
+from neurograph.study.study import Study
 from neurograph.utils.progress import Progress
 
 __all__ = ["TRANSPLANT_COLUMNS", "Plan", "no_transplants", "transplant", "transplant_plan"]
@@ -138,16 +138,16 @@ def _table(into: str, sets: Sequence[Flags], points: Sequence[Point], ends: Ends
 def _fresh(study: Study, options: Options) -> Study:
     """Prepare the model anew, with reference samples of its own."""
     study.check_unchanged()
-    asked = replace(
-        study.options,
-        contrast="mean",
-        background="data",
-        reference=options.reference,
-        progress=options.progress,
-    )
+    asked = {
+        **study.options,
+        "contrast": "mean",
+        "background": "data",
+        "reference": options.reference,
+        "progress": options.progress,
+        "profile": study.profile if options.data is None else None,
+    }
     data = study.data if options.data is None else options.data
-    profiled = study.profiled if options.data is None else None
-    return prepare(study.model, data, study.asked, asked, profiled, routed=False)
+    return Study(study.model, data, study.asked, **asked).at(routed=False)
 
 
 def no_transplants() -> pd.DataFrame:

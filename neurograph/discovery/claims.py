@@ -3,23 +3,86 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neurograph.audit.audit import choose
+from neurograph.audit.audit import audit_effects, choose
 from neurograph.audit.hooked import TARGET
-from neurograph.audit.result import Claim
+from neurograph.audit.result import Audit, Claim
+from neurograph.circuit.circuit import Circuit
+from neurograph.effects.exact import total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.model.layers import Neuron
+from neurograph.model.observe import placed
+from neurograph.study.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from neurograph.circuit.circuit import Circuit
+    from neurograph.discovery.scores import Scores
 
-__all__ = ["claims_of_circuit", "claims_of_table"]
+__all__ = ["audit_result"]
+
+_SCORES = 16  # audited of a table
+
+
+_KINDS = 4  # of effects that a circuit has
+
+
+def audit_result(
+    study: Study,
+    of: Circuit | Scores | None = None,
+    *,
+    effects: int | None = None,
+    seconds: float | None = None,
+) -> Audit:
+    """Compute some effects of a result again by forward hooks alone.
+
+    Parameters
+    ----------
+    study : Study
+        That the result was found in.
+    of : Circuit or Scores, optional
+        By default total effects, measured here.
+    effects : int, optional
+        About how many; by default one to four of each kind, by the size of a circuit, 16 scores.
+    seconds : float, optional
+        What that may take; the first few are computed in any case.
+    """
+    experiment, seed = study.experiment, study.options["seed"]
+    if of is None:
+        claims, estimates = _totals(study, effects or _SCORES), 0
+    elif isinstance(of, Circuit):
+        size = sum(table["effect"].size for table in of.scores.values())
+        size += of.graph.number_of_edges()
+        each = min(4, 1 + size // 5000) if effects is None else max(1, effects // _KINDS)
+        claims, estimates = claims_of_circuit(of, experiment, of_each=each, seed=seed)
+    else:
+        most = _SCORES if effects is None else effects
+        claims, estimates = claims_of_table(of.table, experiment, most=most, seed=seed)
+    with placed(study.model, study.options["device"]):
+        return audit_effects(experiment, claims, seconds=seconds, estimates=estimates)
+
+
+def _totals(study: Study, effects: int) -> list[Claim]:
+    """Measure total effects of some neurons of each layer, drawn at random."""
+    generator = np.random.default_rng(study.options["seed"])
+    with study.open() as experiment:
+        layers = [name for name in study.layers if experiment.recording.layers[name].neurons]
+        each, claims = math.ceil(effects / max(1, len(layers))), []
+        for layer in layers:
+            units = experiment.units(layer)
+            chosen = np.sort(generator.permutation(len(units))[:each]).tolist()
+            found = total_effects(experiment, layer, chosen)
+            numbers = zip(found.effect.tolist(), found.stderr.tolist(), strict=True)
+            claims += [
+                Claim("total", (units.neuron(unit),), *number)
+                for unit, number in zip(chosen, numbers, strict=True)
+            ]
+    return claims
 
 
 def claims_of_circuit(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
@@ -15,28 +14,30 @@ from torch import Tensor, nn
 from neurograph.activations.profile import QUANTILES
 from neurograph.audit.audit import audit_effects
 from neurograph.audit.result import Claim
-from neurograph.effects.contrast import Background, Quantiles
+from neurograph.effects.contrast import Quantiles
 from neurograph.effects.effects import Effects, rounding
 from neurograph.effects.exact import total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
-from neurograph.model.layer_choice import Choice
 from neurograph.model.neuron_names import Places
-from neurograph.model.neurons import Groups
 from neurograph.model.observe import placed
-from neurograph.model.positions import Positions
 from neurograph.model.target import TargetFunction
 from neurograph.study.named_neurons import find_named
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.options import (
+    Option,
+    StudyOptions,
+    read_options,
+    split_options,
+    with_options,
+)
+from neurograph.study.study import Study
 from neurograph.utils.checks import one_of, shown
 from neurograph.utils.progress import Progress
 
-__all__ = ["SHAPES", "ResponseCurves", "response_curves"]
+__all__ = ["SHAPES", "ResponseCurves", "ResponseOptions", "ask", "response_curves"]
 
 Shape = Literal["rising", "falling", "flat", "bent"]
 SHAPES: tuple[Shape, ...] = ("rising", "falling", "flat", "bent")
-
-_NO_PART = ("contrast", "keep", "scorer", "budget", "paths")  # options of `search` alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,26 +96,32 @@ class ResponseCurves:
         return f"Response curves of {self.target!r} at {len(self.levels)} levels, neurons: {shapes}"
 
 
+def _levels(levels: Any) -> tuple[float, ...]:
+    try:
+        return Quantiles(tuple(float(level) for level in levels)).levels
+    except (TypeError, ValueError):  # OptionError is one, and would speak of a contrast
+        raise OptionError(
+            f"levels={shown(levels)} must be two or more ascending quantiles in [0, 1]"
+        ) from None
+
+
+class ResponseOptions(TypedDict, total=False):
+    """Options of response curves beside those of a study; `response_curves` explains them."""
+
+    neurons: Annotated[Places | None, Option(None)]
+    levels: Annotated[Sequence[float], Option(QUANTILES, check=_levels)]
+
+
+class _Options(StudyOptions, ResponseOptions, total=False):
+    pass
+
+
+@with_options(ResponseOptions, StudyOptions)
 def response_curves(
     model: nn.Module,
     data: Any,
     target: int | str | TargetFunction | None = None,
-    *,
-    neurons: Places | None = None,
-    levels: Sequence[float] = QUANTILES,
-    profile: nx.DiGraph | None = None,
-    layers: Choice | None = None,
-    groups: Mapping[str, Groups] | None = None,
-    positions: Positions = "all",
-    background: Background = "data",
-    reference: int | Any = 32,
-    memory: int | str = "512MB",
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    feature_names: Sequence[str] | None = None,
-    class_names: Sequence[str] | None = None,
-    tokenizer: Any = None,
-    progress: bool | None = None,
+    **options: Unpack[_Options],
 ) -> ResponseCurves:
     """Measure the target while each neuron moves through the quantiles of its activations.
 
@@ -124,22 +131,15 @@ def response_curves(
 
     Parameters
     ----------
-    model : Module
-        Any eager model; it is run in eval mode and left as it was.
-    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
-        What the quantiles are of, and where the reference samples are drawn from.
-    target : int, str, callable or None
-        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
-        as for `search`.
+    model, data, target
+        As for `Study`.
     neurons : str, Neuron, or several of them, optional
         Which neurons: a layer's name stands for all of its neurons. By default those of the
         modules that `layers` chooses; without it, those of the model's inputs.
     levels : sequence of float
         Two or more ascending quantiles in [0, 1].
-    profile, layers, groups, positions, background, reference, memory, seed, device
-        As for `search`.
-    feature_names, class_names, tokenizer, progress
-        As for `search`.
+    **options
+        Those of `Study`, but for the contrast, which `levels` take the place of.
 
     Returns
     -------
@@ -174,24 +174,17 @@ def response_curves(
     >>> curves
     Response curves of 'output' at 3 levels, neurons: 1 bent
     """
-    sweep = _sweep(levels)
-    options = Options(
-        layers=layers,
-        groups=groups,
-        positions=positions,
-        contrast=sweep,
-        background=background,
-        reference=reference,
-        memory=memory,
-        seed=seed,
-        device=device,
-        feature_names=feature_names,
-        class_names=class_names,
-        tokenizer=tokenizer,
-        progress=progress,
-    )
-    study = prepare(model, data, target, options, profile)
-    chosen = _chosen(study, neurons)
+    of_study, own = split_options(ResponseOptions, options, "response_curves")
+    sweep = Quantiles(read_options(ResponseOptions, own, "response_curves")["levels"])
+    return Study(model, data, target, **of_study | {"contrast": sweep}).responses(**own)
+
+
+def ask(study: Study, options: Mapping[str, Any]) -> ResponseCurves:
+    """Measure the response curves of a study; see `response_curves`."""
+    own = read_options(ResponseOptions, options, "response_curves")
+    study = study.at(contrast=Quantiles(own["levels"]))
+    device, progress = study.options["device"], study.options["progress"]
+    chosen = _chosen(study, own["neurons"])
     tables, summaries, claims = [], [], list[Claim]()
     with (
         study.open() as experiment,
@@ -202,20 +195,20 @@ def response_curves(
             effects = total_effects(experiment, layer, units, levels=True)
             names = _names(study, layer, units)
             values = _values(experiment, layer, units)
-            tables.append(_long(names, sweep.levels, values, effects.response))
+            tables.append(_long(names, own["levels"], values, effects.response))
             dtype = experiment.recording.main(layer).dtype  # that of the targets
             summaries.append(_summarised(names, effects, dtype))
             claims += _claims(experiment, layer, units, effects)
             bar.advance()
-    with placed(model, device):
+    with placed(study.model, device):
         audit_effects(study.experiment, claims).check()
     summary = pd.concat(summaries, ignore_index=True)
     order = summary["variation"].sort_values(ascending=False, kind="stable").index
     return ResponseCurves(
         study.target.name,
-        sweep.levels,
+        own["levels"],
         pd.concat(tables, ignore_index=True),
-        _provenance(study, sweep),
+        study.provenance_with({"levels": list(own["levels"])}, without=("contrast",)),
         summary.loc[order].reset_index(drop=True),
     )
 
@@ -232,15 +225,6 @@ def _claims(
     ]
 
 
-def _sweep(levels: Sequence[float]) -> Quantiles:
-    try:
-        return Quantiles(tuple(float(level) for level in levels))
-    except (TypeError, ValueError):  # OptionError is one, and would speak of a contrast
-        raise OptionError(
-            f"levels={shown(levels)} must be two or more ascending quantiles in [0, 1]"
-        ) from None
-
-
 def _chosen(study: Study, neurons: Places | None) -> dict[str, list[int]]:
     """Layers in the order of the model, and the numbers of the chosen neurons of each."""
     return find_named(study, _default(study) if neurons is None else neurons, "neurons")
@@ -248,15 +232,15 @@ def _chosen(study: Study, neurons: Places | None) -> dict[str, list[int]]:
 
 def _default(study: Study) -> list[str]:
     recorded = study.experiment.recording.layers
-    moving = [name for name in study.profiled if recorded[name].neurons]
+    moving = [name for name in study.layers if recorded[name].neurons]
     inputs = [name for name in moving if recorded[name].is_input]
     rest = [name for name in moving if not recorded[name].is_input]
-    if study.options.layers is None and not inputs:
+    if study.options["layers"] is None and not inputs:
         raise OptionError(
             "the model's inputs are no floating-point numbers, so none of them can move: name "
             f"layers or neurons in neurons=, of {', '.join(rest)}"
         )
-    return inputs if study.options.layers is None else rest
+    return inputs if study.options["layers"] is None else rest
 
 
 def _names(study: Study, layer: str, units: Sequence[int]) -> pd.DataFrame:
@@ -315,9 +299,3 @@ def _summarised(names: pd.DataFrame, effects: Effects, dtype: torch.dtype) -> pd
     table["shape"] = [shapes[i] for i in which.tolist()]
     table["bend"] = torch.minimum(rise, fall).cpu().numpy()
     return table
-
-
-def _provenance(study: Study, sweep: Quantiles) -> dict[str, Any]:
-    options = study.provenance["options"]
-    told = {key: value for key, value in options.items() if key not in _NO_PART}
-    return {**study.provenance, "options": told | {"levels": list(sweep.levels)}}

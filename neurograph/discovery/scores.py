@@ -5,40 +5,49 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from neurograph.audit.audit import audit_effects, take_slower
+from neurograph.audit.audit import take_slower
 from neurograph.audit.result import Audit
-from neurograph.discovery.claims import claims_of_table
+from neurograph.discovery.claims import audit_result
 from neurograph.effects.auto import Auto
 from neurograph.effects.budget import parse_budget
-from neurograph.effects.contrast import Background, Contrast
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.scorer import Scored, Scorer, ScorerName
+from neurograph.effects.scorer import Scored, Scorer
 from neurograph.effects.scorers import choose_scorer
 from neurograph.effects.screening import Screening
 from neurograph.errors import OptionError, SearchInterrupted
-from neurograph.model.layer_choice import Choice
-from neurograph.model.neurons import Groups, Units
-from neurograph.model.observe import placed
-from neurograph.model.positions import Positions
+from neurograph.model.neurons import Units
 from neurograph.model.target import TargetFunction
-from neurograph.study.study import Options, Study, prepare
-from neurograph.utils.checks import one_of, whole
+from neurograph.study.options import (
+    BudgetOption,
+    Option,
+    ScorerOption,
+    StudyOptions,
+    read_options,
+    split_options,
+    with_options,
+)
+from neurograph.study.study import Study
+from neurograph.utils.checks import one_of
 from neurograph.utils.progress import Progress
 
-__all__ = ["Scores", "score"]
+__all__ = ["ScoreOptions", "Scores", "ask", "score"]
 
 _NUMBERS = ["effect", "stderr", "rms", "measured"]
-_AUDIT, _AUDIT_SECONDS, _AUDITED = 0.1, 1.0, 16  # a share of the time, or so long; how many
+_AUDIT, _AUDIT_SECONDS = 0.1, 1.0  # what the audit may take: a share of the time, or so long
 _PHASES = {"neurons": "totals", "edges": "edges"}
+
+
+def _of(value: Any) -> Any:
+    one_of(value, "of", _PHASES)
+    return value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,12 +111,9 @@ class Scores:
         ModelError
             The model's weights have changed since.
         """
-        effects = whole(effects, "effects", least=1)
-        study = self._study
-        if study is None:
+        if self._study is None:
             raise OptionError("these scores hold no model to audit with: make them by score()")
-        study.check_unchanged()
-        return _audited(study, self.table, most=effects, seconds=None)
+        return self._study.audit(effects, of=self)
 
     @property
     def audited(self) -> Audit:
@@ -127,26 +133,24 @@ class Scores:
         return "\n  ".join([told, *notes, *checked])
 
 
+class ScoreOptions(TypedDict, total=False):
+    """Options of scoring beside those of a study; `score` explains them."""
+
+    of: Annotated[Literal["neurons", "edges"], Option("neurons", check=_of)]
+    scorer: ScorerOption
+    budget: BudgetOption
+
+
+class _Options(StudyOptions, ScoreOptions, total=False):
+    pass
+
+
+@with_options(ScoreOptions, StudyOptions)
 def score(
     model: nn.Module,
     data: Any,
     target: int | str | TargetFunction | None = None,
-    *,
-    of: Literal["neurons", "edges"] = "neurons",
-    scorer: ScorerName = "auto",
-    budget: int | str = "60s",
-    profile: nx.DiGraph | None = None,
-    layers: Choice | None = None,
-    groups: Mapping[str, Groups] | None = None,
-    positions: Positions = "all",
-    contrast: str | tuple[float, ...] | Contrast = "quantiles",
-    background: Background = "data",
-    reference: int | Any = 32,
-    memory: int | str = "512MB",
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    class_names: Sequence[str] | None = None,
-    progress: bool | None = None,
+    **options: Unpack[_Options],
 ) -> Scores:
     """Score every neuron, or every edge, of a model.
 
@@ -155,23 +159,15 @@ def score(
 
     Parameters
     ----------
-    model : Module
-        Any eager model; it is run in eval mode and left as it was.
-    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
-    target : int, str, callable or None
-        An output index or class name, ``(output, batch) -> [batch]``, or None for a single output,
-        as for `search`.
+    model, data, target
+        As for `Study`.
     of : {"neurons", "edges"}
         Edges are those of all pairs of layers that the layer graph joins: many, in a wide model.
     scorer, budget
         As for `search`. A number as budget measures so many neurons of each layer and sign, and
         its square of edges between each two layers.
-    profile, layers, groups, positions, contrast, background, reference, memory, seed, device
-        As for `search`.
-    class_names : sequence of str, optional
-        Names of the targets.
-    progress : bool, optional
-        Show progress; by default where a person watches.
+    **options
+        Those of `Study`.
 
     Returns
     -------
@@ -197,90 +193,72 @@ def score(
     >>> found.ranking().xs("2", level="target_layer").round(2).to_dict()
     {('0', 0, 0): 2.7, ('0', 1, 0): -0.9}
     """
-    one_of(of, "of", _PHASES)
-    options = Options(
-        layers=layers,
-        groups=groups,
-        positions=positions,
-        contrast=contrast,
-        background=background,
-        reference=reference,
-        scorer=scorer,
-        budget=budget,
-        memory=memory,
-        seed=seed,
-        device=device,
-        class_names=class_names,
-        progress=progress,
-    )
-    start = time.monotonic()
-    study = prepare(model, data, target, options, profile, statistics=False)
+    of_study, own = split_options(ScoreOptions, options, "score")
+    return Study(model, data, target, **of_study).score(**own)
+
+
+def ask(study: Study, options: Mapping[str, Any]) -> Scores:
+    """Score the neurons, or the edges, of a study; see `score`."""
+    own = read_options(ScoreOptions, options, "score")
+    of, start = own["of"], time.monotonic()
     chosen: Scorer | None = None
     pieces: list[_Piece] = []
-    if not _scored_layers(study, of):
-        raise OptionError(f"of={of!r}: on these data no layer reads another: nothing is to score")
 
     def scores() -> Scores:
         table = _joined(pieces, of, study.experiment.recording.size)
-        told = None
+        screening = None
         if isinstance(chosen, Auto):
-            told = replace(
+            screening = replace(
                 chosen.report().get(_PHASES[of], Screening(0, 0)),
                 scored=int(table["effect"].notna().sum()),
                 measured=int(table["measured"].sum()),
             )
-        provenance = {**study.provenance, "of": of}
-        return Scores(table, study.target.name, told, provenance, study)
+        return Scores(table, study.target.name, screening, study.provenance_with(own), study)
 
     def run() -> Scores:
         nonlocal chosen
         pieces.clear()
-        chosen = choose_scorer(
-            scorer,
-            study.experiment,
-            budget=parse_budget(budget),
-            start=time.monotonic() if chosen else start,
-            seed=seed,
-            phases={_PHASES[of]: 1.0},
-        )
-        with (
-            study.open() as experiment,
-            Progress(f"scoring {of}", progress, total=len(study.profiled), unit="layers") as bar,
-        ):
-            for layer in _scored_layers(study, of):
-                bar.describe(f"scoring {of} of {layer}")
-                pieces.extend(_pieces(experiment, chosen, layer, of))
-                bar.advance()
-        found = scores()
-        if not found.table["measured"].any():
-            return found
+        with study.open() as experiment:
+            chosen = choose_scorer(
+                own["scorer"],
+                experiment,
+                budget=parse_budget(own["budget"]),
+                start=time.monotonic() if chosen else start,
+                seed=study.options["seed"],
+                phases={_PHASES[of]: 1.0},
+            )
+            layers = _scored_layers(study, of)
+            with Progress(
+                f"scoring {of}", study.options["progress"], total=len(layers), unit="layers"
+            ) as bar:
+                for layer in layers:
+                    bar.describe(f"scoring {of} of {layer}")
+                    pieces.extend(_pieces(experiment, chosen, layer, of))
+                    bar.advance()
+        result = scores()
+        if not result.table["measured"].any():
+            return result
         seconds = max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start))
-        audit = _audited(study, found.table, most=_AUDITED, seconds=seconds)
-        return replace(found, provenance={**found.provenance, "audit": audit.as_json()})
+        audit = audit_result(study, result, seconds=seconds)
+        return replace(result, provenance={**result.provenance, "audit": audit.as_json()})
 
     try:
-        found = run()
-        while told := take_slower(study.experiment, found.audited):
-            found = run()
-            notes = [told, *found.provenance["notes"]]
-            found = replace(found, provenance={**found.provenance, "notes": notes})
-        found.audited.check()
-        return found
+        if not _scored_layers(study, of):
+            raise OptionError(
+                f"of={of!r}: on these data no layer reads another: nothing is to score"
+            )
+        result = run()
+        while note := take_slower(study.experiment, result.audited):
+            study.add_note(note)
+            result = run()
+        result.audited.check()
+        return result
     except KeyboardInterrupt as stop:
         raise SearchInterrupted(scores() if pieces else None) from stop
 
 
-def _audited(study: Study, table: pd.DataFrame, *, most: int, seconds: float | None) -> Audit:
-    """Compute some of a table's effects again by forward hooks alone."""
-    with placed(study.model, study.options.device):
-        claims, estimates = claims_of_table(
-            table, study.experiment, most=most, seed=study.options.seed
-        )
-        return audit_effects(study.experiment, claims, seconds=seconds, estimates=estimates)
-
-
 def _scored_layers(study: Study, of: str) -> list[str]:
-    graph, layers = study.profiled, study.experiment.recording.layers
+    graph, layers = study.layers, study.experiment.recording.layers
     read = [name for name in graph if of == "neurons" or graph.out_degree(name)]
     return [name for name in read if layers[name].neurons]
 

@@ -2,75 +2,84 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Annotated, Any, TypedDict, Unpack
 
 import networkx as nx
-import torch
 from torch import nn
 
 from neurograph.audit.audit import take_slower
 from neurograph.circuit.circuit import Circuit
-from neurograph.circuit.paths import Path, PathQuery
-from neurograph.discovery.agreement import check_agreement
+from neurograph.circuit.paths import Path, PathQuery, name_of
+from neurograph.discovery.claims import audit_result
 from neurograph.discovery.frontier import Found, find_edges, find_neurons
-from neurograph.discovery.to_circuit import assembled, audited
+from neurograph.discovery.to_circuit import circuit_graph, to_circuit
 from neurograph.effects.auto import Auto
 from neurograph.effects.budget import parse_budget
-from neurograph.effects.contrast import (
-    Background,
-    Contrast,
-    FromMean,
-    FromZero,
-    Quantiles,
-    Resample,
-)
-from neurograph.effects.scorer import ScorerName
 from neurograph.effects.scorers import choose_scorer
 from neurograph.effects.selection import SIGNS, Keep, as_keep
-from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
-from neurograph.model.layer_choice import Choice
+from neurograph.errors import SearchInterrupted
 from neurograph.model.layers import Neuron
-from neurograph.model.neurons import Groups
-from neurograph.model.positions import Positions
 from neurograph.model.target import TargetFunction
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.options import (
+    BudgetOption,
+    Option,
+    ScorerOption,
+    StudyOptions,
+    checked_by,
+    read_options,
+    split_options,
+    with_options,
+)
+from neurograph.study.study import Study
+from neurograph.utils.checks import whole
 from neurograph.utils.progress import Progress
 
-__all__ = ["attach", "search"]
+__all__ = ["SearchOptions", "ask", "search"]
 
 _PHASES = {"nodes": 0.7, "totals": 0.7, "edges": 0.9}  # of the budget; paths have the rest
 _AUDIT, _AUDIT_SECONDS = 0.1, 2.0  # what the audit may take: a share of the search, or so long
 _FIRST_PATHS = 8  # measured whatever they take: they tell what one does
 
 
+class SearchOptions(TypedDict, total=False):
+    """Options of a search beside those of its study; `search` explains them."""
+
+    keep: Annotated[
+        str | Keep,
+        Option(
+            "quantile:0.95",
+            "Kept of each layer and sign: quantile:0.95, top:20, share:0.8 or above:0.1.",
+            checked_by(as_keep),
+        ),
+    ]
+    scorer: ScorerOption
+    budget: BudgetOption
+    paths: Annotated[
+        int,
+        Option(
+            100,
+            "Paths of each sign to measure and store.",
+            functools.partial(whole, option="paths", least=0),
+        ),
+    ]
+
+
+class _Options(StudyOptions, SearchOptions, total=False):
+    pass
+
+
+@with_options(SearchOptions, StudyOptions)
 def search(
     model: nn.Module,
     data: Any,
     target: int | str | TargetFunction | None = None,
-    *,
-    profile: nx.DiGraph | None = None,
-    layers: Choice | None = None,
-    groups: Mapping[str, Groups] | None = None,
-    positions: Positions = "all",
-    contrast: str | tuple[float, ...] | Contrast = "quantiles",
-    background: Background = "data",
-    reference: int | Any = 32,
-    keep: str | Keep = "quantile:0.95",
-    scorer: ScorerName = "auto",
-    budget: int | str = "60s",
-    paths: int = 100,
-    memory: int | str = "512MB",
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    feature_names: Sequence[str] | None = None,
-    class_names: Sequence[str] | None = None,
-    tokenizer: Any = None,
-    progress: bool | None = None,
+    **options: Unpack[_Options],
 ) -> Circuit:
     """Find the neurons and paths that push one output up or down, each measured by intervention.
 
@@ -81,42 +90,8 @@ def search(
 
     Parameters
     ----------
-    model : Module
-        Any eager model; it is run in eval mode and left as it was. Nothing else may run it
-        meanwhile, as its layers have stand-ins; searches in other threads wait.
-    data : Tensor, ndarray, DataFrame, (X, y) pair, dict, Dataset, DataLoader or list of batches
-        Several positional inputs are a tuple in a pair: ``((x1, x2), y)``.
-    target : int, str, callable or None
-        An output index, a class name, ``(output, batch) -> [batch]``, or None for a single output
-        as it is (regression). With an index a single output is read as a binary logit: target 1 is
-        the output, target 0 minus the output, which is said.
-    profile : networkx.DiGraph, optional
-        From `profile`; made from the data if not given.
-    layers : str, type, predicate, or several of them, optional
-        Which modules are layers; all else is glue. A pattern is compared with the last names of
-        a module's path (``"o_proj"``, ``"layers.*.mlp"``), and means the module's input side
-        with ``:input`` behind; a predicate takes ``(path, module)``. By default every module
-        that owns parameters directly, but for normalisations.
-    groups : mapping of str to groups, optional
-        For layers that match a pattern, channels that move together as one neuron: ``"heads"``
-        (of attention: where queries, keys or values come from, or on the input side of the
-        projection behind them; their size is found in the module or its config), a number of
-        equal groups, or lists of channels.
-    positions : "all", "last", "each" or int
-        Of layers with one axis of positions (tokens, time steps): whether a neuron is a channel
-        at all of them, at the last or at a certain one alone, or each position has neurons
-        ``(layer, channel, position)``. A mask among the inputs is honoured where moving what it
-        calls padding leaves the target as it is, whichever way it is read: what is
-        padding neither moves nor counts. Image maps always move whole.
-    contrast : str, tuple or contrast
-        Values a neuron moves between: ``"quantiles"`` (0.05 → 0.95 of its activations), a tuple
-        of ascending quantiles, ``"pooled"`` (quantiles over all positions), ``"sweep"`` (all
-        seven), ``"mean"`` or ``"zero"`` (→ its actual value in each sample), ``"resample"`` (its
-        value elsewhere in another sample → its own), or a ``Counterfactual(data)``.
-    background : {"data", "mean", "zero"}
-        What everything else is meanwhile: real reference samples, means, or zero.
-    reference : int or data
-        How many samples are the background (drawn by `seed`), or the samples themselves.
+    model, data, target
+        As for `Study`.
     keep : str or rule
         Of each layer, of either sign, through the neurons that raise the target and through those
         that lower it: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
@@ -133,19 +108,11 @@ def search(
         measured neurons are kept; a few, drawn at random, are measured beside them.
     paths : int
         How many paths of each sign are measured and stored.
-    memory : int or str
-        Bytes, or like ``"512MB"``, for the rows of interventions run at once.
-    seed : int
-        Makes the result reproducible bit for bit on one machine, where a time as `budget`
-        suffices to measure everything.
-    device : device, optional
-        Where to run; the model is moved there and back. By default it stays where it is.
-    feature_names, class_names : sequence of str, optional
-        Names of the input's features and of the targets; a DataFrame's columns name features.
-    tokenizer : optional
-        With ``decode([id])``, or a function from a token's id to its name: names positions.
-    progress : bool, optional
-        Show progress; by default where a person watches.
+    **options
+        Those of `Study`: ``profile``, ``layers``, ``groups``, ``positions``, ``contrast``,
+        ``background``, ``reference``, ``memory``, ``seed``, ``device``, ``feature_names``,
+        ``class_names``, ``tokenizer``, ``progress``. By a `seed`, the result is the same bit for
+        bit on one machine, where a time as `budget` suffices to measure everything.
 
     Returns
     -------
@@ -182,113 +149,63 @@ def search(
     >>> print(next(circuit.paths(1, sign="positive")))
     up → 0[0] → output +2.7000 ± 0.0000
     """
-    options = Options(
-        layers=layers,
-        groups=groups,
-        positions=positions,
-        contrast=contrast,
-        background=background,
-        reference=reference,
-        keep=keep,
-        scorer=scorer,
-        budget=budget,
-        paths=paths,
-        memory=memory,
-        seed=seed,
-        device=device,
-        feature_names=feature_names,
-        class_names=class_names,
-        tokenizer=tokenizer,
-        progress=progress,
-    )
-    found, study, start = Found(), None, time.monotonic()
+    of_study, own = split_options(SearchOptions, options, "search")
+    return Study(model, data, target, **of_study).search(**own)
+
+
+def ask(study: Study, options: Mapping[str, Any]) -> Circuit:
+    """Search a study for a circuit; see `search`."""
+    own = read_options(SearchOptions, options, "search")
+    progress, start = Found(), time.monotonic()
     try:
-        study = prepare(model, data, target, options, profile)
-        circuit = _searched(study, found, start)
-        while told := take_slower(study.experiment, circuit.audited):
-            found = Found()
-            circuit = _slower(study, _searched(study, found, time.monotonic()), told)
+        circuit = _searched(study, own, progress, start)
+        while note := take_slower(study.experiment, circuit.audited):
+            study.add_note(note)
+            progress = Found()
+            circuit = _searched(study, own, progress, time.monotonic())
         circuit.audited.check()
         return circuit
     except KeyboardInterrupt as stop:
-        if study is None or not found.kept:
+        if not progress.kept:
             raise SearchInterrupted(None) from stop
-        raise SearchInterrupted(assembled(study, found, complete=False)) from stop
+        graph, provenance = circuit_graph(study, progress), _provenance(study, own, complete=False)
+        raise SearchInterrupted(to_circuit(study, progress, graph, (), provenance)) from stop
 
 
-def _searched(study: Study, found: Found, start: float) -> Circuit:
+def _provenance(study: Study, own: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+    keep = as_keep(own["keep"])
+    described = {**own, "keep": {"type": type(keep).__name__, **asdict(keep)}}
+    return {**study.provenance_with(described), "complete": complete}
+
+
+def _searched(study: Study, own: Mapping[str, Any], found: Found, start: float) -> Circuit:
     """Search, measure the strongest paths, and have some of all that computed again by hooks."""
-    _fill(study, found, start)
-    bare = assembled(study, found, complete=True)
-    whole = replace(bare, strongest=_strongest(study, bare, start))
-    audit = audited(study, whole, seconds=max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start)))
-    return replace(whole, provenance={**whole.provenance, "audit": audit.as_json()})
+    _ = study.statistics  # of the circuit's neurons: a pass over the data, before anything moves
+    _fill(study, own, found, start)
+    graph = circuit_graph(study, found)
+    paths = _strongest(study, own, graph, start)
+    provenance = _provenance(study, own, complete=True)
+    circuit = to_circuit(study, found, graph, paths, provenance)
+    seconds = max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start))
+    audit = audit_result(study, circuit, seconds=seconds)
+    return replace(circuit, provenance={**circuit.provenance, "audit": audit.as_json()})
 
 
-def _slower(study: Study, circuit: Circuit, note: str) -> Circuit:
-    """Note that a circuit was measured without a shortcut, as what attaches it must be."""
-    told = {"notes": [note, *circuit.notes], "narrow": study.experiment.narrow}
-    told["one_by_one"] = study.experiment.replay.one_by_one
-    return replace(circuit, provenance={**circuit.provenance, **told})
-
-
-def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circuit:
-    """Give a circuit the model and data it was found with; see `Circuit.attach`."""
-    known = circuit.provenance
-    told = dict(known["options"])
-    kind = known["target"].get("kind", "callable" if known["target"]["index"] is None else "index")
-    if kind == "callable" and "target" not in given:
-        raise OptionError("the circuit's target is a callable, which no file holds: pass target=")
-    if told["contrast"]["type"] == "Counterfactual" and "contrast" not in given:
-        raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
-    if told["reference"] == "given" and "reference" not in given:
-        raise OptionError("the circuit's reference samples were given: pass reference= again")
-    if told.pop("profile") == "given" and "profile" not in given:
-        raise OptionError("the circuit was found with a profile of its own: pass profile= again")
-    unknown = given.keys() - {"target"} - vars(Options()).keys()
-    if unknown:
-        raise OptionError(f"{min(unknown)}= is no option of a search: leave it out")
-    target = given.pop("target", known["target"]["index"])
-    profiled = given.pop("profile", None)
-    if "contrast" not in given:
-        told["contrast"] = _read_contrast(told["contrast"])
-    told["keep"] = as_keep("top:1")  # nothing is selected again
-    study = prepare(model, data, target, Options(**{**told, **given}), profiled)
-    for part, key, error in (("model", "hash", ModelError), ("data", "fingerprint", DataError)):
-        if study.provenance[part][key] != known[part][key]:
-            raise error(
-                f"this is not the {part} of the circuit ({key} {study.provenance[part][key][:12]}… "
-                f"instead of {known[part][key][:12]}…)"
-            )
-    study.experiment.narrow = known.get("narrow", True)
-    study.experiment.replay.one_by_one |= known.get("one_by_one", False)
-    attached = replace(circuit, _study=study)
-    check_agreement(circuit, attached, study)
-    return attached
-
-
-def _read_contrast(told: dict[str, Any]) -> Contrast:
-    if told["type"] == "Quantiles":
-        return Quantiles(tuple(told["levels"]), told.get("pooled", False))
-    if told["type"] == "Resample":
-        return Resample(told.get("positions", False))
-    return FromMean() if told["type"] == "FromMean" else FromZero()
-
-
-def _fill(study: Study, found: Found, start: float) -> None:
+def _fill(study: Study, own: Mapping[str, Any], found: Found, start: float) -> None:
     """Run the search's steps; `found` keeps what is done if one is interrupted."""
-    options, layers = study.options, len(study.profiled)
-    keep = as_keep(options.keep)
+    keep = as_keep(own["keep"])
     with (
         study.open() as experiment,
-        Progress("searching", options.progress, total=2 * layers, unit="steps") as bar,
+        Progress(
+            "searching", study.options["progress"], total=2 * len(study.layers), unit="steps"
+        ) as bar,
     ):
         scorer = choose_scorer(
-            options.scorer,
+            own["scorer"],
             experiment,
-            budget=parse_budget(options.budget),
+            budget=parse_budget(own["budget"]),
             start=start,
-            seed=options.seed,
+            seed=study.options["seed"],
             phases=_PHASES,
         )
         try:
@@ -307,18 +224,20 @@ def _named(step: str, layers: Iterable[str]) -> Iterator[tuple[str, str]]:
     return ((step, layer) for layer in layers)
 
 
-def _strongest(study: Study, circuit: Circuit, start: float) -> tuple[Path, ...]:
+def _strongest(
+    study: Study, own: Mapping[str, Any], graph: nx.DiGraph, start: float
+) -> tuple[Path, ...]:
     """Measure the most promising paths of each sign, the strongest first.
 
     Those that the budget leaves no time for are not among them: queries rank these by estimates.
     """
-    budget = parse_budget(study.options.budget)
-    timed = study.options.scorer == "auto" and budget.seconds is not None
+    budget = parse_budget(own["budget"])
+    timed = own["scorer"] == "auto" and budget.seconds is not None
     until = start + (budget.seconds or 0.0) if timed else math.inf
     ranked: list[list[tuple[Neuron, ...]]] = []
     for sign in SIGNS:
-        query = PathQuery.read(circuit.graph, circuit.layers, sign, None, None, None)
-        best = itertools.islice(query.candidates(circuit.graph), study.options.paths)
+        query = PathQuery.read(graph, study.layers, sign, None, None, None)
+        best = itertools.islice(query.candidates(graph), own["paths"])
         ranked.append([path.neurons for path in best])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
     candidates = list(dict.fromkeys(path for path in turns if path is not None))
@@ -326,7 +245,11 @@ def _strongest(study: Study, circuit: Circuit, start: float) -> tuple[Path, ...]
     some = _FIRST_PATHS if timed else len(candidates)
     while candidates and (not measured or time.monotonic() < until):
         begun = time.monotonic()
-        measured += circuit.measure(candidates[:some])
+        effects = study.measure_paths(candidates[:some])
+        measured += [
+            Path(neurons, *effect, True, tuple(name_of(graph, n) for n in neurons))
+            for neurons, effect in zip(candidates, effects, strict=False)
+        ]
         candidates = candidates[some:]
         if timed:  # the same pieces on every machine, while there is time
             each = (time.monotonic() - begun) / some

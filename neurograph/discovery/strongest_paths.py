@@ -8,11 +8,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict, Unpack
 
-import networkx as nx
 import pandas as pd
-import torch
 from torch import nn
 
 from neurograph.audit.audit import audit_effects
@@ -20,28 +18,32 @@ from neurograph.audit.result import Claim
 from neurograph.circuit.paths import Path, check_sign
 from neurograph.discovery.beam import Beam, Pass, Strength
 from neurograph.effects.budget import Budget, parse_budget
-from neurograph.effects.contrast import Background, Contrast
 from neurograph.effects.selection import Sign
 from neurograph.errors import OptionError, SearchInterrupted
-from neurograph.model.layer_choice import Choice
 from neurograph.model.layers import Neuron
 from neurograph.model.neuron_names import Places
-from neurograph.model.neurons import Groups
 from neurograph.model.observe import placed
-from neurograph.model.positions import Positions
 from neurograph.model.target import TargetFunction
 from neurograph.study.named_neurons import find_named
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.options import (
+    BudgetOption,
+    Option,
+    StudyOptions,
+    checked_by,
+    read_options,
+    split_options,
+    with_options,
+)
+from neurograph.study.study import Study
 from neurograph.utils.checks import whole
 from neurograph.utils.progress import Progress
 
-__all__ = ["StrongestPaths", "strongest_paths"]
+__all__ = ["PathOptions", "StrongestPaths", "ask", "strongest_paths"]
 
 
 _WIDTH = 1024  # prefixes kept at each layer in the first pass
 _WIDER = 4  # times as many in each further one
 _AUDITED = 4  # of the paths, the strongest
-_NO_PART = ("keep", "scorer", "paths")  # options of `search` alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,29 +98,25 @@ class StrongestPaths:
         return "\n".join([head, *(f"  {path}" for path in self.paths[:3])])
 
 
+class PathOptions(TypedDict, total=False):
+    """Options of the strongest paths beside those of a study; `strongest_paths` explains them."""
+
+    sign: Annotated[Sign | None, Option(None, check=checked_by(check_sign))]
+    sources: Annotated[Places | None, Option(None)]
+    budget: BudgetOption
+
+
+class _Options(StudyOptions, PathOptions, total=False):
+    pass
+
+
+@with_options(PathOptions, StudyOptions)
 def strongest_paths(
     model: nn.Module,
     data: Any,
     target: int | str | TargetFunction | None = None,
     k: int = 100,
-    *,
-    sign: Sign | None = None,
-    sources: Places | None = None,
-    budget: int | str = "60s",
-    profile: nx.DiGraph | None = None,
-    layers: Choice | None = None,
-    groups: Mapping[str, Groups] | None = None,
-    positions: Positions = "all",
-    contrast: str | tuple[float, ...] | Contrast = "quantiles",
-    background: Background = "data",
-    reference: int | Any = 32,
-    memory: int | str = "512MB",
-    seed: int = 0,
-    device: torch.device | str | None = None,
-    feature_names: Any = None,
-    class_names: Any = None,
-    tokenizer: Any = None,
-    progress: bool | None = None,
+    **options: Unpack[_Options],
 ) -> StrongestPaths:
     """Find the k paths with the largest effects, among all that the model has.
 
@@ -133,10 +131,8 @@ def strongest_paths(
 
     Parameters
     ----------
-    model : Module
-        Any eager model; it is run in eval mode and left as it was.
-    data, target
-        As for `search`.
+    model, data, target
+        As for `Study`.
     k : int
         How many paths.
     sign : {"positive", "negative"}, optional
@@ -147,10 +143,8 @@ def strongest_paths(
     budget : int or str
         A time, like ``"60s"`` or ``"5min"``: the first pass is finished in any case. Or how many
         prefixes are kept at each layer, which gives the same on every machine.
-    profile, layers, groups, positions, contrast, background, reference, memory, seed, device
-        As for `search`; of a contrast of several levels, a path goes from the first to the last.
-    feature_names, class_names, tokenizer, progress
-        As for `search`.
+    **options
+        Those of `Study`; of a contrast of several levels, a path goes from the first to the last.
 
     Returns
     -------
@@ -183,43 +177,30 @@ def strongest_paths(
       up → 0[0] → output +2.7000 ± 0.0000
       other → 0[1] → output +0.90000 ± 0.00000
     """
-    k = whole(k, "k", least=1)
-    check_sign(sign)
-    allowed = parse_budget(budget)
-    options = Options(
-        layers=layers,
-        groups=groups,
-        positions=positions,
-        contrast=contrast,
-        background=background,
-        reference=reference,
-        budget=budget,
-        memory=memory,
-        seed=seed,
-        device=device,
-        feature_names=feature_names,
-        class_names=class_names,
-        tokenizer=tokenizer,
-        progress=progress,
-    )
-    sense = {"positive": 1, "negative": -1, None: 0}[sign]
-    found, study, beam = _Found(k), None, None
+    of_study, own = split_options(PathOptions, options, "strongest_paths")
+    return Study(model, data, target, **of_study).strongest_paths(k, **own)
+
+
+def ask(study: Study, k: int, options: Mapping[str, Any]) -> StrongestPaths:
+    """Find the strongest paths of a study; see `strongest_paths`."""
+    k, own = whole(k, "k", least=1), read_options(PathOptions, options, "strongest_paths")
+    sense = {"positive": 1, "negative": -1, None: 0}[own["sign"]]
+    study, found, beam = study.at(routed=False), _Found(k), None
     try:
-        study = prepare(model, data, target, options, profile, statistics=False, routed=False)
-        begin = read_sources(study, sources)
-        asked = {"k": k, "sign": sign, "sources": begin}
+        begin = read_sources(study, own["sources"])
+        asked = {**own, "k": k, "sources": begin}
         with study.open() as experiment:
             beam = Beam(experiment, begin, k, sense)
             if not beam.total:
                 raise OptionError(f"no path leads from {', '.join(begin)} to the target")
-            _widen(beam, found, allowed, progress)
+            _widen(beam, found, parse_budget(own["budget"]), study.options["progress"])
         result = _result(study, beam, found, asked)
-        with placed(model, device):
+        with placed(study.model, study.options["device"]):
             claims = [Claim("path", p.neurons, p.effect, p.stderr) for p in result.paths[:_AUDITED]]
             audit_effects(study.experiment, claims).check()
         return result
     except KeyboardInterrupt as stop:
-        if study is None or beam is None or not found.passes:
+        if beam is None or not found.passes:
             raise SearchInterrupted(None) from stop
         raise SearchInterrupted(_result(study, beam, found, asked)) from stop
 
@@ -293,8 +274,6 @@ def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> S
         Path(neurons, *strength, True, tuple(study.name(n, tokens[n.layer]) for n in neurons))
         for neurons, strength in found.best.items()
     )
-    told = {key: v for key, v in study.provenance["options"].items() if key not in _NO_PART}
-    provenance = {**study.provenance, "options": told | asked}
     return StrongestPaths(
         paths,
         found.certain,
@@ -302,7 +281,7 @@ def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> S
         found.measured,
         found.bound,
         study.target.name,
-        provenance,
+        study.provenance_with(asked),
     )
 
 
@@ -314,7 +293,7 @@ def read_sources(study: Study, sources: Places | None) -> dict[str, list[int]]:
     OptionError
         There is no such layer or neuron, or the layer has no neurons.
     """
-    layers, graph = study.experiment.recording.layers, study.profiled
+    layers, graph = study.experiment.recording.layers, study.layers
     moving = [name for name in graph if layers[name].neurons]
     if sources is None:
         inputs = [name for name in moving if layers[name].is_input]

@@ -1,9 +1,8 @@
-"""From what a search found to a circuit: its graph, its numbers, and what measures its paths."""
+"""From what a search found to a circuit: its graph and its numbers."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,22 +10,16 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from neurograph.audit.audit import audit_effects
-from neurograph.audit.result import Audit
 from neurograph.circuit.circuit import Circuit
-from neurograph.discovery.claims import claims_of_circuit
+from neurograph.circuit.paths import Path
 from neurograph.discovery.frontier import Edges, Found
 from neurograph.discovery.notes import search_notes
-from neurograph.effects.exact import path_effects
 from neurograph.effects.selection import SIGNS, sign_of
-from neurograph.errors import OptionError
 from neurograph.model.layers import INPUT_TYPE, Neuron, channels_first
-from neurograph.model.observe import placed
 from neurograph.study.study import Study
 
-__all__ = ["assembled", "audited", "measure_paths"]
+__all__ = ["circuit_graph", "to_circuit"]
 
-_KINDS = 4  # of effects
 _BRANCHES = (
     "forward takes numbers out of tensors (as `if x.mean() > 0` does), each for the whole batch: "
     "where a move decides otherwise, all reference samples go another way together, and of what "
@@ -36,61 +29,14 @@ _STATISTICS = ("mean", "std", "min", "max")
 _PLAIN = ("type", "shape", "neurons", "parameters", "output")
 
 
-def measure_paths(study: Study, paths: Sequence[tuple[Neuron, ...]]) -> list[tuple[float, float]]:
-    """Measure the effects, and their standard errors, of paths of a study's model."""
-    for path in paths:
-        _check_path(study, path)
-    study.check_unchanged()
-    with study.open() as experiment:
-        effects = path_effects(experiment, paths)
-    return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
-
-
-def audited(
-    study: Study, circuit: Circuit, *, seconds: float | None = None, effects: int | None = None
-) -> Audit:
-    """Compute some effects of a circuit again by forward hooks alone.
-
-    Parameters
-    ----------
-    study : Study
-        Of the circuit's model.
-    circuit : Circuit
-    seconds : float, optional
-        What that may take; the first few are computed in any case.
-    effects : int, optional
-        About how many; by default one to four of each kind, by the size of the circuit.
-    """
-    study.check_unchanged()
-    known = sum(table["effect"].size for table in circuit.scores.values())
-    size = known + circuit.graph.number_of_edges()
-    of_each = min(4, 1 + size // 5000) if effects is None else max(1, effects // _KINDS)
-    with placed(study.model, study.options.device):
-        seed = study.options.seed
-        claims, estimates = claims_of_circuit(circuit, study.experiment, of_each=of_each, seed=seed)
-        return audit_effects(study.experiment, claims, seconds=seconds, estimates=estimates)
-
-
-def _check_path(study: Study, path: tuple[Neuron, ...]) -> None:
-    for neuron in path:
-        if neuron.layer not in study.profiled:
-            raise OptionError(f"the model has no neuron {neuron}")
-        study.experiment.units(neuron.layer).unit(neuron)
-    for writer, reader in itertools.pairwise(path):
-        if not study.profiled.has_edge(writer.layer, reader.layer):
-            raise OptionError(f"{reader.layer!r} does not read {writer.layer!r}: no such path")
-    if not study.profiled.nodes[path[-1].layer]["output"]:
-        raise OptionError(f"the path ends in {path[-1]}, which the target does not read")
-
-
-def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
-    """Assemble the circuit of what was found."""
+def circuit_graph(study: Study, found: Found) -> nx.DiGraph:
+    """Graph of the kept neurons and the edges among them, as `Circuit.graph` documents it."""
     graph = nx.DiGraph(target=study.target.name)
-    for layer in study.profiled:
+    for layer in study.layers:
         kept = found.part(layer, None)
-        units = study.experiment.units(layer) if kept else None
-        if units is None:
+        if not kept:
             continue
+        units = study.experiment.units(layer)
         tokens, statistics = study.tokens(layer), _statistics(study, layer, kept)
         for unit, numbers in zip(kept, statistics, strict=True):
             neuron = units.neuron(unit)
@@ -98,24 +44,35 @@ def assembled(study: Study, found: Found, *, complete: bool) -> Circuit:
             graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
     for edges in found.edges:
         graph.add_edges_from(_edges(study, edges))
+    return graph
+
+
+def to_circuit(
+    study: Study,
+    found: Found,
+    graph: nx.DiGraph,
+    paths: tuple[Path, ...],
+    provenance: Mapping[str, Any],
+) -> Circuit:
+    """Put a circuit together: its graph, measured paths, scores of all neurons, and provenance."""
     layers = nx.DiGraph()
-    for name, data in study.profiled.nodes(data=True):
+    for name, data in study.layers.nodes(data=True):
         layers.add_node(name, **{key: data[key] for key in _PLAIN})
         if data["neurons"]:
             units = study.experiment.units(name)
             layers.nodes[name]["neurons"] = len(units)
             if units.positions is not None:
                 layers.nodes[name]["positions"] = units.positions
-    layers.add_edges_from(study.profiled.edges)
+    layers.add_edges_from(study.layers.edges)
     names = study.feature_names
     if names is not None:
         (only,) = (n for n in layers if layers.nodes[n]["type"] == INPUT_TYPE and n in found.scores)
         layers.nodes[only]["names"] = list(names)
-    provenance = {**study.provenance, "complete": complete, "notes": _notes(study, found)}
+    whole = {**provenance, "notes": [*provenance["notes"], *_notes(study, found)]}
     if found.screening:
-        provenance["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
+        whole["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
-    return Circuit(graph, layers, study.target.name, (), scores, provenance, study)
+    return Circuit(graph, layers, study.target.name, paths, scores, whole, study)
 
 
 def _edges(study: Study, edges: Edges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
@@ -131,8 +88,8 @@ def _notes(study: Study, found: Found) -> list[str]:
     def name(layer: str, unit: int) -> str:
         return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
 
-    told = [_BRANCHES] if study.experiment.replay.branches else []
-    return [*study.provenance["notes"], *told, *search_notes(found, study.target.name, name)]
+    branches = [_BRANCHES] if study.experiment.replay.branches else []
+    return [*branches, *search_notes(found, study.target.name, name)]
 
 
 def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +123,7 @@ def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str,
     attributes = numbers("")
     attributes |= {"measured": measured(""), "sign": sign_of(attributes["effect"])}
     attributes |= numbers("total_") | {"total_measured": measured("total_")}
-    attributes["target"] = bool(study.profiled.nodes[neuron.layer]["output"])
+    attributes["target"] = bool(study.layers.nodes[neuron.layer]["output"])
     if neuron in found.direct:
         direct, direct_stderr = found.direct[neuron]
         attributes |= {"direct_effect": direct, "direct_stderr": direct_stderr}
@@ -178,7 +135,7 @@ def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str,
 
 def _statistics(study: Study, layer: str, units: Sequence[int]) -> list[dict[str, Any]]:
     """Statistics of neurons as plain numbers; means over what moves together."""
-    node, recorded = study.profiled.nodes[layer], study.experiment.recording.layers[layer]
+    node, recorded = study.statistics[layer], study.experiment.recording.layers[layer]
     shape = channels_first(torch.empty(1, *recorded.shape, device="meta"), recorded.channel_dim)
     members = study.experiment.units(layer).members[list(units)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,6 +84,14 @@ class Moves:
         return Moves(layer, owner, values.flatten(0, 1)[chosen]), block
 
 
+@dataclass
+class _Glue:
+    """What is known of the glue between layers, and whether it may be made use of."""
+
+    narrow: bool
+    chains: Mapping[tuple[str, str], Chain] | None = None
+
+
 class Experiment:
     """One model, background, contrast and target: all that is fixed while effects are measured.
 
@@ -111,11 +120,6 @@ class Experiment:
         Whether targets are computed so coarsely that rounding decides about effects: then nothing
         is added to what was rounded before, as the narrow route does, and effects that stand out
         of their standard error are no rounding.
-
-    Attributes
-    ----------
-    narrow : bool
-        Whether products of weights may stand for calls of Linear layers behind chains.
     """
 
     def __init__(
@@ -138,9 +142,7 @@ class Experiment:
         self.memory = memory
         self.real = real
         self.coarse = coarse
-        self.narrow = not coarse
-        self._watched = False
-        self.chains: Mapping[tuple[str, str], Chain] = {}
+        self._glue = _Glue(narrow=not coarse)
         self.units = functools.cache(units)
         self.moving = functools.cache(moving)
         self.levels = functools.cache(self._restricted(levels))
@@ -163,9 +165,8 @@ class Experiment:
     def __enter__(self) -> Experiment:
         self.replay.__enter__()
         try:
-            if not self._watched:  # also tells whether interventions may share a batch
-                found, self._watched = find_chains(self.replay), True
-                self.chains = found if self.narrow else {}
+            if self._glue.chains is None:  # also tells whether interventions may share a batch
+                self._glue.chains = find_chains(self.replay)
         except BaseException:
             self.replay.__exit__()
             raise
@@ -173,6 +174,27 @@ class Experiment:
 
     def __exit__(self, *exception: object) -> None:
         self.replay.__exit__(*exception)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether products of weights may stand for calls of Linear layers behind chains."""
+        return self._glue.narrow
+
+    @narrow.setter
+    def narrow(self, may: bool) -> None:
+        self._glue.narrow = may
+
+    @property
+    def chains(self) -> Mapping[tuple[str, str], Chain]:
+        """Pointwise glue between a layer and its reader, where products of weights may stand."""
+        return (self._glue.chains or {}) if self._glue.narrow else {}
+
+    def with_levels(self, levels: Callable[[str], Tensor]) -> Experiment:
+        """The same experiment with another contrast; what is found out of the model is shared."""
+        other = copy.copy(self)
+        other.levels = functools.cache(other._restricted(levels))
+        other._moves = {}
+        return other
 
     def linear(self, layer: str) -> Product:
         """Return what a layer that chains lead to computes."""

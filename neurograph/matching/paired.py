@@ -99,7 +99,7 @@ class TwoModels:
         self, a: Study, b: Study, for_a: Batch, for_b: Batch, progress: bool | None
     ) -> None:
         self.a, self.b, self.size = a, b, for_a.size
-        self.room = min(parse_memory(study.options.memory) for study in (a, b)) // 3
+        self.room = min(parse_memory(study.options["memory"]) for study in (a, b)) // 3
         self._batches = for_a, for_b
         self._progress = progress
         self._kept: list[tuple[Values, Values]] = []

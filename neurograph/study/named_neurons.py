@@ -25,7 +25,7 @@ def find_named(study: Study, chosen: Places, option: str) -> dict[str, list[int]
     OptionError
         There is no such layer or neuron, the layer has no neurons, or nothing was chosen.
     """
-    asked = read_places(chosen, option, list(study.profiled), _names(study))
+    asked = read_places(chosen, option, list(study.layers), _names(study))
     if not asked:
         raise OptionError(f"{option}= is empty: name layers or neurons, or leave it out")
     found: dict[str, set[int]] = {}
@@ -42,12 +42,12 @@ def find_named(study: Study, chosen: Places, option: str) -> dict[str, list[int]
         except OptionError as error:
             raise OptionError(f"{option}: {error}") from None
         found.setdefault(layer, set()).update(numbers)
-    return {layer: sorted(found[layer]) for layer in study.profiled if layer in found}
+    return {layer: sorted(found[layer]) for layer in study.layers if layer in found}
 
 
 def _names(study: Study) -> Names:
     """Neurons that have names of their own: features and the target."""
-    graph, layers = study.profiled, study.experiment.recording.layers
+    graph, layers = study.layers, study.experiment.recording.layers
     ends = [n for n in graph if layers[n].is_input or graph.nodes[n]["output"]]
     neurons = (
         study.experiment.units(name).neuron(unit)

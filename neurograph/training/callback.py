@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from neurograph.activations.statistics import by_itself
-from neurograph.discovery.search import search
+from neurograph.discovery.search import SearchOptions, search
 from neurograph.errors import OptionError
 from neurograph.model.target import TargetFunction
-from neurograph.study.study import Options, prepare
+from neurograph.study.options import StudyOptions, read_options, split_options
+from neurograph.study.study import Study
 from neurograph.training.random_state import seeded
 from neurograph.training.snapshot import Snapshot
 from neurograph.utils.atomic import check_writable
@@ -128,7 +127,7 @@ class CircuitCallback(Callback):
         self._directory, self._name, self._module = Path(directory), name, module
         # Lightning shows a bar of its own, which a second one would tear.
         self._options = {"progress": False, **options}
-        self._seed = _check(self._options).seed
+        self._seed = _check(self._options)
         self._ended: int | None = None
 
     def to_frame(self) -> pd.DataFrame:
@@ -144,9 +143,11 @@ class CircuitCallback(Callback):
             self._directory.mkdir(parents=True, exist_ok=True)
             check_writable(self._path(0))
             with self._alone():
-                options = Options(**self._options)
-                model = self._network(pl_module)
-                study = prepare(model, self._data, self._target, options, None)
+                model, options = (
+                    self._network(pl_module),
+                    split_options(SearchOptions, self._options, "search")[0],
+                )
+                study = Study(model, self._data, self._target, **options)
                 recorded = study.experiment.recording
                 study.target(recorded.output, lambda: recorded.batch)
 
@@ -222,15 +223,13 @@ class CircuitCallback(Callback):
                 generator.set_state(state)
 
 
-def _check(given: dict[str, Any]) -> Options:
-    known = [field.name for field in fields(Options)]
-    for name in given:
-        if name == "profile":
-            raise OptionError("profile= is of other weights at each search: leave it out")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise OptionError(f"{name}= is no option of search: did you mean {', '.join(near)}?")
-    return Options(**given).checked()
+def _check(given: dict[str, Any]) -> int:
+    """Check options of searches, and return their seed."""
+    if "profile" in given:
+        raise OptionError("profile= is of other weights at each search: leave it out")
+    of_study, own = split_options(SearchOptions, given, "search")
+    read_options(SearchOptions, own, "search")
+    return int(read_options(StudyOptions, of_study, "search")["seed"])
 
 
 def _generators(data: Any, options: dict[str, Any]) -> Iterator[torch.Generator]:

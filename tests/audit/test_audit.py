@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,9 @@ from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import ModelError, OptionError
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Options, Study, prepare
+from neurograph.replay.wiring import Wiring
+from neurograph.study.preparation import Preparation
+from neurograph.study.study import Study
 from tests import zoo
 from tests.case import as_data
 
@@ -67,7 +68,7 @@ def claims_of(experiment: Experiment, seed: int, layers: int) -> list[Claim]:
 
 
 def study_of(model: nn.Module, data: Any, target: Any, **options: Any) -> Study:
-    return prepare(model, data, target, Options(progress=False, **options), None)
+    return Study(model, data, target, progress=False, **options)
 
 
 def network_study(name: str, **options: Any) -> Study:
@@ -186,7 +187,7 @@ def test_wrong_weights_of_the_narrow_route_are_found(
 @pytest.mark.parametrize(("writer", "reader"), [("first", "beside"), ("second", "last")])
 def test_an_edge_that_the_wiring_lacks_is_found(data: Tensor, writer: str, reader: str) -> None:
     study = study_of(Perceptron().double(), data, 1)
-    study.profiled.remove_edge(writer, reader)
+    study.layers.remove_edge(writer, reader)
     audit = audited(study)
     assert not audit.agrees
     told = f"layer {reader!r} reads {writer!r}, which the layer graph does not know"
@@ -195,7 +196,7 @@ def test_an_edge_that_the_wiring_lacks_is_found(data: Tensor, writer: str, reade
 
 def test_an_output_that_the_wiring_lacks_is_found(data: Tensor) -> None:
     study = study_of(Perceptron().double(), data, 1)
-    study.profiled.nodes["beside"]["output"] = False
+    study.layers.nodes["beside"]["output"] = False
     audit = audited(study)
     assert "the output holds 'beside'" in audit.disagreements[0].reason
 
@@ -331,13 +332,14 @@ def test_estimates_are_not_audited_but_told(data: Tensor) -> None:
 def test_a_search_on_a_layer_graph_that_lacks_an_edge_is_refused(
     data: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lacking(*args: Any, **options: Any) -> Study:
-        study = prepare(*args, **options)
-        study.profiled.remove_edge("first", "beside")
-        return study
+    def lacking(preparation: Preparation, *, routed: bool) -> Wiring:
+        wiring = known(preparation, routed=routed)
+        if wiring.layers.has_edge("first", "beside"):
+            wiring.layers.remove_edge("first", "beside")
+        return wiring
 
-    for step in ("neurograph.discovery.search", "neurograph.discovery.scores"):
-        monkeypatch.setattr(sys.modules[step], "prepare", lacking)
+    known = Preparation.wiring
+    monkeypatch.setattr(Preparation, "wiring", lacking)
     with pytest.raises(ModelError, match="'beside' reads 'first', which the layer graph does not"):
         searched(data)
     with pytest.raises(ModelError, match="'beside' reads 'first', which the layer graph does not"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neurograph.discovery.strongest_paths import read_sources
 from neurograph.effects.exact import path_effects
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.study import Study
 
 Paths = dict[tuple[Neuron, ...], float]
 
@@ -51,7 +51,7 @@ def trained(model: nn.Module, X: Tensor, y: Tensor, steps: int = 150) -> nn.Modu
 
 
 def opened(model: nn.Module, X: Tensor, target: Any = 0, **options: Any) -> Study:
-    return prepare(model, X, target, Options(progress=False, **options), None)
+    return Study(model, X, target, progress=False, **options)
 
 
 def enumerated(study: Study, sources: Mapping[str, Sequence[int]] | None = None) -> Paths:
@@ -70,7 +70,7 @@ def enumerated(study: Study, sources: Mapping[str, Sequence[int]] | None = None)
 
 
 def _routes(study: Study, begin: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    graph, layers = study.profiled, study.experiment.recording.layers
+    graph, layers = study.layers, study.experiment.recording.layers
 
     def onward(name: str) -> Iterator[tuple[str, ...]]:
         if graph.nodes[name]["output"]:

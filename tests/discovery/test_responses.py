@@ -125,7 +125,7 @@ def test_a_product_scales_the_curve_by_the_other_factor() -> None:
 def test_curves_equal_the_hooks_only_reference(name: str) -> None:
     network = zoo.NETWORKS[name](0)
     case = Case(network, "sweep", "data")
-    moving = [layer for layer in case.study.profiled if case.neurons(layer)]
+    moving = [layer for layer in case.study.layers if case.neurons(layer)]
     layers = moving[1:3] + moving[-2:-1]
     curves = curves_of(
         network.model,

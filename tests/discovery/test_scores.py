@@ -14,7 +14,7 @@ import neurograph as ng
 from neurograph.discovery.scores import Scores
 from neurograph.effects.exact import total_effects
 from neurograph.errors import SearchInterrupted
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests import zoo
 from tests.case import as_data, edge_effects
 
@@ -34,7 +34,7 @@ def test_every_edge_has_the_effect_that_it_has_alone(sample: zoo.Sample) -> None
     x = sample.data(20, 0)
     found = ng.score(sample.model, x, 1, of="edges", reference=4, progress=False)
     ranking = found.ranking()
-    with prepare(sample.model, x, 1, Options(reference=4, progress=False), None).open() as e:
+    with Study(sample.model, x, 1, reference=4, progress=False).open() as e:
         pairs = [(w, r) for w, r in e.graph.edges if e.recording.layers[w].neurons]
         count = 0
         for writer, reader in pairs:
@@ -79,7 +79,7 @@ def test_total_effects_of_all_neurons(name: str, scorer: Any) -> None:
     options = {"reference": 3, "progress": False, **network.options}
     found = ng.score(network.model, data, network.target, scorer=scorer, **options)
     ranking = found.ranking().sort_index()
-    study = prepare(network.model, data, network.target, Options(**options), None)
+    study = Study(network.model, data, network.target, **options)
     rows = 0
     with study.open() as experiment:
         for layer in experiment.graph:
@@ -146,7 +146,7 @@ def test_what_is_interrupted_keeps_the_layers_done(monkeypatch: pytest.MonkeyPat
 
     x = sample.data(20, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["neurograph.discovery.scores"], "_audited", stopped)
+        patch.setattr(sys.modules["neurograph.discovery.scores"], "audit_result", stopped)
         with pytest.raises(SearchInterrupted) as stop:
             ng.score(sample.model, x, target, scorer="exact", progress=False)
     assert isinstance(stop.value.found, Scores)

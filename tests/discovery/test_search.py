@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests import zoo
 
 quick = settings(max_examples=25, suppress_health_check=list(HealthCheck))
@@ -352,7 +352,7 @@ def test_model_that_raises_is_restored_and_its_error_kept(after: int) -> None:
 def calls_before_the_search() -> int:
     """How often profiling and recording run the model."""
     model = Failing(KeyboardInterrupt(), 10**9)
-    prepare(model, torch.rand(20, 3), 1, Options(progress=False), None)
+    Study(model, torch.rand(20, 3), 1, progress=False)
     return next(model.calls) - 1
 
 

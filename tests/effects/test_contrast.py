@@ -12,13 +12,13 @@ from neurograph.effects.contrast import Quantiles, as_contrast, levels_of
 from neurograph.effects.effects import summarise
 from neurograph.effects.experiment import Moves
 from neurograph.errors import OptionError
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests import zoo
 
 
 def levels(sample: zoo.Sample, X: Tensor, layer: str, contrast: object) -> Tensor:
-    options = Options(contrast=contrast, reference=5, progress=False)  # type: ignore[arg-type]
-    study = prepare(sample.model, X, 0, options, None)
+    options = {"contrast": contrast, "reference": 5, "progress": False}  # type: ignore[arg-type]
+    study = Study(sample.model, X, 0, **options)
     return study.experiment.levels(layer)
 
 
@@ -68,8 +68,8 @@ def test_quantiles_are_pooled_where_shapes_vary() -> None:
 def test_from_mean_and_from_zero_end_at_the_actual_value() -> None:
     sample = zoo.mlp((3, 4, 2), "tanh", False, 0, torch.float64)
     X = sample.data(30, 0)
-    options = Options(contrast="mean", reference=5, progress=False)
-    study = prepare(sample.model, X, 0, options, None)
+    options = {"contrast": "mean", "reference": 5, "progress": False}
+    study = Study(sample.model, X, 0, **options)
     actual = study.experiment.recording.main("layers.0")
     got = study.experiment.levels("layers.0")
     torch.testing.assert_close(got[1], actual)
@@ -137,9 +137,9 @@ def test_an_effect_of_rounding_size_is_zero() -> None:
 def test_pooled_statistics_spread_over_positions() -> None:
     model = AnyLength().double()
     X = torch.rand(6, 4, 2, dtype=torch.float64)
-    study = prepare(model, X, 1, Options(reference=2, progress=False), None)
+    study = Study(model, X, 1, reference=2, progress=False)
     layer = study.experiment.recording.layers["token"]
-    node = dict(study.profiled.nodes["token"])
+    node = dict(study.layers.nodes["token"])
     node["quantiles"] = node["quantiles"].mean(-1)  # as if pooled: [levels, neurons]
     actual = study.experiment.recording
     got = levels_of(Quantiles(), layer, node, actual, None)

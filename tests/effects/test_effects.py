@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests import zoo
 from tests.case import Case, edge_effects
 from tests.reference import TARGET
@@ -56,7 +56,7 @@ def case_of(
 @given(samples())
 def test_layer_graph_is_the_causal_truth(sample: zoo.Sample) -> None:
     case = case_of(sample)
-    graph = case.study.profiled
+    graph = case.study.layers
     for writer in ["input", *sample.layers]:
         truth = case.reference.readers(writer)
         assert set(graph.successors(writer)) == truth - {TARGET}
@@ -69,7 +69,7 @@ def test_node_effects_through_one_reader(
     sample: zoo.Sample, seed: int, contrast: str, background: str
 ) -> None:
     case = case_of(sample, contrast, background)
-    edges = list(case.study.profiled.edges)
+    edges = list(case.study.layers.edges)
     writer, reader = edges[seed % len(edges)]
     with case.study.open() as experiment:
         case.check_nodes(experiment, writer, case.subsets([reader], seed), case.neurons(writer))
@@ -81,7 +81,7 @@ def test_node_effects_through_all_readers_and_the_target(
     sample: zoo.Sample, seed: int, contrast: str, background: str
 ) -> None:
     case = case_of(sample, contrast, background)
-    graph = case.study.profiled
+    graph = case.study.layers
     writer = sorted(graph)[seed % len(graph)]
     through: dict = case.subsets(list(graph.successors(writer)), seed)
     if graph.nodes[writer]["output"]:
@@ -103,7 +103,7 @@ BRANCHED = {
 @pytest.mark.parametrize("kind", BRANCHED)
 def test_node_effects_where_one_reader_descends_from_another(kind: str, background: str) -> None:
     case = case_of(BRANCHED[kind](3), background=background)
-    graph = case.study.profiled
+    graph = case.study.layers
     tried = 0
     with case.study.open() as experiment:
         for writer in graph:
@@ -120,7 +120,7 @@ def test_node_effects_where_one_reader_descends_from_another(kind: str, backgrou
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_edge_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
     case = case_of(sample, contrast, background)
-    edges = list(case.study.profiled.edges)
+    edges = list(case.study.layers.edges)
     writer, reader = edges[seed % len(edges)]
     sources, outputs = case.neurons(writer), list(case.neurons(reader))[:3]
     with case.study.open() as experiment:
@@ -156,7 +156,7 @@ def test_total_effects(sample: zoo.Sample, seed: int, contrast: str, background:
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_path_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
     case = case_of(sample, contrast, background)
-    graph = case.study.profiled
+    graph = case.study.layers
     generator = np.random.default_rng(seed)
     ends = [n for n in graph if graph.nodes[n]["output"]]
     routes = [p for start in graph for end in ends for p in nx.all_simple_paths(graph, start, end)]
@@ -184,11 +184,11 @@ def test_effects_through_readers_sum_to_the_total_where_the_model_is_linear() ->
 
     model = zoo.settle(Linear(3, 4, 1), 0, torch.float64)
     x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    study = prepare(model, x, 1, Options(progress=False), None)
+    study = Study(model, x, 1, progress=False)
     with study.open() as experiment:
         for layer in ("input", "enter", "up"):
             neurons = range(experiment.recording.layers[layer].neurons)
-            readers = list(study.profiled.successors(layer))
+            readers = list(study.layers.successors(layer))
             assert readers
             parts = [node_effects(experiment, layer, neurons, {r: None}).effect for r in readers]
             total = total_effects(experiment, layer, neurons).effect
@@ -208,7 +208,7 @@ def test_narrow_and_direct_routes_agree(seed: int) -> None:
     with case.study.open() as experiment:
         assert {str(c).rstrip("_") for c in experiment.chains.values()} == {"identity", "gelu"}
         narrow = node_effects(experiment, "layers.0", range(6), {"layers.1": [0, 3]})
-        experiment.chains = {}
+        experiment.narrow = False
         direct = node_effects(experiment, "layers.0", range(6), {"layers.1": [0, 3]})
     torch.testing.assert_close(narrow.effect, direct.effect, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(narrow.response, direct.response, rtol=1e-12, atol=1e-13)

@@ -17,7 +17,7 @@ from neurograph.effects.resampling import draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.observe import input_tensors
 from neurograph.model.positions import attended
-from neurograph.study.study import Options, Study, prepare
+from neurograph.study.study import Study
 from tests import zoo
 from tests.rasp import likeness
 
@@ -46,7 +46,7 @@ def sentences(rows: int, first: int = 0) -> Tensor:
 
 def study_of(model: nn.Module, X: Any, contrast: Any, **options: Any) -> Study:
     told = {"reference": SIZE, "progress": False, **options}
-    return prepare(model, X, lambda out, _: out[:, 0], Options(contrast=contrast, **told), None)
+    return Study(model, X, lambda out, _: out[:, 0], contrast=contrast, **told)
 
 
 def low(study: Study, layer: str) -> Tensor:
@@ -125,8 +125,8 @@ def test_padding_gives_nothing_and_stays() -> None:
     ends = torch.randint(1, length + 1, (12,), generator=torch.Generator().manual_seed(2))
     arguments["attention_mask"] = (torch.arange(length) < ends[:, None]).long()
     for contrast in (Resample(), Resample(positions=False)):
-        options = Options(contrast=contrast, reference=12, progress=False, **network.options)
-        study = prepare(network.model, dict(arguments), network.target, options, None)
+        options = dict(contrast=contrast, reference=12, progress=False, **network.options)
+        study = Study(network.model, dict(arguments), network.target, **options)
         recording, donors = study.experiment.recording, draw_donors(12, 0).tolist()
         inputs, seen = input_tensors(network.model, recording.batch), 0
         for name, layer in recording.layers.items():
@@ -209,7 +209,7 @@ def test_pooled_quantiles_leave_padding_out() -> None:
     network, arguments = zoo.NETWORKS["bert"](0), zoo.NETWORKS["bert"](0).inputs(8, 1)
     arguments["attention_mask"][:, -1] = 0
     given = {"contrast": "pooled", "reference": 8, "progress": False, **network.options}
-    study = prepare(network.model, dict(arguments), network.target, Options(**given), None)
+    study = Study(network.model, dict(arguments), network.target, **given)
     layer = next(n for n, d in study.experiment.recording.layers.items() if d.type == "Embedding")
     values = study.experiment.recording.main(layer)[:, :-1].flatten(0, 1)
     wanted = np.quantile(values.numpy(), [0.05, 0.95], axis=0)

@@ -17,7 +17,7 @@ from neurograph.effects.routes import TARGET, Through
 from neurograph.effects.scorer import Scorer
 from neurograph.effects.scorers import Exact
 from neurograph.effects.slopes import Background, along
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from neurograph.utils.memory import PeakMeter
 from tests import zoo
 from tests.case import as_data
@@ -91,10 +91,14 @@ def test_estimates_are_exact_where_the_model_is_affine(
 ) -> None:
     model = zoo.settle(AffineNet(), 0)
     x = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    options = Options(
-        contrast=contrast, background=background, reference=SAMPLES, memory=20_000, progress=False
-    )
-    with prepare(model, x, 1, options, None).open() as experiment:
+    options = {
+        "contrast": contrast,
+        "background": background,
+        "reference": SAMPLES,
+        "memory": 20_000,
+        "progress": False,
+    }
+    with Study(model, x, 1, **options).open() as experiment:
         tested, exact = scorer_of(scorer, experiment), Exact(experiment)
         for layer in experiment.graph:
             through = some_outputs(experiment, layer, 1)
@@ -118,8 +122,8 @@ def test_a_channel_that_stands_twice_in_a_padded_group_counts_once(
     model = zoo.settle(AffineNet(), 0)
     x = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     groups = {"enter": [[0, 1, 2], [3]], "up": [[0], [1, 2, 3, 4]]}
-    options = Options(groups=groups, reference=SAMPLES, progress=False)
-    with prepare(model, x, 1, options, None).open() as experiment:
+    options = {"groups": groups, "reference": SAMPLES, "progress": False}
+    with Study(model, x, 1, **options).open() as experiment:
         through = {"up": None, "head": None}
         tested, exact = scorer_of(scorer, experiment), Exact(experiment)
         found, wanted = tested.nodes("enter", through), exact.nodes("enter", through)
@@ -142,8 +146,8 @@ def test_errors_shrink_quadratically(
 ) -> None:
     """Half the step leaves a quarter of the error, of nodes, totals and edges."""
     network = zoo.NETWORKS[name](0)
-    options = Options(reference=SAMPLES, progress=False, **network.options)
-    study = prepare(network.model, as_data(network.inputs(8, 1)), network.target, options, None)
+    options = dict(reference=SAMPLES, progress=False, **network.options)
+    study = Study(network.model, as_data(network.inputs(8, 1)), network.target, **options)
     checked = dict.fromkeys(ESTIMATES, 0)
     with study.open() as experiment:
         layers = [n for n in neurons_of(experiment) if some_outputs(experiment, n, 2)]
@@ -178,8 +182,8 @@ def test_errors_shrink_quadratically(
 def test_one_backward_run_gives_every_gradient(name: str) -> None:
     """Of a real run, all at once, and of each layer by itself: the same."""
     network = zoo.NETWORKS[name](0)
-    options = Options(reference=SAMPLES, progress=False, **network.options)
-    study = prepare(network.model, as_data(network.inputs(8, 1)), network.target, options, None)
+    options = dict(reference=SAMPLES, progress=False, **network.options)
+    study = Study(network.model, as_data(network.inputs(8, 1)), network.target, **options)
     with study.open() as experiment:
         together, alone = Background(experiment), Background(experiment)
         experiment.real = True
@@ -203,7 +207,7 @@ def bent(seed: int, last: nn.Module) -> nn.Sequential:
 def test_hybrid_is_exact_where_all_behind_the_readers_is_linear() -> None:
     model, x = bent(0, nn.Identity()), torch.randn(40, 5, dtype=torch.float64)
     model[0].weight.data *= 3  # moves far into the bends
-    with prepare(model, x, 1, Options(progress=False), None).open() as experiment:
+    with Study(model, x, 1, progress=False).open() as experiment:
         hybrid, exact = Hybrid(experiment), Exact(experiment)
         for layer in ("0", "2"):
             through = {next(experiment.graph.successors(layer)): [0]}
@@ -225,8 +229,8 @@ def towards(share: float, end: Tensor, computed: Tensor) -> Tensor:
 def test_integrated_effects_are_gradients_averaged_along_the_joint_move(contrast: str) -> None:
     """Written out for one network: each layer goes part of the way from what it computes."""
     model, x = bent(1, nn.GELU()), torch.randn(40, 5, dtype=torch.float64)
-    options, steps = Options(contrast=contrast, reference=SAMPLES, progress=False), 3
-    with prepare(model, x, 1, options, None).open() as experiment:
+    options, steps = {"contrast": contrast, "reference": SAMPLES, "progress": False}, 3
+    with Study(model, x, 1, **options).open() as experiment:
         scorer = Gradient(experiment, along(experiment, steps))
         still = {n: experiment.recording.main(n) for n in ("input", "0", "2", "4")}
         ends = {n: [experiment.end(n, end) for end in (0, -1)] for n in still}
@@ -269,8 +273,8 @@ def test_estimates_average_over_samples() -> None:
     twice = torch.cat([x[:8], x[:8]])
     found: dict[int, list[Tensor]] = {}
     for reference in (x[:8], twice):
-        options = Options(reference=reference, progress=False)
-        with prepare(model, x, 1, options, None).open() as experiment:
+        options = {"reference": reference, "progress": False}
+        with Study(model, x, 1, **options).open() as experiment:
             points = [Background(experiment)], along(experiment, 3)
             scorers: list[Scorer] = [Gradient(experiment, some) for some in points]
             found[len(reference)] = [
@@ -287,10 +291,8 @@ def test_gradients_take_a_few_copies_of_the_activations() -> None:
     """However many layers and heads: no copy of the residual stream for each of them."""
     network = zoo.NETWORKS["gpt2_heads"](0)
     inputs = network.inputs(16, 1)
-    options = Options(reference=16, memory="1GB", progress=False, **network.options)
-    with prepare(
-        network.model, as_data(inputs), network.target, options, None
-    ).open() as experiment:
+    options = dict(reference=16, memory="1GB", progress=False, **network.options)
+    with Study(network.model, as_data(inputs), network.target, **options).open() as experiment:
         layers = experiment.recording.layers
         copy = sum(experiment.recording.main(name).nbytes for name in layers)
         copy = max(copy, 16 * experiment.recording.row_bytes)
@@ -310,8 +312,8 @@ def test_gradients_take_a_few_copies_of_the_activations() -> None:
 def test_every_scorer_scores_everything(name: str, scorer: str, scorer_of: MakeScorer) -> None:
     """Neurons, heads, positions: each has a finite effect, measured or not as it says."""
     network = zoo.NETWORKS[name](0)
-    options = Options(reference=2, progress=False, **network.options)
-    study = prepare(network.model, as_data(network.inputs(6, 1)), network.target, options, None)
+    options = dict(reference=2, progress=False, **network.options)
+    study = Study(network.model, as_data(network.inputs(6, 1)), network.target, **options)
     with study.open() as experiment:
         tested = scorer_of(scorer, experiment)
         layer = neurons_of(experiment)[-2]

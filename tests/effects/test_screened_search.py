@@ -11,7 +11,7 @@ from torch import nn
 
 import neurograph as ng
 from neurograph.effects.exact import node_effects
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests import zoo
 
 SAMPLES = 4
@@ -23,7 +23,7 @@ def test_a_screened_search_measures_what_it_keeps() -> None:
     circuit = ng.search(sample.model, x, 1, keep="top:3", budget=8, progress=False)
     told = circuit.provenance["screening"]["nodes"]
     assert told["measured"] < told["scored"] * 0.7
-    study = prepare(sample.model, x, 1, Options(progress=False), None)
+    study = Study(sample.model, x, 1, progress=False)
     measured = circuit.scores["layers.1"]["measured"]
     kept = circuit.neurons(layer="layers.1")
     assert measured[kept["index"]].all()

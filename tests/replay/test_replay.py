@@ -16,7 +16,7 @@ from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring, target_layers
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests import zoo
 from tests.reference import Reference
 
@@ -208,7 +208,7 @@ class Branching(Centred):
 def test_glue_that_mixes_a_batch_gets_one_intervention_at_a_time(kind: type[nn.Module]) -> None:
     model = zoo.settle(kind(), 1, torch.float64)
     x = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    study = prepare(model, x, 1, Options(reference=6, progress=False), None)
+    study = Study(model, x, 1, reference=6, progress=False)
     few = study.experiment.recording.batch.args[0]
     sites = {name: zoo.Site(name) for name in ("input", "one", "two")}
     network = zoo.Network("two", model, lambda *_: {"x": x}, lambda out, _: out[:, 0], sites)

@@ -26,7 +26,7 @@ import neurograph as ng
 from neurograph.activations.values import class_values
 from neurograph.data.source import Source, concatenate
 from neurograph.errors import DataError, OptionError
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 
 QUIET: dict[str, Any] = {"progress": False}
 EXACT: dict[str, Any] = {"scorer": "exact", "progress": False}
@@ -67,7 +67,7 @@ def by_hand(run: Callable[[Tensor], Tensor], X: Tensor) -> list[float]:
 
 
 def notes(model: nn.Module, data: Any, target: Any = 1, **options: Any) -> str:
-    study = prepare(model, data, target, Options(**QUIET, **options), None, statistics=False)
+    study = Study(model, data, target, **QUIET, **options)
     assert study.provenance["notes"] == list(study.notes)
     return "\n".join(study.notes)
 

@@ -22,7 +22,7 @@ from neurograph.errors import DataError, ModelError, NeurographError, OptionErro
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from tests.situations.hooked import (
     SAMPLES,
     by_hooks,
@@ -683,7 +683,7 @@ def test_convolutions_are_masked_where_their_weights_say_what_they_compute(kind:
         second = Scaled(3, 2, 3, padding=1)
     model = nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), second, nn.Flatten())
     x = torch.randn(10, 2, 6, generator=torch.Generator().manual_seed(0))
-    study = prepare(model, x, 1, Options(reference=8, progress=False), None)
+    study = Study(model, x, 1, reference=8, progress=False)
     with study.open() as experiment:
         served = find_linear_readers(experiment, {"2": ["0"], "0": ["input"]})
     assert set(served) == ({"0", "2"} if kind == "plain" else {"0"})

@@ -1,10 +1,8 @@
-"""This library: `score`, one call for everything."""
+"""This library: a study, scored."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,37 +33,14 @@ def options(task: Loaded) -> dict[str, Any]:
     return given | {"contrast": contrast, "reference": (task.clean, task.labels)}
 
 
-@contextlib.contextmanager
-def _preparing() -> Iterator[list[float]]:
-    """Seconds that `score` takes until its experiment stands: profile, recordings, layer graph."""
-    module = sys.modules["neurograph.discovery.scores"]
-    prepare, seconds = module.prepare, [0.0]  # type: ignore[attr-defined]
-
-    def timed(*given: Any, **options: Any) -> Any:
-        start = processor_seconds()
-        study = prepare(*given, **options)
-        seconds[0] += processor_seconds() - start
-        return study
-
-    module.prepare = timed  # type: ignore[attr-defined]
-    try:
-        yield seconds
-    finally:
-        module.prepare = prepare  # type: ignore[attr-defined]
-
-
 def _score(of: str, scorer: str, **changed: Any) -> Callable[[Loaded], Work]:
     def method(task: Loaded) -> Work:
         def work() -> Outcome:
-            with _preparing() as seconds:
-                scores = ng.score(
-                    task.model,
-                    task.every,
-                    target,
-                    of=of,  # type: ignore[arg-type]
-                    scorer=scorer,  # type: ignore[arg-type]
-                    **(options(task) | changed),
-                )
+            start = processor_seconds()
+            study = ng.Study(task.model, task.every, target, **(options(task) | changed))
+            _ = study.experiment  # recordings, layer graph, and statistics where they are needed
+            seconds = processor_seconds() - start
+            scores = study.score(of=of, scorer=scorer)  # type: ignore[typeddict-item]
             columns = [*(NEURON if of == "neurons" else EDGE), "effect"]
             rows = scores.table[columns].to_numpy().tolist()
             told = {"measured": int(scores.table["measured"].sum()), "all": len(rows)}
@@ -73,7 +48,7 @@ def _score(of: str, scorer: str, **changed: Any) -> Callable[[Loaded], Work]:
                 rows = [row for row in rows if row[0].rsplit(".", 1)[-1] not in READERS]
             elif of == "neurons":  # the features are scored too
                 rows = [row for row in rows if row[0] in task.task.layers]
-            return Outcome(rows, preparing=seconds[0], told=told)
+            return Outcome(rows, preparing=seconds, told=told)
 
         return work
 

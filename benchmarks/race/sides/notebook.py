@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurograph.effects.contrast import SWEEP
-from neurograph.study.study import Options, prepare
+from neurograph.study.study import Study
 from notebook_loop import loop_effects
 from race.measure import Outcome, Work
 from race.tasks import Loaded
@@ -16,13 +16,7 @@ __all__ = ["METHODS"]
 def loop(task: Loaded) -> Work:
     """Effects of all neurons through all that their readers compute, of 7 quantiles."""
     signs = 2.0 * task.labels[:, 0] - 1
-    study = prepare(
-        task.model,
-        task.every,
-        1,
-        Options(contrast=SWEEP, reference=task.clean, progress=False),
-        None,
-    )
+    study = Study(task.model, task.every, 1, contrast=SWEEP, reference=task.clean, progress=False)
     readers = dict(zip(task.task.layers, (*task.task.layers[1:], "linear3"), strict=True))
 
     def work() -> Outcome:

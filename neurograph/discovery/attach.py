@@ -1,0 +1,101 @@
+"""A circuit given its model again, after a check that it still says what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from neurograph.circuit.circuit import Circuit
+from neurograph.circuit.paths import Path
+from neurograph.effects.contrast import Contrast, FromMean, FromZero, Quantiles, Resample
+from neurograph.effects.selection import SIGNS
+from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.model.target import describe_target
+from neurograph.study.options import StudyOptions, options_of
+from neurograph.study.study import Study
+
+__all__ = ["attach"]
+
+_PATHS = 2  # of each sign
+_RELATIVE, _OF_LARGEST = 1e-3, 1e-5  # float32 on another machine
+
+
+def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circuit:
+    """Give a circuit the model and data it was found with; see `Circuit.attach`."""
+    known = circuit.provenance
+    described = known["options"]
+    kind = known["target"].get("kind", "callable" if known["target"]["index"] is None else "index")
+    if kind == "callable" and "target" not in given:
+        raise OptionError("the circuit's target is a callable, which no file holds: pass target=")
+    if described["contrast"]["type"] == "Counterfactual" and "contrast" not in given:
+        raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
+    if described["reference"] == "given" and "reference" not in given:
+        raise OptionError("the circuit's reference samples were given: pass reference= again")
+    if described["profile"] == "given" and "profile" not in given:
+        raise OptionError("the circuit was found with a profile of its own: pass profile= again")
+    target = given.pop("target", known["target"]["index"])
+    options = {n: v for n, v in described.items() if n in options_of(StudyOptions)}
+    options |= {"profile": None, "contrast": _read_contrast(described["contrast"])} | given
+    study = Study(model, data, target, **options)
+    found = study.provenance
+    for part, key, error in (("model", "hash", ModelError), ("data", "fingerprint", DataError)):
+        if found[part][key] != known[part][key]:
+            raise error(
+                f"this is not the {part} of the circuit ({key} {found[part][key][:12]}… instead of "
+                f"{known[part][key][:12]}…)"
+            )
+    if "narrow" in known:
+        study.add_note("shortcuts that were wrong when the circuit was found are left out")
+        study.experiment.narrow = known["narrow"]
+        study.experiment.replay.one_by_one |= known["one_by_one"]
+    attached = replace(circuit, _study=study)
+    _check_agreement(circuit, attached, study)
+    return attached
+
+
+def _read_contrast(described: dict[str, Any]) -> Contrast | str:
+    if described["type"] == "Quantiles":
+        return Quantiles(tuple(described["levels"]), described.get("pooled", False))
+    if described["type"] == "Resample":
+        return Resample(described.get("positions", False))
+    return FromMean() if described["type"] == "FromMean" else FromZero()
+
+
+def _check_agreement(circuit: Circuit, attached: Circuit, study: Study) -> None:
+    """Measure a few of the stored paths again: the strongest of each sign must come out alike.
+
+    Raises
+    ------
+    OptionError
+        The study explains another target, or a path measures otherwise; both are named.
+    """
+    known, asked = circuit.provenance["target"], describe_target(study.target)
+    if known["index"] != asked["index"]:
+        raise OptionError(
+            f"the circuit explains {known['name']!r}, target= says {asked['name']!r}: leave "
+            "target= out, or search for that target"
+        )
+    stored = _strongest(circuit)
+    if not stored:
+        return
+    again = attached.measure([path.neurons for path in stored])
+    largest = max(abs(path.effect) for path in stored)
+    for one, other in zip(stored, again, strict=True):
+        close = _RELATIVE * abs(one.effect) + _OF_LARGEST * largest
+        if not abs(one.effect - other.effect) <= close:
+            told = " → ".join(map(str, one.names))
+            raise OptionError(
+                f"the path {told} was measured as {one.effect:+.4g} and is {other.effect:+.4g} "
+                "now: pass the target (and contrast, reference) that the circuit was found with"
+            )
+
+
+def _strongest(circuit: Circuit) -> list[Path]:
+    found: list[Path] = []
+    for sign in SIGNS:
+        way = 1 if sign == "positive" else -1
+        own = (path for path in circuit.strongest if path.measured and path.effect * way > 0)
+        found += [path for path, _ in zip(own, range(_PATHS), strict=False)]
+    return found

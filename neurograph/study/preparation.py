@@ -1,0 +1,582 @@
+"""What is found once of a model, its data and target, whatever is then asked of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import networkx as nx
+from torch import Tensor, nn
+
+from neurograph.activations.profile import (
+    QUANTILES,
+    add_statistics,
+    check_weights,
+    model_hash,
+    wired,
+)
+from neurograph.data.source import Batch, Source, concatenate, draw, fingerprint
+from neurograph.effects.contrast import (
+    Background,
+    Contrast,
+    Counterfactual,
+    FromMean,
+    Quantiles,
+    Resample,
+    Twins,
+    levels_of,
+    with_background,
+)
+from neurograph.effects.experiment import Experiment
+from neurograph.effects.resampling import Resampled, draw_donors
+from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
+from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
+from neurograph.model.observe import input_tensors, placed
+from neurograph.model.positions import moving
+from neurograph.model.target import (
+    Target,
+    TargetFunction,
+    check_rows,
+    resolve_target,
+)
+from neurograph.replay.padding import Padding, find_padding
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import Recording, capture, recapture
+from neurograph.replay.replay import Replay
+from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
+from neurograph.study.preflight import (
+    as_masked,
+    check_samples,
+    coarse,
+    habits,
+    mixing,
+    numberless,
+    routing,
+)
+from neurograph.utils.checks import shown
+from neurograph.utils.memory import parse_memory
+from neurograph.utils.nested import flatten
+
+__all__ = ["Preparation", "Prepared", "Statistics", "with_statistics"]
+
+Statistics = Mapping[str, Mapping[str, Any]]
+"""By layer, what `profile` puts on its node."""
+
+
+class Preparation:
+    """A model, data and a target made ready: recorded, wired, and profiled where that is needed.
+
+    Everything is found when it is first asked for, and then kept.
+
+    Parameters
+    ----------
+    model : Module
+    data : Any
+    target : int, str, callable or None
+        As the user gave it.
+    options : mapping of str to Any
+        Those of `StudyOptions`, all of them, read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        target: int | str | TargetFunction | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.model, self.data, self.asked, self.options = model, data, target, options
+        self._statistics: Statistics | None = None
+        self._levels = set(QUANTILES)
+        self._experiments: dict[tuple[Background, bool], Experiment] = {}
+        self.was_opened = False  # whether anything was measured since
+
+    @functools.cached_property
+    def prepared(self) -> Prepared:
+        """What the runs of preparation found."""
+        with placed(self.model, self.options["device"]):
+            return _prepare(self.model, self.data, self.asked, self.options)
+
+    @property
+    def known_statistics(self) -> Statistics:
+        """Statistics as far as they were needed."""
+        return self._statistics or {}
+
+    def statistics(self, contrast: Contrast) -> Statistics:
+        """Statistics of every layer over the data, with a contrast's quantiles; a pass over it.
+
+        Those of a profile that was given, where there is one.
+        """
+        wanted = contrast.levels if isinstance(contrast, Quantiles) else ()
+        prepared, options = self.prepared, self.options
+        if self._statistics is not None and set(wanted) <= self._levels:
+            return self._statistics
+        graph = prepared.profiled
+        if prepared.example is not None:
+            graph, self._levels = graph.copy(), self._levels | set(wanted)
+            with placed(self.model, options["device"]):
+                add_statistics(
+                    graph,
+                    self.model,
+                    self.data,
+                    prepared.example,
+                    levels=sorted(self._levels),
+                    memory=options["memory"],
+                    seed=options["seed"],
+                    progress=options["progress"],
+                )
+        self._statistics = dict(graph.nodes(data=True))
+        for name, layer in prepared.recording.layers.items():
+            if layer.neurons and "mean" not in self._statistics.get(name, {"mean": None}):
+                raise OptionError(
+                    f"the profile has no statistics for {name!r}: use profile(), not layer_graph()"
+                )
+        return self._statistics
+
+    def experiment(self, contrast: Contrast, background: Background, *, routed: bool) -> Experiment:
+        """Experiment on the reference samples, ready to be opened.
+
+        Parameters
+        ----------
+        contrast, background
+        routed : bool
+            Whether layers that run on some rows only are layers; else they are glue.
+        """
+        prepared, options = self.prepared, self.options
+        routed = routed and not isinstance(contrast, Counterfactual | Resample)
+        actual, graph = prepared.recording, self.wiring(routed=routed).layers
+        statistics: Statistics = {}
+        if isinstance(contrast, Quantiles | FromMean) or background == "mean":
+            # Here, where no stand-ins are in the model that the pass would meet.
+            statistics = self.statistics(contrast)
+            graph = with_statistics(graph, statistics)
+        with placed(self.model, options["device"]):
+            twins = _twins(contrast, self.model, prepared, options)
+
+        def levels(layer: str) -> Tensor:
+            known = statistics.get(layer, {})
+            values = levels_of(contrast, actual.layers[layer], known, actual, twins)
+            return values.to(actual.main(layer))
+
+        key = background, self.wiring(routed=routed) is prepared.wiring
+        if key not in self._experiments:
+            with placed(self.model, options["device"]):
+                recording = _background(self.model, actual, background, graph)
+            wiring = self.wiring(routed=routed)
+            self._experiments[key] = self._on(recording, wiring, levels)
+            return self._experiments[key]
+        return self._experiments[key].with_levels(levels)
+
+    def _on(
+        self, recording: Recording, wiring: Wiring, levels: Callable[[str], Tensor]
+    ) -> Experiment:
+        """Experiment on a background."""
+        prepared, options = self.prepared, self.options
+        actual, real = prepared.recording, recording is prepared.recording
+
+        def units(layer: str) -> Units:
+            kind, channels = prepared.groups.get(layer, ("channel", None))
+            each = options["positions"] == "each"
+            found = units_of(actual.layers[layer], channels, kind, each)
+            return replace(found, members=found.members.to(actual.main(layer).device))
+
+        def may_move(layer: str) -> Tensor | None:
+            mask = moving(prepared.inputs, actual.size, actual.layers[layer], options["positions"])
+            return None if mask is None else mask.to(actual.main(layer).device)
+
+        return Experiment(
+            Replay(self.model, recording, real=real),
+            wiring,
+            prepared.target,
+            units,
+            levels,
+            may_move,
+            parse_memory(options["memory"]),
+            real=real,
+            coarse=prepared.is_coarse,
+        )
+
+    def wiring(self, *, routed: bool) -> Wiring:
+        """Who reads whom, with or without layers that run on some rows only."""
+        prepared = self.prepared
+        if routed or not prepared.recording.sites.routed:
+            return prepared.wiring
+        return self._without_routed
+
+    @functools.cached_property
+    def _without_routed(self) -> Wiring:
+        actual = self.prepared.recording
+        wiring = without_layers(self.prepared.wiring, actual, routed=False)
+        with placed(self.model, self.options["device"]), Replay(self.model, actual) as replay:
+            return confirm_wiring(replay, wiring)
+
+
+def with_statistics(graph: nx.DiGraph, statistics: Statistics) -> nx.DiGraph:
+    """Layer graph with statistics on its nodes."""
+    known = graph.copy()
+    for name, data in known.nodes(data=True):
+        data.update({k: v for k, v in statistics.get(name, {}).items() if k not in data})
+    return known
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the runs of preparation found.
+
+    Attributes
+    ----------
+    source : Source
+        The data as batches.
+    profiled : networkx.DiGraph
+        The profile that was given, or the layer graph of a few samples from all of the data.
+    example : Recording or None
+        Of these few samples; None beside a profile that was given.
+    recording : Recording
+        Of the reference samples.
+    wiring : Wiring
+        Who reads whom, confirmed on the reference samples.
+    target : Target
+    inputs : dict of str to Tensor
+        The model's inputs for the reference samples, by name.
+    groups : dict
+        What channels are taken together, as `find_groups` gives it.
+    feature_names : tuple of str or None
+    samples : int
+        How many the data hold.
+    fingerprint : str
+        SHA-256 of the data.
+    reference : tuple of int
+        Which samples are the reference, or their numbers among those that were given.
+    weights : str
+        SHA-256 of the model's weights.
+    is_coarse : bool
+        Whether targets are computed so coarsely that rounding decides about effects.
+    notes : tuple of str
+        What was decided for the user, in sentences.
+    """
+
+    source: Source
+    profiled: nx.DiGraph
+    example: Recording | None
+    recording: Recording
+    wiring: Wiring
+    target: Target
+    inputs: Mapping[str, Tensor]
+    groups: Mapping[str, tuple[str, list[list[int]]]]
+    feature_names: tuple[str, ...] | None
+    samples: int
+    fingerprint: str
+    reference: tuple[int, ...]
+    weights: str
+    is_coarse: bool
+    notes: tuple[str, ...]
+
+
+def _prepare(
+    model: nn.Module,
+    data: Any,
+    asked: int | str | TargetFunction | None,
+    options: Mapping[str, Any],
+) -> Prepared:
+    refuse_unsupported(model)
+    check_weights(model)
+    given, example = options["profile"], None
+    if given is not None:
+        _check_profiled(given, model)
+    source = Source(data, model, class_names=options["class_names"])
+    _check_target(asked, source, model, options)
+    if given is None:
+        profiled, example = wired(model, data, options["layers"])
+    else:
+        profiled = given
+    sites = _sites(model, options, profiled)
+    batch, positions, data_hash, samples = _reference(source, model, options)
+    _check_size(profiled, batch)
+    with _naming_reference(options):
+        actual = _without_unknown(capture(model, batch, sites), profiled)
+        wiring = without_layers(Wiring.of(profiled), actual)
+        _check_profile(wiring.layers, actual, made=given is None)
+    asked = as_masked(asked, profiled.graph.get("padding"))
+    target = resolve_target(asked, actual.output, options["class_names"], size=actual.size)
+    check_rows(target, actual.output, actual.batch)
+    padding = _padding(model, actual, target, profiled)
+    actual = padding.on(actual)
+    with Replay(model, actual) as replay:
+        wiring = confirm_wiring(replay, wiring)
+    searched = {name: actual.layers[name] for name in wiring.layers}
+    groups = find_groups(options["groups"] or {}, searched, model)
+    coarsely = list(coarse(target, actual))
+    notes = [
+        *doubtful_heads(groups, searched),
+        *source.notes,
+        *target.notes,
+        *padding.notes,
+        *routing(actual, wiring.layers),
+        *habits(model, actual),
+        *mixing(model, target, actual),
+        *coarsely,
+    ]
+    return Prepared(
+        source,
+        profiled,
+        example,
+        actual,
+        wiring,
+        target,
+        input_tensors(model, actual.batch),
+        groups,
+        _feature_names(options["feature_names"], source.feature_names, actual),
+        samples,
+        data_hash,
+        positions,
+        model_hash(model),
+        bool(coarsely),
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.DiGraph) -> Padding:
+    """What is padding, as the reference samples show it, or the data where these have none."""
+    padding = find_padding(model, [actual.batch], actual, target)
+    known: Padding = padding if padding.tried else profiled.graph.get("padding", padding)
+    return known
+
+
+def _check_profiled(profiled: Any, model: nn.Module) -> None:
+    """OptionError for what is no profile, or one of other weights: its quantiles are not these."""
+    if not isinstance(profiled, nx.DiGraph):
+        raise OptionError(f"profile={shown(profiled)}: pass what profile() returned")
+    made = profiled.graph.get("model")
+    if made is not None and made != model_hash(model):
+        raise OptionError(
+            f"the profile was made of another model, or of other weights ({made[:12]}…): call "
+            "profile(model, data) again, or leave profile= out"
+        )
+
+
+def _check_size(profiled: nx.DiGraph, batch: Batch) -> None:
+    size = profiled.graph.get("batch", batch.size)
+    if size != batch.size:
+        raise OptionError(
+            f"the model takes batches of {size} samples and no others, but the background has "
+            f"{batch.size}: pass reference={size}, and data in batches of {size}"
+        )
+
+
+def _background(
+    model: nn.Module, actual: Recording, chosen: Background, profiled: nx.DiGraph
+) -> Recording:
+    """Set the background; layers left out compute what that makes them, as they are glue."""
+    background = with_background(actual, chosen, profiled)
+    left_out = {name for name in background.layers if not background.is_searched(name)}
+    if background is actual or not left_out:
+        return background
+    calls = dict(background.calls)
+
+    def hear(event: str, call: str, value: Any) -> None:
+        if event == "returned" and any(n.name in left_out for n in background.by_call[call]):
+            leaves = [x.clone() if isinstance(x, Tensor) else x for x in flatten(value)[0]]
+            calls[call] = replace(calls[call], leaves=leaves)
+
+    plan = Plan(frozen=frozenset(background.layers) - left_out, open=frozenset(left_out))
+    with Replay(model, background) as replay:
+        replay.run(plan, listen=hear)
+    return replace(background, calls=calls)
+
+
+def _sites(model: nn.Module, options: Mapping[str, Any], profiled: nx.DiGraph) -> Sites:
+    """Say which modules are layers: what the profile says, which `layers=` must not contradict."""
+    sites: Sites | None = profiled.graph.get("sites")
+    if sites is None:
+        raise OptionError(
+            "the profile says nothing of its layers: use profile(), not layer_graph()"
+        )
+    asked = None if options["layers"] is None else find_sites(model, options["layers"])
+    if asked is not None and asked.without(sites.routed) != sites:
+        raise OptionError("layers= differs from those of the profile: leave one of the two out")
+    return sites
+
+
+def _reference(
+    source: Source, model: nn.Module, options: Mapping[str, Any]
+) -> tuple[Batch, tuple[int, ...], str, int]:
+    """Draw or take the background samples; hash the data on the way."""
+    digest, count = fingerprint([]), 0
+
+    def hashed() -> Iterator[Batch]:
+        nonlocal count
+        for batch in source:
+            fingerprint(batch.tensors(), digest)
+            count += batch.size
+            yield batch
+
+    if isinstance(options["reference"], int):
+        batch, positions = draw(hashed(), options["reference"], options["seed"])
+    else:
+        for _ in hashed():
+            pass
+        given = Source(options["reference"], model)
+        _check_columns(source, given, "reference")
+        try:
+            batch = concatenate(list(given))
+        except DataError as error:
+            raise DataError(f"reference: {error}") from error
+        positions = tuple(range(batch.size))
+    return batch, positions, digest.hexdigest(), count
+
+
+def _check_target(
+    target: int | str | TargetFunction | None,
+    source: Source,
+    model: nn.Module,
+    options: Mapping[str, Any],
+) -> None:
+    """Try a target on the samples that it will be asked about: only these may have labels."""
+    if not isinstance(options["reference"], int):
+        source = Source(options["reference"], model, class_names=options["class_names"])
+    with _naming_reference(options):
+        check_samples(target, source, model, options["class_names"])
+
+
+@contextlib.contextmanager
+def _naming_reference(options: Mapping[str, Any]) -> Iterator[None]:
+    """Say that it is the reference samples that a model does not take, where they were given."""
+    try:
+        yield
+    except (DataError, ModelError, OptionError) as error:
+        if isinstance(options["reference"], int):
+            raise
+        raise DataError(f"reference= does not fit: {error}") from error
+
+
+def _without_unknown(actual: Recording, profiled: nx.DiGraph) -> Recording:
+    """Leave out what values chose for the first time; other unknown layers are another model's."""
+    known = Wiring.of(profiled).whole
+    layers = (layer for layer in actual.layers.values() if layer.call not in known)
+    alike = {numberless(path) for path in actual.sites.routed}
+    unknown = {layer.module for layer in layers if numberless(layer.module) in alike}
+    return actual.without(frozenset(unknown)) if unknown else actual
+
+
+def _other_layers(name: str, where: str) -> ModelError:
+    return ModelError(
+        f"layer {name!r} ran {where}: the model takes different layers for different data, which "
+        "have no effects in common. Search the data of each kind by themselves"
+    )
+
+
+def _check_profile(profiled: nx.DiGraph, actual: Recording, *, made: bool) -> None:
+    """OptionError where a profile that was given, ModelError where one just made, does not fit."""
+    for name, layer in actual.layers.items():
+        whole = Wiring.of(profiled).whole
+        if layer.routed:
+            continue
+        if name not in whole and layer.leaf == min(n.leaf for n in actual.by_call[layer.call]):
+            if made:
+                raise _other_layers(
+                    name, "on the reference samples but not on the first of the data"
+                )
+            raise OptionError(f"the profile lacks layer {name!r}: profile this model, this way")
+    for name in profiled:
+        if name not in actual.layers:
+            if made:
+                raise _other_layers(
+                    name, "on the first of the data but not on the reference samples"
+                )
+            raise OptionError(f"the model never called layer {name!r} of the profile on this data")
+        layer = actual.layers[name]
+        known = profiled.nodes[name]["neurons"]
+        if known != layer.neurons:
+            raise OptionError(
+                f"the profile has {known} neurons for layer {name!r}, the model {layer.neurons}"
+            )
+
+
+def _twins(
+    contrast: Contrast, model: nn.Module, prepared: Prepared, options: Mapping[str, Any]
+) -> Twins | None:
+    """Find what neurons move from, where that is other samples."""
+    actual = prepared.recording
+    if isinstance(contrast, Counterfactual):
+        return _corrupt(contrast, model, prepared, drawn=isinstance(options["reference"], int))
+    if not isinstance(contrast, Resample):
+        return None
+    donors = draw_donors(actual.size, options["seed"])
+    seed = options["seed"] if contrast.positions else None
+    return Resampled(actual, prepared.inputs, donors, seed)
+
+
+def _check_columns(source: Source, other: Source, option: str) -> None:
+    """DataError for a table whose columns are not those of the data, in their order."""
+    known, found = source.feature_names, other.feature_names
+    if known is not None and found is not None and known != found:
+        first = next((n for n, m in zip(found, known, strict=False) if n != m), found[-1])
+        raise DataError(
+            f"{option}: its columns are not those of the data in the same order ({first!r} is the "
+            "first that differs): reorder them, as other[list(data.columns)]"
+        )
+
+
+def _corrupt(
+    contrast: Counterfactual, model: nn.Module, prepared: Prepared, *, drawn: bool
+) -> Recording:
+    """Record the counterfactual twins of the reference samples.
+
+    `drawn` says whether these were drawn from the data, so that each of the data has a twin.
+    """
+    source, actual = prepared.source, prepared.recording
+    count = prepared.samples if drawn else actual.size
+    twins = Source(contrast.data, model)
+    if source.shuffled or twins.shuffled:
+        raise DataError(
+            "contrast=Counterfactual(data): a loader that shuffles or draws gives no sample its "
+            "twin: pass data and counterfactuals in one order (shuffle=False)"
+        )
+    _check_columns(source, twins, "contrast=Counterfactual(data)")
+    try:
+        everything = concatenate(list(twins))
+    except DataError as error:
+        raise DataError(f"contrast=Counterfactual(data): {error}") from error
+    if everything.size != count:
+        raise DataError(
+            f"the counterfactual data has {everything.size} samples, not {count}: give each sample "
+            "of the data its twin, in the same order (of the reference samples, where reference= "
+            "holds them)"
+        )
+    batch = everything.map(lambda leaf: leaf[list(prepared.reference)])
+    for clean, twin in zip(actual.batch.tensors(), batch.tensors(), strict=True):
+        if clean.shape != twin.shape:
+            raise DataError(
+                f"a clean input has shape {tuple(clean.shape)} but its counterfactual "
+                f"{tuple(twin.shape)}: pairs must have the same shape"
+            )
+    return recapture(model, batch, actual)
+
+
+def _feature_names(
+    given: Sequence[str] | None, columns: Sequence[str] | None, recording: Recording
+) -> tuple[str, ...] | None:
+    """Read names that were given, or else the columns of the data, where they are features."""
+    inputs = [layer for layer in recording.layers.values() if layer.is_input and layer.neurons]
+    names = given or (columns if inputs else None)
+    if names is None:
+        return None
+    places = {name: place for place, name in enumerate(columns or ())}
+    for place, name in enumerate(given or ()):
+        if places.get(name, place) != place:
+            raise OptionError(
+                f"feature_names[{place}] is {name!r}, but the data have that column at "
+                f"{places[name]}: leave feature_names= out (the columns are named already), "
+                "or give them in the columns' order"
+            )
+    if len(inputs) != 1:
+        raise OptionError(f"feature_names name one input, but the model has {len(inputs)}")
+    if len(names) != inputs[0].neurons:
+        raise OptionError(
+            f"feature_names has {len(names)} names for {inputs[0].neurons} input features"
+        )
+    return tuple(map(str, names))
