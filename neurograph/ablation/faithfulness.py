@@ -6,13 +6,12 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
-from torchmetrics import Metric
 
 from neurograph.ablation.completeness import Circuits
 from neurograph.ablation.faithfulness_result import Faithfulness
@@ -30,46 +29,21 @@ from neurograph.ablation.rankings import (
 from neurograph.ablation.replacements import Ablation, check_ablations
 from neurograph.effects.contrast import Counterfactual
 from neurograph.effects.experiment import Experiment
-from neurograph.errors import OptionError
 from neurograph.model.target import TargetFunction
 from neurograph.replay.recording import Recording
 from neurograph.study.options import (
-    Option,
+    FaithfulnessOptions,
     StudyOptions,
     read_options,
     split_options,
     with_options,
 )
 from neurograph.study.study import Study
-from neurograph.utils.checks import a_share, listed, shown, whole
 from neurograph.utils.progress import Progress
 
-__all__ = ["SIZES", "FaithfulnessOptions", "ask", "faithfulness"]
-
-SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151)."""
+__all__ = ["ask", "faithfulness"]
 
 _RANDOM = 2  # tells this use of the seed from others
-
-
-def _sizes(sizes: Any) -> tuple[float, ...]:
-    shares = [a_share(share, "sizes", one=True) for share in listed(sizes, "sizes")]
-    if not shares or not all(a < b for a, b in itertools.pairwise(shares)):
-        raise OptionError(f"sizes={shown(tuple(shares))} must be ascending shares in (0, 1]")
-    return tuple(map(float, shares))
-
-
-class FaithfulnessOptions(TypedDict, total=False):
-    """Options of faithfulness beside those of a study; `faithfulness` explains them."""
-
-    sizes: Annotated[Sequence[float], Option(SIZES, check=_sizes)]
-    ablations: Annotated[Sequence[Ablation], Option(("mean", "resample", "zero"))]
-    draws: Annotated[int, Option(20, check=functools.partial(whole, option="draws", least=0))]
-    confidence: Annotated[
-        float, Option(0.95, check=functools.partial(a_share, option="confidence"))
-    ]
-    metric: Annotated[Metric | None, Option(None)]
-    corrupt: Annotated[Any, Option(None)]
 
 
 class _Options(StudyOptions, FaithfulnessOptions, total=False):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from neurograph.cli.option_values import read_contrast, read_groups, read_names, read_position
 from neurograph.errors import OptionError
+from neurograph.study.options import OPTIONS, Option, StudyOptions
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Format(StrEnum):
@@ -35,7 +42,7 @@ Data = Annotated[
     typer.Option(
         metavar="FILE|MODULE:LOADER",
         help="The data: a .csv, .npy, .npz, .pt or .safetensors file, or any data that "
-        "neurograph.discovery.search takes, or what returns it.",
+        "neurograph.search takes, or what returns it.",
     ),
 ]
 Weights = Annotated[
@@ -44,19 +51,69 @@ Weights = Annotated[
 Label = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="CSV column that is the label, no input.")
 ]
-Choose = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,…",
-        help="Which modules are layers: names or patterns of the last names of their paths, as "
-        "o_proj, layers.*.mlp or, for its input side, o_proj:input; else all with parameters.",
-    ),
-]
+_LAYERS = OPTIONS[StudyOptions]["layers"]
+Choose = Annotated[str | None, typer.Option(metavar=_LAYERS.metavar, help=_LAYERS.help)]
 File = Annotated[Path, typer.Argument(metavar="X.circuit", help="A saved circuit.")]
 Out = Annotated[Path | None, typer.Option(metavar="X.circuit", help="Save the circuit here.")]
 Html = Annotated[Path | None, typer.Option(metavar="X.html", help="Write the page here.")]
 Output = Annotated[Format, typer.Option("--format", help="How to print the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
+
+
+def takes(*kinds: type) -> Callable[[Command], Command]:
+    """Let a command that takes ``**options`` have those of some kinds, as `OPTIONS` has them."""
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        for name, option in _shown(kinds).items():
+            flag = f"--{option.flag or name.replace('_', '-')}"
+            shown = typer.Option(flag, metavar=option.metavar, help=option.help)
+            default = option.default if _is_number(option) else _words(option.default)
+            kind: Any = int if _is_number(option) else list[str] if name == "groups" else str
+            annotation: Any = Annotated[kind if default is not None else kind | None, shown]
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=default,
+                    annotation=annotation,
+                )
+            )
+            command.__annotations__[name] = annotation
+        del command.__annotations__["options"]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def read_words(given: Mapping[str, Any], label: str | None) -> dict[str, Any]:
+    """Options as `search` takes them, of what was written on the command line."""
+    readers: dict[str, Callable[[Any], Any]] = {
+        "layers": read_names,
+        "groups": read_groups,
+        "positions": read_position,
+        "contrast": read_contrast,
+        "reference": lambda words: int(words) if words.isdecimal() else load_data(words, label),
+        "budget": lambda words: int(words) if words.isdecimal() else words,
+        "feature_names": read_names,
+        "class_names": read_names,
+    }
+    return {name: readers.get(name, lambda value: value)(value) for name, value in given.items()}
+
+
+def _shown(kinds: Sequence[type]) -> dict[str, Option]:
+    options = {name: option for kind in kinds for name, option in OPTIONS[kind].items()}
+    return {name: option for name, option in options.items() if option.help}
+
+
+def _is_number(option: Option) -> bool:
+    return type(option.default) is int and option.metavar is None
+
+
+def _words(default: Any) -> str | None:
+    return None if default is None else str(default)
 
 
 def load_model(factory: str, weights: Path | None, seed: int) -> nn.Module:

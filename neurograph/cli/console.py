@@ -10,14 +10,17 @@ from typer.core import TyperGroup
 
 from neurograph.errors import NeurographError
 from neurograph.report.console_tables import plain
+from neurograph.study.options import OPTIONS, SearchOptions, StudyOptions
 
 __all__ = ["Commands", "say"]
 
-_FLAGS = {"feature_names": "--features", "class_names": "--classes", "layers": "--choose"}
-_OPTION = re.compile(
-    r"(?<![\w.-])(feature_names|class_names|layers|keep|target|contrast|reference|positions|groups"
-    r"|background|scorer|budget|memory|device|match|across|paths|seed)=(?!=)([^\s.,;:)]?)"
-)
+_FLAGS = {
+    name: f"--{option.flag or name.replace('_', '-')}"
+    for kind in (StudyOptions, SearchOptions)
+    for name, option in OPTIONS[kind].items()
+    if option.help
+} | {name: f"--{name}" for name in ("target", "match", "across")}
+_OPTION = re.compile(rf"(?<![\w.-])({'|'.join(_FLAGS)})=(?!=)([^\s.,;:)]?)")
 """An option as errors write it, and what its value begins with."""
 
 
@@ -64,4 +67,4 @@ def _one_line(error: Exception) -> str:
 
 def _flag(name: str, rest: str) -> str:
     """What an option of Python is on the command line."""
-    return f"{_FLAGS.get(name, f'--{name}')}{' ' if rest else ''}{rest}"
+    return f"{_FLAGS[name]}{' ' if rest else ''}{rest}"

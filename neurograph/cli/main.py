@@ -29,17 +29,15 @@ from neurograph.cli.arguments import (
     Weights,
     load_data,
     load_model,
+    read_words,
+    takes,
 )
 from neurograph.cli.compare_command import compare
 from neurograph.cli.console import Commands, say
-from neurograph.cli.option_values import (
-    read_contrast,
-    read_groups,
-    read_names,
-    read_positions,
-)
+from neurograph.cli.option_values import read_names
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.report import console_tables as tables
+from neurograph.study.options import SearchOptions, StudyOptions
 
 if TYPE_CHECKING:
     from neurograph.circuit.circuit import Circuit
@@ -90,6 +88,7 @@ def _global(
 
 
 @app.command()
+@takes(StudyOptions, SearchOptions)
 def explore(
     factory: Factory,
     data: Data,
@@ -104,68 +103,9 @@ def explore(
     weights: Weights = None,
     out: Out = None,
     html: Html = None,
-    choose: Choose = None,
-    groups: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN=heads|N",
-            help="Channels that move together in layers that match: attention heads, or N equal "
-            "groups (repeat).",
-        ),
-    ] = None,
-    positions: Annotated[
-        str,
-        typer.Option(
-            metavar="all|last|each|N",
-            help="Where in a sequence a neuron is: at all positions, at the last, at number N, or "
-            "a neuron at each.",
-        ),
-    ] = "all",
-    contrast: Annotated[
-        str,
-        typer.Option(
-            help="Values a neuron moves between: quantiles, pooled, sweep, mean, zero, resample, "
-            "or two or more quantiles as 0.25,0.75."
-        ),
-    ] = "quantiles",
-    background: Annotated[
-        str, typer.Option(help="What all else is meanwhile: data, mean or zero.")
-    ] = "data",
-    reference: Annotated[
-        str,
-        typer.Option(metavar="N|FILE|MODULE:LOADER", help="Samples that are the background."),
-    ] = "32",
-    keep: Annotated[
-        str,
-        typer.Option(
-            help="Kept of each layer and sign: quantile:0.95, top:20, share:0.8 or above:0.1."
-        ),
-    ] = "quantile:0.95",
-    scorer: Annotated[
-        str,
-        typer.Option(
-            help="How effects are found: exact measures all; gradient, hybrid and integrated "
-            "estimate; auto measures what fits the budget."
-        ),
-    ] = "auto",
-    budget: Annotated[
-        str,
-        typer.Option(
-            metavar="TIME|N", help="For auto: as 60s or 5min, or neurons of each layer and sign."
-        ),
-    ] = "60s",
-    paths: Annotated[int, typer.Option(help="Paths of each sign to measure and store.")] = 100,
-    memory: Annotated[str, typer.Option(help="Limit for interventions run at once.")] = "512MB",
-    seed: Annotated[int, typer.Option(help="Makes the result reproducible.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Where to run, as cpu or cuda:0.")] = None,
-    features: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Input names; else a CSV file's header.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Names of the targets 0, 1, …")
-    ] = None,
     label: Label = None,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Search a model for the circuit behind one output, and print its strongest paths.
 
@@ -178,24 +118,10 @@ def explore(
         check_writable(path)
     try:
         circuit = search(
-            load_model(factory, weights, seed),
+            load_model(factory, weights, options["seed"]),
             load_data(data, label),
             int(target) if target is not None and target.lstrip("-").isdecimal() else target,
-            layers=read_names(choose),
-            groups=read_groups(groups),
-            positions=read_positions(positions),  # type: ignore[arg-type]  # checked there
-            contrast=read_contrast(contrast),
-            background=background,  # type: ignore[arg-type]  # checked there
-            reference=int(reference) if reference.isdecimal() else load_data(reference, label),
-            keep=keep,
-            scorer=scorer,  # type: ignore[arg-type]  # checked there
-            budget=int(budget) if budget.isdecimal() else budget,
-            paths=paths,
-            memory=memory,
-            seed=seed,
-            device=device,
-            feature_names=read_names(features),
-            class_names=read_names(classes),
+            **read_words(options, label),
             progress=False if quiet else None,
         )
     except SearchInterrupted as stop:

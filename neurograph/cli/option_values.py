@@ -11,7 +11,7 @@ __all__ = [
     "read_contrast",
     "read_groups",
     "read_names",
-    "read_positions",
+    "read_position",
 ]
 
 
@@ -57,12 +57,12 @@ def read_groups(words: Sequence[str] | None) -> dict[str, str | int]:
     return groups
 
 
-def read_positions(words: str) -> str | int:
+def read_position(words: str) -> str | int:
     """Read a position's number, or leave a name.
 
     Examples
     --------
-    >>> read_positions("-1"), read_positions("each")
+    >>> read_position("-1"), read_position("each")
     (-1, 'each')
     """
     return int(words) if re.fullmatch(r"-?\d+", words) else words

@@ -13,7 +13,7 @@ from neurograph.effects.contrast import Contrast, FromMean, FromZero, Quantiles,
 from neurograph.effects.selection import SIGNS
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.target import describe_target
-from neurograph.study.options import StudyOptions, options_of
+from neurograph.study.options import OPTIONS, StudyOptions
 from neurograph.study.study import Study
 
 __all__ = ["attach"]
@@ -36,7 +36,7 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
     if described["profile"] == "given" and "profile" not in given:
         raise OptionError("the circuit was found with a profile of its own: pass profile= again")
     target = given.pop("target", known["target"]["index"])
-    options = {n: v for n, v in described.items() if n in options_of(StudyOptions)}
+    options = {n: v for n, v in described.items() if n in OPTIONS[StudyOptions]}
     options |= {"profile": None, "contrast": _read_contrast(described["contrast"])} | given
     study = Study(model, data, target, **options)
     found = study.provenance

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from neurograph.activations.profile import QUANTILES
 from neurograph.audit.audit import audit_effects
 from neurograph.audit.result import Claim
 from neurograph.effects.contrast import Quantiles
@@ -24,17 +23,17 @@ from neurograph.model.observe import placed
 from neurograph.model.target import TargetFunction
 from neurograph.study.named_neurons import find_named
 from neurograph.study.options import (
-    Option,
+    ResponseOptions,
     StudyOptions,
     read_options,
     split_options,
     with_options,
 )
 from neurograph.study.study import Study
-from neurograph.utils.checks import one_of, shown
+from neurograph.utils.checks import one_of
 from neurograph.utils.progress import Progress
 
-__all__ = ["SHAPES", "ResponseCurves", "ResponseOptions", "ask", "response_curves"]
+__all__ = ["SHAPES", "ResponseCurves", "ask", "response_curves"]
 
 Shape = Literal["rising", "falling", "flat", "bent"]
 SHAPES: tuple[Shape, ...] = ("rising", "falling", "flat", "bent")
@@ -94,22 +93,6 @@ class ResponseCurves:
         counts = self._summary["shape"].value_counts()
         shapes = ", ".join(f"{counts[shape]} {shape}" for shape in SHAPES if shape in counts)
         return f"Response curves of {self.target!r} at {len(self.levels)} levels, neurons: {shapes}"
-
-
-def _levels(levels: Any) -> tuple[float, ...]:
-    try:
-        return Quantiles(tuple(float(level) for level in levels)).levels
-    except (TypeError, ValueError):  # OptionError is one, and would speak of a contrast
-        raise OptionError(
-            f"levels={shown(levels)} must be two or more ascending quantiles in [0, 1]"
-        ) from None
-
-
-class ResponseOptions(TypedDict, total=False):
-    """Options of response curves beside those of a study; `response_curves` explains them."""
-
-    neurons: Annotated[Places | None, Option(None)]
-    levels: Annotated[Sequence[float], Option(QUANTILES, check=_levels)]
 
 
 class _Options(StudyOptions, ResponseOptions, total=False):

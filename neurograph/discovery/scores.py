@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,7 @@ from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.neurons import Units
 from neurograph.model.target import TargetFunction
 from neurograph.study.options import (
-    BudgetOption,
-    Option,
-    ScorerOption,
+    ScoreOptions,
     StudyOptions,
     read_options,
     split_options,
@@ -38,16 +36,11 @@ from neurograph.study.study import Study
 from neurograph.utils.checks import one_of
 from neurograph.utils.progress import Progress
 
-__all__ = ["ScoreOptions", "Scores", "ask", "score"]
+__all__ = ["Scores", "ask", "score"]
 
 _NUMBERS = ["effect", "stderr", "rms", "measured"]
 _AUDIT, _AUDIT_SECONDS = 0.1, 1.0  # what the audit may take: a share of the time, or so long
 _PHASES = {"neurons": "totals", "edges": "edges"}
-
-
-def _of(value: Any) -> Any:
-    one_of(value, "of", _PHASES)
-    return value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,14 +124,6 @@ class Scores:
         notes = [f"note: {note}" for note in self.provenance.get("notes", ())]
         checked = [str(self.audited)] if "audit" in self.provenance else []
         return "\n  ".join([told, *notes, *checked])
-
-
-class ScoreOptions(TypedDict, total=False):
-    """Options of scoring beside those of a study; `score` explains them."""
-
-    of: Annotated[Literal["neurons", "edges"], Option("neurons", check=_of)]
-    scorer: ScorerOption
-    budget: BudgetOption
 
 
 class _Options(StudyOptions, ScoreOptions, total=False):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import networkx as nx
 from torch import nn
@@ -22,52 +21,25 @@ from neurograph.discovery.to_circuit import circuit_graph, to_circuit
 from neurograph.effects.auto import Auto
 from neurograph.effects.budget import parse_budget
 from neurograph.effects.scorers import choose_scorer
-from neurograph.effects.selection import SIGNS, Keep, as_keep
+from neurograph.effects.selection import SIGNS, as_keep
 from neurograph.errors import SearchInterrupted
 from neurograph.model.layers import Neuron
 from neurograph.model.target import TargetFunction
 from neurograph.study.options import (
-    BudgetOption,
-    Option,
-    ScorerOption,
+    SearchOptions,
     StudyOptions,
-    checked_by,
     read_options,
     split_options,
     with_options,
 )
 from neurograph.study.study import Study
-from neurograph.utils.checks import whole
 from neurograph.utils.progress import Progress
 
-__all__ = ["SearchOptions", "ask", "search"]
+__all__ = ["ask", "search"]
 
 _PHASES = {"nodes": 0.7, "totals": 0.7, "edges": 0.9}  # of the budget; paths have the rest
 _AUDIT, _AUDIT_SECONDS = 0.1, 2.0  # what the audit may take: a share of the search, or so long
 _FIRST_PATHS = 8  # measured whatever they take: they tell what one does
-
-
-class SearchOptions(TypedDict, total=False):
-    """Options of a search beside those of its study; `search` explains them."""
-
-    keep: Annotated[
-        str | Keep,
-        Option(
-            "quantile:0.95",
-            "Kept of each layer and sign: quantile:0.95, top:20, share:0.8 or above:0.1.",
-            checked_by(as_keep),
-        ),
-    ]
-    scorer: ScorerOption
-    budget: BudgetOption
-    paths: Annotated[
-        int,
-        Option(
-            100,
-            "Paths of each sign to measure and store.",
-            functools.partial(whole, option="paths", least=0),
-        ),
-    ]
 
 
 class _Options(StudyOptions, SearchOptions, total=False):

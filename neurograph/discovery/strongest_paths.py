@@ -8,17 +8,16 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import pandas as pd
 from torch import nn
 
 from neurograph.audit.audit import audit_effects
 from neurograph.audit.result import Claim
-from neurograph.circuit.paths import Path, check_sign
+from neurograph.circuit.paths import Path
 from neurograph.discovery.beam import Beam, Pass, Strength
 from neurograph.effects.budget import Budget, parse_budget
-from neurograph.effects.selection import Sign
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.layers import Neuron
 from neurograph.model.neuron_names import Places
@@ -26,10 +25,8 @@ from neurograph.model.observe import placed
 from neurograph.model.target import TargetFunction
 from neurograph.study.named_neurons import find_named
 from neurograph.study.options import (
-    BudgetOption,
-    Option,
+    PathOptions,
     StudyOptions,
-    checked_by,
     read_options,
     split_options,
     with_options,
@@ -38,7 +35,7 @@ from neurograph.study.study import Study
 from neurograph.utils.checks import whole
 from neurograph.utils.progress import Progress
 
-__all__ = ["PathOptions", "StrongestPaths", "ask", "strongest_paths"]
+__all__ = ["StrongestPaths", "ask", "strongest_paths"]
 
 
 _WIDTH = 1024  # prefixes kept at each layer in the first pass
@@ -96,14 +93,6 @@ class StrongestPaths:
         told = "certainly" if self.certain else f"of {self.measured:,} measured"
         head = f"The {len(self.paths)} strongest of {self.total:,} paths to {self.target!r}, {told}"
         return "\n".join([head, *(f"  {path}" for path in self.paths[:3])])
-
-
-class PathOptions(TypedDict, total=False):
-    """Options of the strongest paths beside those of a study; `strongest_paths` explains them."""
-
-    sign: Annotated[Sign | None, Option(None, check=checked_by(check_sign))]
-    sources: Annotated[Places | None, Option(None)]
-    budget: BudgetOption
 
 
 class _Options(StudyOptions, PathOptions, total=False):

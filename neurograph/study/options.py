@@ -1,43 +1,64 @@
-"""Options: each is named, typed, explained and checked once, for Python and the command line."""
+"""Options: each is typed, explained and checked once, for Python and the command line.
+
+Nothing here needs torch, so that the command line can say what it takes without loading it.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
-import networkx as nx
-import torch
-
-from neurograph.effects.budget import parse_budget
-from neurograph.effects.contrast import Background, Contrast, as_contrast
-from neurograph.effects.scorer import ScorerName
-from neurograph.effects.scorers import check_scorer
 from neurograph.errors import OptionError
-from neurograph.model.layer_choice import Choice
-from neurograph.model.neurons import Groups
-from neurograph.model.positions import Positions, check_positions
-from neurograph.utils import checks
-from neurograph.utils.checks import is_number, one_of, whole
-from neurograph.utils.memory import parse_memory
+from neurograph.utils.checks import (
+    a_share,
+    different_names,
+    is_number,
+    listed,
+    one_of,
+    shown,
+    whole,
+)
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import torch
+    from torchmetrics import Metric
+
+    from neurograph.ablation.replacements import Ablation
+    from neurograph.effects.contrast import Background, Contrast
+    from neurograph.effects.scorer import ScorerName
+    from neurograph.effects.selection import Keep, Sign
+    from neurograph.model.layer_choice import Choice
+    from neurograph.model.neuron_names import Places
+    from neurograph.model.neurons import Groups
+    from neurograph.model.positions import Positions
 
 __all__ = [
-    "BudgetOption",
+    "OPTIONS",
+    "SIZES",
+    "FaithfulnessOptions",
     "Option",
-    "ScorerOption",
+    "PathOptions",
+    "ResponseOptions",
+    "ScoreOptions",
+    "SearchOptions",
     "StudyOptions",
-    "check_seed",
-    "checked_by",
-    "options_of",
     "read_options",
     "split_options",
     "with_options",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Check = Callable[[Any], Any]
+
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151)."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +70,55 @@ class Option:
     default : Any
     help : str
         What the command line says of it; an option without is none there.
-    check : callable, optional
-        From the value to the value that is used; raises OptionError.
-    metavar : str, optional
+    check : callable or None
+        From the value to the one that is used; raises OptionError.
+    metavar : str or None
         What the command line calls the value.
-    flag : str, optional
+    flag : str or None
         What the command line calls the option, where that is not its name.
     """
 
     default: Any
     help: str = ""
-    check: Callable[[Any], Any] | None = None
+    check: Check | None = None
     metavar: str | None = None
     flag: str | None = None
 
 
-def checked_by(read: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """Let a value stay as the user wrote it, if it can be read."""
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def _readable(reader: str) -> Check:
+    """Check by what will read the value, which stays as the user wrote it; ``module:function``."""
+    module, _, function = reader.partition(":")
 
     def check(value: Any) -> Any:
-        read(value)
+        getattr(importlib.import_module(f"neurograph.{module}"), function)(value)
         return value
 
     return check
+
+
+def _read_by(reader: str) -> Check:
+    """The value as a function reads it; ``module:function``."""
+    module, _, function = reader.partition(":")
+
+    def check(value: Any) -> Any:
+        return getattr(importlib.import_module(f"neurograph.{module}"), function)(value)
+
+    return check
+
+
+def _among(name: str, choices: Sequence[Any]) -> Check:
+    def check(value: Any) -> Any:
+        one_of(value, name, choices)
+        return value
+
+    return check
+
+
+def _whole(name: str, least: int, **more: int) -> Check:
+    return functools.partial(whole, option=name, least=least, **more)
 
 
 def _reference(value: Any) -> Any:
@@ -80,129 +127,216 @@ def _reference(value: Any) -> Any:
 
 
 def _memory(value: Any) -> Any:
-    parse_memory(value)
-    return value if isinstance(value, str) else int(value)
+    written = _readable("utils.memory:parse_memory")(value)
+    return written if isinstance(written, str) else int(written)
 
 
-def check_seed(value: Any) -> int:
-    """Read `seed=`."""
-    return whole(value, "seed", least=0, most=2**63 - 1)
+def _levels(levels: Any) -> tuple[float, ...]:
+    try:
+        found = tuple(float(level) for level in levels)
+    except (TypeError, ValueError):
+        found = ()
+    ascending = all(a < b for a, b in itertools.pairwise(found))
+    if len(found) < 2 or not ascending or not all(0 <= level <= 1 for level in found):
+        raise OptionError(
+            f"levels={shown(levels)} must be two or more ascending quantiles in [0, 1]"
+        )
+    return found
 
 
-def _background(value: Any) -> Any:
-    one_of(value, "background", get_args(Background))
-    return value
+def _sizes(sizes: Any) -> tuple[float, ...]:
+    shares = [a_share(share, "sizes", one=True) for share in listed(sizes, "sizes")]
+    if not shares or not all(a < b for a, b in itertools.pairwise(shares)):
+        raise OptionError(f"sizes={shown(tuple(shares))} must be ascending shares in (0, 1]")
+    return tuple(map(float, shares))
+
+
+# -- the options -----------------------------------------------------------------------------------
 
 
 class StudyOptions(TypedDict, total=False):
     """Options of a `Study`, which explains them, and of all that asks one."""
 
-    profile: Annotated[nx.DiGraph | None, Option(None)]
-    layers: Annotated[
-        Choice | None,
-        Option(
-            None,
-            "Which modules are layers: names or patterns of the last names of their paths, as "
-            "o_proj, layers.*.mlp or, for its input side, o_proj:input; else all with parameters.",
-            metavar="A,B,…",
-            flag="choose",
-        ),
-    ]
-    groups: Annotated[
-        Mapping[str, Groups] | None,
-        Option(
-            None,
-            "Channels that move together in layers that match: attention heads, or N equal groups "
-            "(repeat).",
-            metavar="PATTERN=heads|N",
-        ),
-    ]
-    positions: Annotated[
-        Positions,
-        Option(
-            "all",
-            "Where in a sequence a neuron is: at all positions, at the last, at number N, or a "
-            "neuron at each.",
-            check_positions,
-            "all|last|each|N",
-        ),
-    ]
-    contrast: Annotated[
-        str | tuple[float, ...] | Contrast,
-        Option(
-            "quantiles",
-            "Values a neuron moves between: quantiles, pooled, sweep, mean, zero, resample, or two "
-            "or more quantiles as 0.25,0.75.",
-            checked_by(as_contrast),
-        ),
-    ]
-    background: Annotated[
-        Background,
-        Option("data", "What all else is meanwhile: data, mean or zero.", _background),
-    ]
-    reference: Annotated[
-        int | Any,
-        Option(32, "Samples that are the background.", _reference, "N|FILE|MODULE:LOADER"),
-    ]
-    memory: Annotated[int | str, Option("512MB", "Limit for interventions run at once.", _memory)]
-    seed: Annotated[int, Option(0, "Makes the result reproducible.", check_seed)]
-    device: Annotated[torch.device | str | None, Option(None, "Where to run, as cpu or cuda:0.")]
-    feature_names: Annotated[
-        Sequence[str] | None,
-        Option(
-            None,
-            "Input names; else a CSV file's header.",
-            functools.partial(checks.different_names, option="feature_names"),
-            "A,B,…",
-            "features",
-        ),
-    ]
-    class_names: Annotated[
-        Sequence[str] | None,
-        Option(
-            None,
-            "Names of the targets 0, 1, …",
-            functools.partial(checks.different_names, option="class_names"),
-            "A,B,…",
-            "classes",
-        ),
-    ]
-    tokenizer: Annotated[Any, Option(None)]
-    progress: Annotated[bool | None, Option(None)]
+    profile: nx.DiGraph | None
+    layers: Choice | None
+    groups: Mapping[str, Groups] | None
+    positions: Positions
+    contrast: str | tuple[float, ...] | Contrast
+    background: Background
+    reference: int | Any
+    memory: int | str
+    seed: int
+    device: torch.device | str | None
+    feature_names: Sequence[str] | None
+    class_names: Sequence[str] | None
+    tokenizer: Any
+    progress: bool | None
 
 
-ScorerOption = Annotated[
-    ScorerName,
-    Option(
-        "auto",
-        "How effects are found: exact measures all; gradient, hybrid and integrated estimate; auto "
-        "measures what fits the budget.",
-        checked_by(check_scorer),
+_STUDY = {
+    "profile": Option(None),
+    "layers": Option(
+        None,
+        "Which modules are layers: names or patterns of the last names of their paths, as o_proj, "
+        "layers.*.mlp or, for its input side, o_proj:input; else all with parameters.",
+        metavar="A,B,…",
+        flag="choose",
     ),
-]
-BudgetOption = Annotated[
-    int | str,
-    Option(
-        "60s",
-        "For auto: as 60s or 5min, or neurons of each layer and sign.",
-        checked_by(parse_budget),
-        "TIME|N",
+    "groups": Option(
+        None,
+        "Channels that move together in layers that match: attention heads, or N equal groups "
+        "(repeat).",
+        metavar="PATTERN=heads|N",
     ),
-]
+    "positions": Option(
+        "all",
+        "Where in a sequence a neuron is: at all positions, at the last, at number N, or a neuron "
+        "at each.",
+        _read_by("model.positions:check_positions"),
+        "all|last|each|N",
+    ),
+    "contrast": Option(
+        "quantiles",
+        "Values a neuron moves between: quantiles, pooled, sweep, mean, zero, resample, or two or "
+        "more quantiles as 0.25,0.75.",
+        _readable("effects.contrast:as_contrast"),
+    ),
+    "background": Option(
+        "data",
+        "What all else is meanwhile: data, mean or zero.",
+        _among("background", ("data", "mean", "zero")),
+    ),
+    "reference": Option(32, "Samples that are the background.", _reference, "N|FILE|MODULE:LOADER"),
+    "memory": Option("512MB", "Limit for interventions run at once.", _memory),
+    "seed": Option(0, "Makes the result reproducible.", _whole("seed", 0, most=2**63 - 1)),
+    "device": Option(None, "Where to run, as cpu or cuda:0."),
+    "feature_names": Option(
+        None,
+        "Input names; else a CSV file's header.",
+        functools.partial(different_names, option="feature_names"),
+        "A,B,…",
+        "features",
+    ),
+    "class_names": Option(
+        None,
+        "Names of the targets 0, 1, …",
+        functools.partial(different_names, option="class_names"),
+        "A,B,…",
+        "classes",
+    ),
+    "tokenizer": Option(None),
+    "progress": Option(None),
+}
+
+_SCORER = Option(
+    "auto",
+    "How effects are found: exact measures all; gradient, hybrid and integrated estimate; auto "
+    "measures what fits the budget.",
+    _readable("effects.scorers:check_scorer"),
+)
+_BUDGET = Option(
+    "60s",
+    "For auto: as 60s or 5min, or neurons of each layer and sign.",
+    _readable("effects.budget:parse_budget"),
+    "TIME|N",
+)
 
 
-@functools.cache
-def options_of(kind: type) -> Mapping[str, tuple[Any, Option]]:
-    """Type and further properties of each option, by its name.
+class SearchOptions(TypedDict, total=False):
+    """Options of a search beside those of its study; `search` explains them."""
 
-    Examples
-    --------
-    >>> kind, option = options_of(StudyOptions)["seed"]
-    >>> kind, option.default, option.help
-    (<class 'int'>, 0, 'Makes the result reproducible.')
-    """
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: (hint.__origin__, hint.__metadata__[0]) for name, hint in hints.items()}
+    keep: str | Keep
+    scorer: ScorerName
+    budget: int | str
+    paths: int
+
+
+_SEARCH = {
+    "keep": Option(
+        "quantile:0.95",
+        "Kept of each layer and sign: quantile:0.95, top:20, share:0.8 or above:0.1.",
+        _readable("effects.selection:as_keep"),
+    ),
+    "scorer": _SCORER,
+    "budget": _BUDGET,
+    "paths": Option(100, "Paths of each sign to measure and store.", _whole("paths", 0)),
+}
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of scoring beside those of a study; `score` explains them."""
+
+    of: Literal["neurons", "edges"]
+    scorer: ScorerName
+    budget: int | str
+
+
+_SCORE = {
+    "of": Option("neurons", check=_among("of", ("neurons", "edges"))),
+    "scorer": _SCORER,
+    "budget": _BUDGET,
+}
+
+
+class PathOptions(TypedDict, total=False):
+    """Options of the strongest paths beside those of a study; `strongest_paths` explains them."""
+
+    sign: Sign | None
+    sources: Places | None
+    budget: int | str
+
+
+_PATHS = {
+    "sign": Option(None, check=_among("sign", (None, "positive", "negative"))),
+    "sources": Option(None),
+    "budget": _BUDGET,
+}
+
+
+class ResponseOptions(TypedDict, total=False):
+    """Options of response curves beside those of a study; `response_curves` explains them."""
+
+    neurons: Places | None
+    levels: Sequence[float]
+
+
+_RESPONSES = {
+    "neurons": Option(None),
+    "levels": Option((0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0), check=_levels),
+}
+
+
+class FaithfulnessOptions(TypedDict, total=False):
+    """Options of faithfulness beside those of a study; `faithfulness` explains them."""
+
+    sizes: Sequence[float]
+    ablations: Sequence[Ablation]
+    draws: int
+    confidence: float
+    metric: Metric | None
+    corrupt: Any
+
+
+_FAITHFULNESS = {
+    "sizes": Option(SIZES, check=_sizes),
+    "ablations": Option(("mean", "resample", "zero")),
+    "draws": Option(20, check=_whole("draws", 0)),
+    "confidence": Option(0.95, check=functools.partial(a_share, option="confidence")),
+    "metric": Option(None),
+    "corrupt": Option(None),
+}
+
+OPTIONS: Mapping[type, Mapping[str, Option]] = {
+    StudyOptions: _STUDY,
+    SearchOptions: _SEARCH,
+    ScoreOptions: _SCORE,
+    PathOptions: _PATHS,
+    ResponseOptions: _RESPONSES,
+    FaithfulnessOptions: _FAITHFULNESS,
+}
+
+
+# -- reading them ----------------------------------------------------------------------------------
 
 
 def read_options(kind: type, given: Mapping[str, Any], of: str) -> dict[str, Any]:
@@ -211,7 +345,7 @@ def read_options(kind: type, given: Mapping[str, Any], of: str) -> dict[str, Any
     Parameters
     ----------
     kind : type
-        A TypedDict of options.
+        Whose options: one of those of `OPTIONS`.
     given : mapping of str to Any
     of : str
         What takes the options, for errors.
@@ -220,12 +354,26 @@ def read_options(kind: type, given: Mapping[str, Any], of: str) -> dict[str, Any
     ------
     OptionError
         There is no such option, or a value means nothing.
+
+    Examples
+    --------
+    >>> read_options(ScoreOptions, {"budget": "5min"}, "score")
+    {'of': 'neurons', 'scorer': 'auto', 'budget': '5min'}
     """
-    known = options_of(kind)
+    known = OPTIONS[kind]
     _refuse_unknown(given, known, of)
-    values = {name: given.get(name, option.default) for name, (_, option) in known.items()}
-    checkers = {name: option.check for name, (_, option) in known.items()}
-    return {n: v if (check := checkers[n]) is None else check(v) for n, v in values.items()}
+    values = {name: given.get(name, option.default) for name, option in known.items()}
+    checks = {name: option.check for name, option in known.items()}
+    return {n: v if (check := checks[n]) is None else check(v) for n, v in values.items()}
+
+
+def split_options(
+    own: type, given: Mapping[str, Any], of: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell the options of a study from those of one question to it; OptionError for others."""
+    _refuse_unknown(given, {**OPTIONS[own], **OPTIONS[StudyOptions]}, of)
+    of_study = {name: value for name, value in given.items() if name in OPTIONS[StudyOptions]}
+    return of_study, {name: value for name, value in given.items() if name in OPTIONS[own]}
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], of: str) -> None:
@@ -235,29 +383,25 @@ def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], of: str)
             raise OptionError(f"{name}= is no option of {of}: did you mean {', '.join(near)}?")
 
 
-def split_options(
-    own: type, given: Mapping[str, Any], of: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tell the options of a study from those of one question to it; OptionError for others."""
-    _refuse_unknown(given, {**options_of(own), **options_of(StudyOptions)}, of)
-    rest = {name: value for name, value in given.items() if name in options_of(StudyOptions)}
-    return rest, {name: value for name, value in given.items() if name in options_of(own)}
-
-
 def with_options(*kinds: type) -> Callable[[Function], Function]:
-    """Let a function that takes ``**options`` show them by name, as `help` and editors look."""
+    """Let a function that takes ``**options`` show them by name, where `help` and editors look."""
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        parameters += [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hint
-            )
-            for kind in kinds
-            for name, (hint, option) in options_of(kind).items()
-        ]
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        for kind in kinds:
+            for name, option in OPTIONS[kind].items():
+                annotation = kind.__annotations__[name].__forward_arg__
+                parameters.append(
+                    inspect.Parameter(
+                        name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=option.default,
+                        annotation=annotation,
+                    )
+                )
+        shown_as = signature.replace(parameters=parameters)
+        function.__signature__ = shown_as  # type: ignore[attr-defined]
         return function
 
     return decorate

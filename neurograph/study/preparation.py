@@ -308,7 +308,7 @@ def _prepare(
     with Replay(model, actual) as replay:
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
-    groups = find_groups(options["groups"] or {}, searched, model)
+    groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
     coarsely = list(coarse(target, actual))
     notes = [
         *doubtful_heads(groups, searched),

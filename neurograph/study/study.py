@@ -29,20 +29,27 @@ from neurograph.model.observe import input_tensors, placed
 from neurograph.model.positions import token_names
 from neurograph.model.target import Target, TargetFunction, describe_target
 from neurograph.replay.wiring import Wiring
-from neurograph.study.options import StudyOptions, read_options, with_options
+from neurograph.study.options import (
+    FaithfulnessOptions,
+    PathOptions,
+    ResponseOptions,
+    ScoreOptions,
+    SearchOptions,
+    StudyOptions,
+    read_options,
+    with_options,
+)
 from neurograph.study.preflight import sampled, stillness
 from neurograph.study.preparation import Preparation, Statistics, with_statistics
 from neurograph.utils.checks import whole
 
 if TYPE_CHECKING:
-    from neurograph.ablation.faithfulness import FaithfulnessOptions
     from neurograph.ablation.faithfulness_result import Faithfulness
     from neurograph.audit.result import Audit
     from neurograph.circuit.circuit import Circuit
-    from neurograph.discovery.responses import ResponseCurves, ResponseOptions
-    from neurograph.discovery.scores import ScoreOptions, Scores
-    from neurograph.discovery.search import SearchOptions
-    from neurograph.discovery.strongest_paths import PathOptions, StrongestPaths
+    from neurograph.discovery.responses import ResponseCurves
+    from neurograph.discovery.scores import Scores
+    from neurograph.discovery.strongest_paths import StrongestPaths
 
 __all__ = ["Study"]
 
@@ -432,7 +439,7 @@ def _describe(options: Mapping[str, Any], contrast: Contrast, sites: Sites) -> d
     chosen = [*outputs, *(n + INPUT_SIDE for n in sites.inputs)]
     described: dict[str, Any] = {
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
-        "groups": describe_groups(options["groups"] or {}),
+        "groups": describe_groups({} if options["groups"] is None else options["groups"]),
         "positions": options["positions"],
         "contrast": {"type": type(contrast).__name__},
         "background": options["background"],

@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from neurograph.activations.statistics import by_itself
-from neurograph.discovery.search import SearchOptions, search
+from neurograph.discovery.search import search
 from neurograph.errors import OptionError
 from neurograph.model.target import TargetFunction
-from neurograph.study.options import StudyOptions, read_options, split_options
+from neurograph.study.options import SearchOptions, StudyOptions, read_options, split_options
 from neurograph.study.study import Study
 from neurograph.training.random_state import seeded
 from neurograph.training.snapshot import Snapshot

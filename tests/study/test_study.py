@@ -1,0 +1,195 @@
+"""A study is prepared once, and answers as functions do that prepare anew."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import neurograph as ng
+from neurograph.errors import ModelError, OptionError
+from neurograph.study.options import OPTIONS, StudyOptions
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(60, 4, generator=GENERATOR, dtype=torch.float64)
+Y = (X[:, 0] > 0).long()
+
+
+class Counted(nn.Module):
+    """A small network that counts how often it is run with every layer at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.first, self.second = nn.Linear(4, 6).double(), nn.Linear(6, 1).double()
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x).tanh()
+        out: Tensor = self.second(hidden)
+        return out
+
+
+@contextmanager
+def counting(model: nn.Module) -> Iterator[list[int]]:
+    """Count runs of the model without stand-ins, but for an audit's, which are of the answer."""
+    count = [0]
+
+    def note(module: nn.Module, _inputs: Any) -> None:
+        audited = any("audit" in str(frame.filename) for frame in traceback.extract_stack())
+        count[0] += "forward" not in vars(module.first) and not audited  # type: ignore[operator]
+
+    handle = model.register_forward_pre_hook(note)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+ASKED: dict[str, Callable[[ng.Study], Any]] = {
+    "search": lambda study: study.search(keep="top:3", paths=4),
+    "score": lambda study: study.score(scorer="exact"),
+    "edges": lambda study: study.score(of="edges", scorer="gradient"),
+    "strongest paths": lambda study: study.strongest_paths(5),
+    "responses": lambda study: study.responses(neurons=["first"]),
+    "faithfulness": lambda study: study.faithfulness(
+        study.score(scorer="gradient").ranking(), draws=1, sizes=(0.5, 1)
+    ),
+}
+FUNCTIONS: dict[str, Callable[[nn.Module], Any]] = {
+    "search": lambda model: ng.search(model, (X, Y), 1, keep="top:3", paths=4, progress=False),
+    "score": lambda model: ng.score(model, (X, Y), 1, scorer="exact", progress=False),
+    "edges": lambda model: ng.score(
+        model, (X, Y), 1, of="edges", scorer="gradient", progress=False
+    ),
+    "strongest paths": lambda model: ng.strongest_paths(model, (X, Y), 1, 5, progress=False),
+    "responses": lambda model: ng.response_curves(
+        model, (X, Y), 1, neurons=["first"], progress=False
+    ),
+    "faithfulness": lambda model: ng.faithfulness(
+        model,
+        (X, Y),
+        1,
+        ng.score(model, (X, Y), 1, scorer="gradient", progress=False).ranking(),
+        draws=1,
+        sizes=(0.5, 1),
+        reference=32,
+        progress=False,
+    ),
+}
+
+
+def tables(result: Any) -> list[pd.DataFrame]:
+    """All numbers of a result."""
+    if isinstance(result, ng.Circuit):
+        paths = [(str(path.names), path.effect, path.stderr) for path in result.strongest]
+        return [result.neurons(), result.edges(), result.features(), pd.DataFrame(paths)]
+    if hasattr(result, "draws"):
+        return [result.draws, result.ends]
+    return [result.to_frame() if hasattr(result, "to_frame") else result.table]
+
+
+def test_nothing_is_run_until_something_is_asked() -> None:
+    model = Counted()
+    with counting(model) as runs:
+        study = ng.Study(model, (X, Y), 1, progress=False)
+        assert "nothing was asked" in repr(study)
+        assert runs == [0]
+        assert study.target.name == "output"
+        assert runs[0] > 0
+
+
+@pytest.mark.parametrize("second", ASKED)
+@pytest.mark.parametrize("first", ["search", "faithfulness"])
+def test_a_second_question_prepares_nothing(first: str, second: str) -> None:
+    model = Counted()
+    study = ng.Study(model, (X, Y), 1, progress=False)
+    ASKED[first](study)
+    _ = study.statistics
+    with counting(model) as runs:
+        known = study.experiment, study.wiring
+        ASKED[second](study)
+    assert runs == [0]
+    assert (study.experiment, study.wiring) == known
+
+
+@pytest.mark.parametrize("question", ASKED)
+def test_a_study_answers_as_the_function_does(question: str) -> None:
+    study = ng.Study(Counted(), (X, Y), 1, progress=False)
+    for _ in range(2):  # the second time with all that the first has left
+        for one, other in zip(
+            tables(ASKED[question](study)), tables(FUNCTIONS[question](Counted())), strict=True
+        ):
+            pd.testing.assert_frame_equal(one, other, rtol=1e-9)
+
+
+def test_a_study_holds_what_was_found_of_the_model() -> None:
+    model = Counted()
+    study = ng.Study(model, (X, Y), 1, progress=False)
+    graph = ng.layer_graph(model, X)
+    assert dict(study.layer_graph.nodes(data=True)) == dict(graph.nodes(data=True))
+    assert study.layer_graph.edges == graph.edges
+    wanted = ng.profile(model, X)
+    for name, data in study.profile.nodes(data=True):
+        for key in ("mean", "std", "quantiles"):
+            assert torch.equal(data[key], wanted.nodes[name][key])
+    table = ng.separation(model, (X, Y))
+    pd.testing.assert_frame_equal(study.separation(), table)
+    audit = study.audit(6)
+    assert audit.agrees
+    assert set(audit.layers) == {"input", "first", "second"}
+
+
+def test_a_circuit_holds_its_study() -> None:
+    circuit = ng.search(Counted(), (X, Y), 1, keep="top:3", paths=4, progress=False)
+    again = circuit.study.search(keep="top:3", paths=4)
+    pd.testing.assert_frame_equal(again.neurons(), circuit.neurons())
+    assert circuit.study.strongest_paths(1).paths[0].effect == pytest.approx(
+        circuit.strongest[0].effect
+    )
+
+
+def test_weights_that_changed_since_are_refused() -> None:
+    model = Counted()
+    study = ng.Study(model, (X, Y), 1, progress=False)
+    study.score()
+    with torch.no_grad():
+        model.first.weight.add_(1.0)
+    for question in ASKED.values():
+        with pytest.raises(ModelError, match="weights have changed"):
+            question(study)
+    with pytest.raises(ModelError, match="weights have changed"):
+        study.audit()
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: ng.Study(Counted(), X, 1, scorer="exact"), "scorer= is no option of a study"),  # type: ignore[call-arg]
+        (lambda: ng.Study(Counted(), X, 1).search(seed=3), "seed= is no option of search"),  # type: ignore[call-arg]
+        (lambda: ng.search(Counted(), X, 1, bugdet=3), "did you mean budget"),  # type: ignore[call-arg]
+        (lambda: ng.score(Counted(), X, 1, keep="top:1"), "keep= is no option of score"),  # type: ignore[call-arg]
+    ],
+)
+def test_an_option_that_there_is_not_is_refused(ask: Callable[[], Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ask()
+
+
+def test_options_are_typed_and_explained_by_the_same_names() -> None:
+    for kind, options in OPTIONS.items():
+        assert list(kind.__annotations__) == list(options)
+    for function in (ng.search, ng.score, ng.faithfulness, ng.response_curves, ng.Study):
+        shown = inspect.signature(function).parameters
+        for name, option in OPTIONS[StudyOptions].items():
+            assert shown[name].default == option.default
+    for name in OPTIONS[StudyOptions]:
+        assert f"{name}" in (ng.Study.__doc__ or "")
