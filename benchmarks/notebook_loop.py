@@ -35,7 +35,7 @@ from neurograph.discovery.frontier import Found, find_neurons
 from neurograph.effects.contrast import SWEEP
 from neurograph.effects.scorers import Exact
 from neurograph.effects.selection import SIGNS, TopQuantile
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from peak_memory import PeakMemory
 
 LAYERS = ["input", "linear1", "linear2", "linear3"]

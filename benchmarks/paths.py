@@ -24,10 +24,11 @@ from torch.nn import functional as F
 
 from neurograph.demos import heart
 from neurograph.discovery.beam import Beam
-from neurograph.discovery.strongest_paths import StrongestPaths, read_sources, strongest_paths
+from neurograph.discovery.strongest_paths import StrongestPaths, read_sources
 from neurograph.effects.exact import path_effects
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Study
+from neurograph.questions.functions import strongest_paths
+from neurograph.questions.study import Study
 from notebook_loop import cpu_name
 
 AT = (10, 50, 100)

@@ -35,7 +35,7 @@ from neurograph.effects.routes import TARGET, choose
 from neurograph.effects.scorer import Edges
 from neurograph.effects.scorers import Exact
 from neurograph.model.observe import call_model
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from neurograph.utils.memory import parse_memory
 from peak_memory import PeakMemory
 

@@ -1,7 +1,6 @@
 """Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
 
 from neurograph.ablation.causal_shift import causal_shift
-from neurograph.ablation.faithfulness import faithfulness
 from neurograph.ablation.mask import mask_neurons
 from neurograph.ablation.masking_curves import masking_curves
 from neurograph.activations.profile import profile
@@ -11,16 +10,19 @@ from neurograph.circuit.circuit import Circuit, Path
 from neurograph.comparison.compare import compare
 from neurograph.comparison.comparison import Comparison
 from neurograph.comparison.comparisons import Comparisons
-from neurograph.discovery.responses import response_curves
-from neurograph.discovery.scores import score
-from neurograph.discovery.search import search
-from neurograph.discovery.strongest_paths import strongest_paths
 from neurograph.effects.contrast import Counterfactual
 from neurograph.errors import NeurographError
 from neurograph.model.layers import Neuron
 from neurograph.model.target import logit_difference
+from neurograph.questions.functions import (
+    faithfulness,
+    response_curves,
+    score,
+    search,
+    strongest_paths,
+)
+from neurograph.questions.study import Study
 from neurograph.replay.wiring import layer_graph
-from neurograph.study.study import Study
 
 __all__ = [
     "Circuit",

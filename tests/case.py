@@ -14,7 +14,7 @@ from neurograph.effects.effects import Effects
 from neurograph.effects.exact import node_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.resampling import draw_donors
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests.reference import Reference, Seen
 from tests.zoo import Network
 

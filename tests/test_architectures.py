@@ -17,10 +17,10 @@ from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.effects.scorers import Exact
 from neurograph.errors import NeurographError, OptionError
 from neurograph.model.layer_choice import find_sites
+from neurograph.questions.study import Study
 from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring
-from neurograph.study.study import Study
 from tests import zoo
 from tests.case import Case, as_data, edge_effects
 from tests.reference import TARGET, Reference, without_fused_kernels

@@ -19,7 +19,7 @@ import neurograph as ng
 from neurograph.effects.effects import Effects
 from neurograph.effects.exact import node_effects, total_effects
 from neurograph.errors import NeurographError
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests.case import Case, as_data
 from tests.drawn import GIVES, TAKES, Plan, build, network
 from tests.drawn_steps import DOES, Step

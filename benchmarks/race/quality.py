@@ -20,8 +20,8 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 import neurograph as ng
-from neurograph.ablation.faithfulness import SIZES
 from neurograph.ablation.faithfulness_result import areas
+from neurograph.study.options import SIZES
 from race.edges import GROUPS, LAYERS, READERS, edges
 from race.plan import CONTENDERS, ENTRIES, OWN
 from race.sides.neurograph import target

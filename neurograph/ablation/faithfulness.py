@@ -6,12 +6,11 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import nn
 
 from neurograph.ablation.completeness import Circuits
 from neurograph.ablation.faithfulness_result import Faithfulness
@@ -21,7 +20,6 @@ from neurograph.ablation.rankings import (
     Ranking,
     inputs_of,
     kept_by,
-    options_of_ranking,
     order_by,
     read_rankings,
     what,
@@ -29,126 +27,17 @@ from neurograph.ablation.rankings import (
 from neurograph.ablation.replacements import Ablation, check_ablations
 from neurograph.effects.contrast import Counterfactual
 from neurograph.effects.experiment import Experiment
-from neurograph.model.target import TargetFunction
 from neurograph.replay.recording import Recording
-from neurograph.study.options import (
-    FaithfulnessOptions,
-    StudyOptions,
-    read_options,
-    split_options,
-    with_options,
-)
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
+from neurograph.study.options import FaithfulnessOptions, read_options
 from neurograph.utils.progress import Progress
 
-__all__ = ["ask", "faithfulness"]
+__all__ = ["find_faithfulness"]
 
 _RANDOM = 2  # tells this use of the seed from others
 
 
-class _Options(StudyOptions, FaithfulnessOptions, total=False):
-    pass
-
-
-@with_options(FaithfulnessOptions, StudyOptions)
-def faithfulness(
-    model: nn.Module,
-    data: Any,
-    target: int | str | TargetFunction | None,
-    ranking: Any,
-    **options: Unpack[_Options],
-) -> Faithfulness:
-    """Keep only the neurons or edges that a ranking puts first, and see what is left of a target.
-
-    At each size the first components are kept and all others ablated, then the other way round.
-    Random circuits of equal size are measured beside them.
-
-    Parameters
-    ----------
-    model, data, target
-        As for `Study`. A target that is about each sample's own answer, such as the logit of its
-        label, tells most: of a fixed output, ablations to the mean and to other samples may leave
-        the mean as it is.
-    ranking : Series, Circuit, scores, or mapping of str to any of these
-        Effects: of neurons, indexed by ``layer, index``, or of edges, indexed by ``source_layer,
-        source_index, target_layer, target_index``; with ``position``, ``source_position`` and
-        ``target_position`` where neurons have some. A circuit ranks all neurons that were scored,
-        by the stronger effect of both signs, and what it kept is measured too. What is not ranked
-        comes last. Several rankings, by name, are compared on the same neurons or edges.
-    sizes : sequence of float
-        Ascending shares, in (0, 1], of all neurons or edges; ``int(share × number)`` are kept.
-    ablations : sequence of {"mean", "resample", "zero", "counterfactual"}
-        What an ablated neuron is: its mean over the data, at each position where shapes are
-        fixed; what it is in another reference sample, the same one for all neurons, at the same
-        position; 0; what it is in the sample's twin.
-    draws : int
-        How many series of random circuits.
-    confidence : float
-        Level of the intervals.
-    metric : torchmetrics.Metric, optional
-        Measured beside the target, of the reference samples and their labels; see
-        `masking_curves`.
-    corrupt : data, optional
-        Twins of all samples of the data, in the same order, for ``"counterfactual"``. By default
-        those of the study's contrast, where it is a `Counterfactual`.
-    **options
-        Those of `Study`, but for `contrast` and `background`. By default ``layers``, ``groups``
-        and ``positions`` are those of a circuit, and 128 samples are run, as `reference` says;
-        the `seed` also chooses random circuits and other samples.
-
-    Returns
-    -------
-    Faithfulness
-
-    Raises
-    ------
-    OptionError
-        Options that mean nothing, or a ranking of what the model has not.
-    ModelError, DataError
-        As for `search`; also no labels where there is a metric.
-
-    Notes
-    -----
-    **Neurons** that can be ablated are those that another layer reads; the model's inputs are
-    among them if a ranking holds some. A kept neuron is computed from what the ablated ones left
-    of its inputs. **Edges** are all that lead from a neuron, or an input, to a neuron of a layer
-    that reads it. A neuron is computed from an input in which the writers of its kept edges have
-    the values of this run, and all other writers their ablated ones; the target sees the layers
-    that it reads as they are in this run. In both, all that is no neuron that may move (padding,
-    other positions) is left alone.
-
-    With m the mean target over the reference samples, C a circuit, M the whole model and ∅
-    nothing, faithfulness is f = (m(C) − m(∅)) / (m(M) − m(∅)).
-
-    A neuron or edge costs nothing by itself, but each size of each order is a run of the model
-    for each ablation. Edges take a run of each reader for every different set of writers that
-    its neurons keep; linear layers and convolutions behind pointwise glue take one.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))
-    >>> with torch.no_grad():
-    ...     _ = model[0].weight.copy_(torch.eye(4))
-    ...     _ = model[1].weight.copy_(torch.tensor([[3.0, 1.0, 0.0, 0.0]]))
-    >>> index = pd.MultiIndex.from_product([["0"], range(4)], names=["layer", "index"])
-    >>> found = faithfulness(
-    ...     model, torch.ones(10, 4), 1, pd.Series([3.0, 1.0, 0.0, 0.0], index, name="weights"),
-    ...     sizes=(0.25, 0.5, 1), ablations=["zero"],
-    ... )
-    >>> kept = found.curves().query("order == 'signed' and direction == 'keep'")
-    >>> kept[["share", "components", "value", "faithfulness"]].to_string(index=False).splitlines()
-    [' share  components  value  faithfulness',
-     '  0.25           1    3.0          0.75',
-     '  0.50           2    4.0          1.00',
-     '  1.00           4    4.0          1.00']
-    """
-    of_study, own = split_options(FaithfulnessOptions, options, "faithfulness")
-    known = {} if of_study.get("profile") is not None else options_of_ranking(ranking)
-    given = {"reference": 128, "contrast": "mean", **known, **of_study}
-    return Study(model, data, target, **given).faithfulness(ranking, **own)
-
-
-def ask(study: Study, ranking: Any, options: Mapping[str, Any]) -> Faithfulness:
+def find_faithfulness(study: BaseStudy, ranking: Any, options: Mapping[str, Any]) -> Faithfulness:
     """Measure how faithful circuits of a study are; see `faithfulness`."""
     own = read_options(FaithfulnessOptions, options, "faithfulness")
     corrupt, seed, confidence = own["corrupt"], study.options["seed"], own["confidence"]
@@ -248,7 +137,7 @@ def _series(
 
 
 def _circuits(
-    study: Study,
+    study: BaseStudy,
     components: Components,
     ablations: tuple[Ablation, ...],
     series: Sequence[_Series],

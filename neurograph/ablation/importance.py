@@ -28,7 +28,7 @@ from neurograph.model.neurons import Groups, find_groups
 from neurograph.model.observe import call_model, undisturbed, without_parameter_gradients
 from neurograph.model.target import Target, TargetFunction, check_rows, resolve_target
 from neurograph.replay.wiring import wire
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 from neurograph.utils.checks import shown, whole
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.progress import Progress
@@ -108,7 +108,7 @@ def by_total_effect(
     >>> by_total_effect(model, X, target=1).round(3).to_dict()
     {('0', 0): 2.7, ('0', 1): 0.9}
     """
-    study = Study(model, data, target, **options).at(routed=False)
+    study = BaseStudy(model, data, target, **options).at(routed=False)
     found: dict[str, np.ndarray] = {}
     with study.open() as experiment:
         layers = hidden_layers(experiment.graph, inputs=inputs)

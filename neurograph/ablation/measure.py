@@ -25,7 +25,7 @@ from neurograph.effects.experiment import Experiment
 from neurograph.errors import ModelError, OptionError
 from neurograph.replay.recording import Recording
 from neurograph.replay.run import Outcome
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 
 __all__ = ["Ends", "Measure", "Point", "Runs", "measuring"]
 
@@ -200,7 +200,7 @@ def _digest(flags: Flags) -> bytes:
 
 @contextlib.contextmanager
 def measuring(
-    study: Study,
+    study: BaseStudy,
     components: Components,
     ablations: Sequence[Ablation],
     metric: Metric | None,

@@ -12,7 +12,7 @@ from neurograph.effects.contrast import FromMean, FromZero, levels_of
 from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.observe import input_tensors
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 from neurograph.utils.checks import listed, one_of
 
 __all__ = ["Ablated", "Ablation", "ablated_values", "check_ablations"]
@@ -41,12 +41,12 @@ def check_ablations(ablations: Sequence[str], *, twins: bool, given: bool) -> tu
     return tuple(known[name] for name in ablations)
 
 
-def ablated_values(study: Study, ablation: Ablation, seed: int) -> Ablated:
+def ablated_values(study: BaseStudy, ablation: Ablation, seed: int) -> Ablated:
     """Values of ablated neurons for the reference samples.
 
     Parameters
     ----------
-    study : Study
+    study : BaseStudy
         With the data as background; of a `Counterfactual` contrast where twins are wanted.
     ablation : str
     seed : int
@@ -71,7 +71,7 @@ def ablated_values(study: Study, ablation: Ablation, seed: int) -> Ablated:
     return values
 
 
-def _others(study: Study, seed: int) -> Resampled:
+def _others(study: BaseStudy, seed: int) -> Resampled:
     """Give each sample the values of another one, at the same positions."""
     recording = study.experiment.recording
     if recording.size < 2:

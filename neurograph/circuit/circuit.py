@@ -378,7 +378,7 @@ class Circuit:
         ModelError, DataError
             They are not those of the search.
         """
-        from neurograph.discovery.attach import attach
+        from neurograph.questions.attach import attach
 
         return attach(self, model, data, **options)
 

@@ -111,7 +111,7 @@ def explore(
 
     Example: neurograph explore net.py:Net --weights net.pt --data x.csv --target 1 --html x.html
     """
-    from neurograph.discovery.search import search
+    from neurograph.questions.functions import search
     from neurograph.utils.atomic import check_writable
 
     for path in filter(None, (out, html)):

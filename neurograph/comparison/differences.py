@@ -22,7 +22,7 @@ from neurograph.effects.exact import node_differences, path_differences
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.routes import TARGET, Through
 from neurograph.replay.wiring import target_layers
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 from neurograph.utils.progress import Progress
 
 __all__ = ["Job", "Samples", "jobs_of", "paired_stderr", "same_samples", "sample_effects"]
@@ -149,7 +149,9 @@ def sample_effects(
 class _Run:
     """Measures in an open experiment."""
 
-    def __init__(self, side: Side, study: Study, experiment: Experiment, found: Samples) -> None:
+    def __init__(
+        self, side: Side, study: BaseStudy, experiment: Experiment, found: Samples
+    ) -> None:
         self.side, self.study, self.experiment, self.found = side, study, experiment, found
         self._through = functools.cache(functools.partial(_through, side, experiment))
 
@@ -204,13 +206,13 @@ def _through(side: Side, experiment: Experiment, layer: str) -> Through:
     return through
 
 
-def _exists(side: Side, study: Study, path: Path) -> bool:
+def _exists(side: Side, study: BaseStudy, path: Path) -> bool:
     layers = [side.neuron(number).layer for number in path]
     joined = all(study.layers.has_edge(*edge) for edge in itertools.pairwise(layers))
     return joined and bool(study.layers.nodes[layers[-1]]["output"])
 
 
-def same_samples(a: Study, b: Study) -> bool:
+def same_samples(a: BaseStudy, b: BaseStudy) -> bool:
     """Whether two studies have the same reference samples, in the same order."""
     one, other = (list(study.experiment.recording.batch.tensors()) for study in (a, b))
     return len(one) == len(other) and all(

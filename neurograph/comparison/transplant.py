@@ -14,7 +14,7 @@ from neurograph.ablation.rankings import inputs_of
 from neurograph.comparison.circuit_arrays import Numbers, Side
 from neurograph.comparison.compare_options import Options
 from neurograph.comparison.null import chance
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 from neurograph.utils.progress import Progress
 
 __all__ = ["TRANSPLANT_COLUMNS", "Plan", "no_transplants", "transplant", "transplant_plan"]
@@ -135,7 +135,7 @@ def _table(into: str, sets: Sequence[Flags], points: Sequence[Point], ends: Ends
     return rows.astype(_KINDS)
 
 
-def _fresh(study: Study, options: Options) -> Study:
+def _fresh(study: BaseStudy, options: Options) -> BaseStudy:
     """Prepare the model anew, with reference samples of its own."""
     study.check_unchanged()
     asked = {
@@ -147,7 +147,7 @@ def _fresh(study: Study, options: Options) -> Study:
         "profile": study.profile if options.data is None else None,
     }
     data = study.data if options.data is None else options.data
-    return Study(study.model, data, study.asked, **asked).at(routed=False)
+    return BaseStudy(study.model, data, study.asked, **asked).at(routed=False)
 
 
 def no_transplants() -> pd.DataFrame:

@@ -243,7 +243,7 @@ def run(
     OSError, OptionError
         If a file cannot be written to ``directory``; nothing is trained then.
     """
-    from neurograph.discovery.search import search
+    from neurograph.questions.functions import search
     from neurograph.report.console_tables import path_table, show, strongest
     from neurograph.utils.atomic import check_writable
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from neurograph.audit.audit import audit_effects, choose
 from neurograph.audit.hooked import TARGET
@@ -17,12 +18,7 @@ from neurograph.effects.exact import total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.model.layers import Neuron
 from neurograph.model.observe import placed
-from neurograph.study.study import Study
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from neurograph.discovery.scores import Scores
+from neurograph.study.base_study import BaseStudy
 
 __all__ = ["audit_result"]
 
@@ -33,8 +29,8 @@ _KINDS = 4  # of effects that a circuit has
 
 
 def audit_result(
-    study: Study,
-    of: Circuit | Scores | None = None,
+    study: BaseStudy,
+    of: Circuit | pd.DataFrame | None = None,
     *,
     effects: int | None = None,
     seconds: float | None = None,
@@ -43,9 +39,9 @@ def audit_result(
 
     Parameters
     ----------
-    study : Study
+    study : BaseStudy
         That the result was found in.
-    of : Circuit or Scores, optional
+    of : Circuit or table of scores, optional
         By default total effects, measured here.
     effects : int, optional
         About how many; by default one to four of each kind, by the size of a circuit, 16 scores.
@@ -62,12 +58,12 @@ def audit_result(
         claims, estimates = claims_of_circuit(of, experiment, of_each=each, seed=seed)
     else:
         most = _SCORES if effects is None else effects
-        claims, estimates = claims_of_table(of.table, experiment, most=most, seed=seed)
+        claims, estimates = claims_of_table(of, experiment, most=most, seed=seed)
     with placed(study.model, study.options["device"]):
         return audit_effects(experiment, claims, seconds=seconds, estimates=estimates)
 
 
-def _totals(study: Study, effects: int) -> list[Claim]:
+def _totals(study: BaseStudy, effects: int) -> list[Claim]:
     """Measure total effects of some neurons of each layer, drawn at random."""
     generator = np.random.default_rng(study.options["seed"])
     with study.open() as experiment:

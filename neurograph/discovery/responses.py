@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurograph.audit.audit import audit_effects
 from neurograph.audit.result import Claim
@@ -20,20 +20,13 @@ from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
 from neurograph.model.neuron_names import Places
 from neurograph.model.observe import placed
-from neurograph.model.target import TargetFunction
+from neurograph.study.base_study import BaseStudy
 from neurograph.study.named_neurons import find_named
-from neurograph.study.options import (
-    ResponseOptions,
-    StudyOptions,
-    read_options,
-    split_options,
-    with_options,
-)
-from neurograph.study.study import Study
+from neurograph.study.options import ResponseOptions, read_options
 from neurograph.utils.checks import one_of
 from neurograph.utils.progress import Progress
 
-__all__ = ["SHAPES", "ResponseCurves", "ask", "response_curves"]
+__all__ = ["SHAPES", "ResponseCurves", "find_responses"]
 
 Shape = Literal["rising", "falling", "flat", "bent"]
 SHAPES: tuple[Shape, ...] = ("rising", "falling", "flat", "bent")
@@ -95,74 +88,7 @@ class ResponseCurves:
         return f"Response curves of {self.target!r} at {len(self.levels)} levels, neurons: {shapes}"
 
 
-class _Options(StudyOptions, ResponseOptions, total=False):
-    pass
-
-
-@with_options(ResponseOptions, StudyOptions)
-def response_curves(
-    model: nn.Module,
-    data: Any,
-    target: int | str | TargetFunction | None = None,
-    **options: Unpack[_Options],
-) -> ResponseCurves:
-    """Measure the target while each neuron moves through the quantiles of its activations.
-
-    One neuron at a time is set to each quantile in turn, everything after it is computed, and the
-    mean target over the reference samples is what the curve shows: the total effect, through
-    everything, with every level run through the model.
-
-    Parameters
-    ----------
-    model, data, target
-        As for `Study`.
-    neurons : str, Neuron, or several of them, optional
-        Which neurons: a layer's name stands for all of its neurons. By default those of the
-        modules that `layers` chooses; without it, those of the model's inputs.
-    levels : sequence of float
-        Two or more ascending quantiles in [0, 1].
-    **options
-        Those of `Study`, but for the contrast, which `levels` take the place of.
-
-    Returns
-    -------
-    ResponseCurves
-
-    Raises
-    ------
-    ModelError, DataError
-        As for `search`.
-    OptionError
-        A layer or neuron that does not exist, fewer than two levels, or any other option that
-        means nothing here.
-
-    Notes
-    -----
-    With ``background="data"`` these are partial dependence curves (Friedman 2001, *Ann. Statist.*
-    29) of any neuron, not of the inputs alone.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
-    >>> with torch.no_grad():  # |x|
-    ...     _ = model[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), model[0].bias.zero_()
-    ...     _ = model[2].weight.fill_(1.0), model[2].bias.zero_()
-    >>> X = torch.arange(-50.0, 51.0)[:, None] / 50
-    >>> curves = response_curves(model, X, 1, levels=(0, 0.5, 1), progress=False)
-    >>> curves.table[["name", "level", "value", "target"]]
-           name  level  value  target
-    0  input[0]    0.0   -1.0     1.0
-    1  input[0]    0.5    0.0     0.0
-    2  input[0]    1.0    1.0     1.0
-    >>> curves
-    Response curves of 'output' at 3 levels, neurons: 1 bent
-    """
-    of_study, own = split_options(ResponseOptions, options, "response_curves")
-    sweep = Quantiles(read_options(ResponseOptions, own, "response_curves")["levels"])
-    return Study(model, data, target, **of_study | {"contrast": sweep}).responses(**own)
-
-
-def ask(study: Study, options: Mapping[str, Any]) -> ResponseCurves:
+def find_responses(study: BaseStudy, options: Mapping[str, Any]) -> ResponseCurves:
     """Measure the response curves of a study; see `response_curves`."""
     own = read_options(ResponseOptions, options, "response_curves")
     study = study.at(contrast=Quantiles(own["levels"]))
@@ -208,12 +134,12 @@ def _claims(
     ]
 
 
-def _chosen(study: Study, neurons: Places | None) -> dict[str, list[int]]:
+def _chosen(study: BaseStudy, neurons: Places | None) -> dict[str, list[int]]:
     """Layers in the order of the model, and the numbers of the chosen neurons of each."""
     return find_named(study, _default(study) if neurons is None else neurons, "neurons")
 
 
-def _default(study: Study) -> list[str]:
+def _default(study: BaseStudy) -> list[str]:
     recorded = study.experiment.recording.layers
     moving = [name for name in study.layers if recorded[name].neurons]
     inputs = [name for name in moving if recorded[name].is_input]
@@ -226,7 +152,7 @@ def _default(study: Study) -> list[str]:
     return inputs if study.options["layers"] is None else rest
 
 
-def _names(study: Study, layer: str, units: Sequence[int]) -> pd.DataFrame:
+def _names(study: BaseStudy, layer: str, units: Sequence[int]) -> pd.DataFrame:
     """Which neurons these are, a row for each."""
     known, tokens = study.experiment.units(layer), study.tokens(layer)
     found = [known.neuron(unit) for unit in units]

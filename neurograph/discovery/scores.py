@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from neurograph.audit.audit import take_slower
 from neurograph.audit.result import Audit
@@ -24,19 +23,12 @@ from neurograph.effects.scorers import choose_scorer
 from neurograph.effects.screening import Screening
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.neurons import Units
-from neurograph.model.target import TargetFunction
-from neurograph.study.options import (
-    ScoreOptions,
-    StudyOptions,
-    read_options,
-    split_options,
-    with_options,
-)
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
+from neurograph.study.options import ScoreOptions, read_options
 from neurograph.utils.checks import one_of
 from neurograph.utils.progress import Progress
 
-__all__ = ["Scores", "ask", "score"]
+__all__ = ["Scores", "find_scores"]
 
 _NUMBERS = ["effect", "stderr", "rms", "measured"]
 _AUDIT, _AUDIT_SECONDS = 0.1, 1.0  # what the audit may take: a share of the time, or so long
@@ -68,7 +60,7 @@ class Scores:
     target: str
     screening: Screening | None
     provenance: Mapping[str, Any]
-    _study: Study | None = field(default=None, repr=False)
+    _study: Any = field(default=None, repr=False)
 
     def ranking(self, by: Literal["effect", "rms"] = "effect") -> pd.Series:
         """Effects, indexed by the columns that say whose they are; strongest first.
@@ -106,7 +98,8 @@ class Scores:
         """
         if self._study is None:
             raise OptionError("these scores hold no model to audit with: make them by score()")
-        return self._study.audit(effects, of=self)
+        audit: Audit = self._study.audit(effects, of=self)
+        return audit
 
     @property
     def audited(self) -> Audit:
@@ -126,63 +119,7 @@ class Scores:
         return "\n  ".join([told, *notes, *checked])
 
 
-class _Options(StudyOptions, ScoreOptions, total=False):
-    pass
-
-
-@with_options(ScoreOptions, StudyOptions)
-def score(
-    model: nn.Module,
-    data: Any,
-    target: int | str | TargetFunction | None = None,
-    **options: Unpack[_Options],
-) -> Scores:
-    """Score every neuron, or every edge, of a model.
-
-    Unlike a search this follows no frontier: a neuron's effect is the total one, through
-    everything, and an edge's that of one neuron on one output of a reader, all else at background.
-
-    Parameters
-    ----------
-    model, data, target
-        As for `Study`.
-    of : {"neurons", "edges"}
-        Edges are those of all pairs of layers that the layer graph joins: many, in a wide model.
-    scorer, budget
-        As for `search`. A number as budget measures so many neurons of each layer and sign, and
-        its square of edges between each two layers.
-    **options
-        Those of `Study`.
-
-    Returns
-    -------
-    Scores
-
-    Raises
-    ------
-    ModelError, DataError, OptionError
-        As for `search`.
-    SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `Scores` of the layers done.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
-    >>> with torch.no_grad():
-    ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
-    ...     _ = model[2].weight.copy_(torch.tensor([[3.0, -1.0]])), model[2].bias.zero_()
-    >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
-    >>> found = score(model, X, target=1, of="edges")
-    >>> print(str(found).splitlines()[0])
-    Scores of 6 edges for 'output' by auto: all 6 measured
-    >>> found.ranking().xs("2", level="target_layer").round(2).to_dict()
-    {('0', 0, 0): 2.7, ('0', 1, 0): -0.9}
-    """
-    of_study, own = split_options(ScoreOptions, options, "score")
-    return Study(model, data, target, **of_study).score(**own)
-
-
-def ask(study: Study, options: Mapping[str, Any]) -> Scores:
+def find_scores(study: BaseStudy, options: Mapping[str, Any]) -> Scores:
     """Score the neurons, or the edges, of a study; see `score`."""
     own = read_options(ScoreOptions, options, "score")
     of, start = own["of"], time.monotonic()
@@ -224,7 +161,7 @@ def ask(study: Study, options: Mapping[str, Any]) -> Scores:
         if not result.table["measured"].any():
             return result
         seconds = max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start))
-        audit = audit_result(study, result, seconds=seconds)
+        audit = audit_result(study, result.table, seconds=seconds)
         return replace(result, provenance={**result.provenance, "audit": audit.as_json()})
 
     try:
@@ -242,7 +179,7 @@ def ask(study: Study, options: Mapping[str, Any]) -> Scores:
         raise SearchInterrupted(scores() if pieces else None) from stop
 
 
-def _scored_layers(study: Study, of: str) -> list[str]:
+def _scored_layers(study: BaseStudy, of: str) -> list[str]:
     graph, layers = study.layers, study.experiment.recording.layers
     read = [name for name in graph if of == "neurons" or graph.out_degree(name)]
     return [name for name in read if layers[name].neurons]

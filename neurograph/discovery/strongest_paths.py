@@ -8,10 +8,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from neurograph.audit.audit import audit_effects
 from neurograph.audit.result import Claim
@@ -22,20 +21,13 @@ from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.layers import Neuron
 from neurograph.model.neuron_names import Places
 from neurograph.model.observe import placed
-from neurograph.model.target import TargetFunction
+from neurograph.study.base_study import BaseStudy
 from neurograph.study.named_neurons import find_named
-from neurograph.study.options import (
-    PathOptions,
-    StudyOptions,
-    read_options,
-    split_options,
-    with_options,
-)
-from neurograph.study.study import Study
+from neurograph.study.options import PathOptions, read_options
 from neurograph.utils.checks import whole
 from neurograph.utils.progress import Progress
 
-__all__ = ["StrongestPaths", "ask", "strongest_paths"]
+__all__ = ["StrongestPaths", "find_strongest_paths"]
 
 
 _WIDTH = 1024  # prefixes kept at each layer in the first pass
@@ -95,82 +87,7 @@ class StrongestPaths:
         return "\n".join([head, *(f"  {path}" for path in self.paths[:3])])
 
 
-class _Options(StudyOptions, PathOptions, total=False):
-    pass
-
-
-@with_options(PathOptions, StudyOptions)
-def strongest_paths(
-    model: nn.Module,
-    data: Any,
-    target: int | str | TargetFunction | None = None,
-    k: int = 100,
-    **options: Unpack[_Options],
-) -> StrongestPaths:
-    """Find the k paths with the largest effects, among all that the model has.
-
-    Unlike `Circuit.paths`, this looks at every neuron, not at those that a search kept: a path
-    may well lower a neuron that pushes down.
-
-    Prefixes of paths grow from the sources on, each step measured, and of every layer the most
-    promising are kept; more and more of them, until it is certain that no other path is stronger
-    or the budget is spent. Certain it is where every path was measured, or where Lipschitz
-    constants of the pointwise glue and the weights say that the others cannot be stronger. They
-    say something where Linear layers are joined by such glue and the target is an output's index.
-
-    Parameters
-    ----------
-    model, data, target
-        As for `Study`.
-    k : int
-        How many paths.
-    sign : {"positive", "negative"}, optional
-        Only paths whose effect has this sign.
-    sources : str, Neuron, or several of them, optional
-        Where paths begin: a layer's name stands for all of its neurons. By default the model's
-        inputs, or where these are no floating-point numbers the layers that read them.
-    budget : int or str
-        A time, like ``"60s"`` or ``"5min"``: the first pass is finished in any case. Or how many
-        prefixes are kept at each layer, which gives the same on every machine.
-    **options
-        Those of `Study`; of a contrast of several levels, a path goes from the first to the last.
-
-    Returns
-    -------
-    StrongestPaths
-
-    Raises
-    ------
-    ModelError, DataError
-        As for `search`.
-    OptionError
-        A layer or neuron that does not exist, or any other option that means nothing here.
-    SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `StrongestPaths` found until then.
-
-    Notes
-    -----
-    Comparisons are up to the rounding of the model's own numbers. While the budget does not end
-    the search, the result is the same each time.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
-    >>> with torch.no_grad():
-    ...     _ = model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
-    ...     _ = model[0].bias.fill_(1.0), model[2].bias.zero_()
-    ...     _ = model[2].weight.copy_(torch.tensor([[3.0, -1.0]]))
-    >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
-    >>> strongest_paths(model, X, target=1, feature_names=["up", "other"], progress=False)
-    The 2 strongest of 4 paths to 'output', certainly
-      up → 0[0] → output +2.7000 ± 0.0000
-      other → 0[1] → output +0.90000 ± 0.00000
-    """
-    of_study, own = split_options(PathOptions, options, "strongest_paths")
-    return Study(model, data, target, **of_study).strongest_paths(k, **own)
-
-
-def ask(study: Study, k: int, options: Mapping[str, Any]) -> StrongestPaths:
+def find_strongest_paths(study: BaseStudy, k: int, options: Mapping[str, Any]) -> StrongestPaths:
     """Find the strongest paths of a study; see `strongest_paths`."""
     k, own = whole(k, "k", least=1), read_options(PathOptions, options, "strongest_paths")
     sense = {"positive": 1, "negative": -1, None: 0}[own["sign"]]
@@ -257,7 +174,7 @@ def _widths(least: int) -> Iterator[int]:
     return (max(_WIDTH, least) * _WIDER**step for step in itertools.count())
 
 
-def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> StrongestPaths:
+def _result(study: BaseStudy, beam: Beam, found: _Found, asked: dict[str, Any]) -> StrongestPaths:
     tokens = {name: study.tokens(name) for name in beam.layers}
     paths = tuple(
         Path(neurons, *strength, True, tuple(study.name(n, tokens[n.layer]) for n in neurons))
@@ -274,7 +191,7 @@ def _result(study: Study, beam: Beam, found: _Found, asked: dict[str, Any]) -> S
     )
 
 
-def read_sources(study: Study, sources: Places | None) -> dict[str, list[int]]:
+def read_sources(study: BaseStudy, sources: Places | None) -> dict[str, list[int]]:
     """Read where paths begin: layers, and the numbers of their neurons.
 
     Raises

@@ -16,7 +16,7 @@ from neurograph.discovery.frontier import Edges, Found
 from neurograph.discovery.notes import search_notes
 from neurograph.effects.selection import SIGNS, sign_of
 from neurograph.model.layers import INPUT_TYPE, Neuron, channels_first
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 
 __all__ = ["circuit_graph", "to_circuit"]
 
@@ -29,7 +29,7 @@ _STATISTICS = ("mean", "std", "min", "max")
 _PLAIN = ("type", "shape", "neurons", "parameters", "output")
 
 
-def circuit_graph(study: Study, found: Found) -> nx.DiGraph:
+def circuit_graph(study: BaseStudy, found: Found) -> nx.DiGraph:
     """Graph of the kept neurons and the edges among them, as `Circuit.graph` documents it."""
     graph = nx.DiGraph(target=study.target.name)
     for layer in study.layers:
@@ -48,7 +48,7 @@ def circuit_graph(study: Study, found: Found) -> nx.DiGraph:
 
 
 def to_circuit(
-    study: Study,
+    study: BaseStudy,
     found: Found,
     graph: nx.DiGraph,
     paths: tuple[Path, ...],
@@ -75,7 +75,7 @@ def to_circuit(
     return Circuit(graph, layers, study.target.name, paths, scores, whole, study)
 
 
-def _edges(study: Study, edges: Edges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
+def _edges(study: BaseStudy, edges: Edges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
     start, end = study.experiment.units(edges.writer), study.experiment.units(edges.reader)
     keys = ("effect", "stderr", "measured", "transfer")
     rows = zip(edges.pairs.tolist(), *(getattr(edges, key).tolist() for key in keys), strict=True)
@@ -84,7 +84,7 @@ def _edges(study: Study, edges: Edges) -> Iterator[tuple[Neuron, Neuron, dict[st
         yield start.neuron(i), end.neuron(j), told | {"sign": sign_of(told["effect"])}
 
 
-def _notes(study: Study, found: Found) -> list[str]:
+def _notes(study: BaseStudy, found: Found) -> list[str]:
     def name(layer: str, unit: int) -> str:
         return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
 
@@ -92,7 +92,7 @@ def _notes(study: Study, found: Found) -> list[str]:
     return [*branches, *search_notes(found, study.target.name, name)]
 
 
-def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, Any]:
+def _by_position(study: BaseStudy, layer: str, table: dict[str, Any]) -> dict[str, Any]:
     """Scores as ``[neurons, positions]`` where each position has neurons of its own."""
     positions = study.experiment.units(layer).positions
     if positions is None:
@@ -100,7 +100,7 @@ def _by_position(study: Study, layer: str, table: dict[str, Any]) -> dict[str, A
     return {key: values.reshape(-1, positions) for key, values in table.items()}
 
 
-def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[str, Any]:
+def _names(study: BaseStudy, neuron: Neuron, tokens: Sequence[str] | None) -> dict[str, Any]:
     """Attributes that say which neuron this is."""
     named: dict[str, Any] = {"layer": neuron.layer, "index": neuron.index}
     if neuron.position is not None:
@@ -110,7 +110,7 @@ def _names(study: Study, neuron: Neuron, tokens: Sequence[str] | None) -> dict[s
     return {"name": study.name(neuron, tokens), **named}
 
 
-def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str, Any]:
+def _effects(study: BaseStudy, found: Found, neuron: Neuron, unit: int) -> dict[str, Any]:
     """Attributes that say what a neuron does."""
     table = found.scores[neuron.layer]
 
@@ -133,7 +133,7 @@ def _effects(study: Study, found: Found, neuron: Neuron, unit: int) -> dict[str,
     return attributes
 
 
-def _statistics(study: Study, layer: str, units: Sequence[int]) -> list[dict[str, Any]]:
+def _statistics(study: BaseStudy, layer: str, units: Sequence[int]) -> list[dict[str, Any]]:
     """Statistics of neurons as plain numbers; means over what moves together."""
     node, recorded = study.statistics[layer], study.experiment.recording.layers[layer]
     shape = channels_first(torch.empty(1, *recorded.shape, device="meta"), recorded.channel_dim)

@@ -17,7 +17,7 @@ from neurograph.data.taking import FEW
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.observe import placed
 from neurograph.replay.recording import Recording
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.nested import tree_map
 from neurograph.utils.progress import Progress
@@ -87,7 +87,7 @@ class TwoModels:
 
     Attributes
     ----------
-    a, b : Study
+    a, b : BaseStudy
     size : int
         How many samples.
     room : int
@@ -96,7 +96,7 @@ class TwoModels:
     """
 
     def __init__(
-        self, a: Study, b: Study, for_a: Batch, for_b: Batch, progress: bool | None
+        self, a: BaseStudy, b: BaseStudy, for_a: Batch, for_b: Batch, progress: bool | None
     ) -> None:
         self.a, self.b, self.size = a, b, for_a.size
         self.room = min(parse_memory(study.options["memory"]) for study in (a, b)) // 3
@@ -153,7 +153,7 @@ def _cut(batch: Batch, part: slice) -> Batch:
     return batch.map(lambda leaf: leaf[part])
 
 
-def _values(study: Study, batch: Batch, names: Collection[str], room: int) -> Values:
+def _values(study: BaseStudy, batch: Batch, names: Collection[str], room: int) -> Values:
     """Run one model on one batch, as many samples at a time as there is room for."""
     found: dict[str, list[Arrived]] = {name: [] for name in names}
 

@@ -13,7 +13,7 @@ from neurograph.activations.streaming import parts_that_fit
 from neurograph.matching.cka import LayerCKA
 from neurograph.matching.correlation import Correlation, channels_of
 from neurograph.matching.paired import TwoModels
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 
 __all__ = ["LayerPair", "Measured", "layer_cka", "measure_pairs"]
 
@@ -84,12 +84,12 @@ class _Sums:
         return Measured(self.layers, float(self.cka.matrix().item()), similarity)
 
 
-def _channels(study: Study, layer: str) -> Sequence[Sequence[int]] | None:
+def _channels(study: BaseStudy, layer: str) -> Sequence[Sequence[int]] | None:
     experiment = study.experiment
     return channels_of(experiment.units(layer), experiment.recording.layers[layer])
 
 
-def _eps(study: Study, layer: str) -> float:
+def _eps(study: BaseStudy, layer: str) -> float:
     return torch.finfo(study.experiment.recording.main(layer).dtype).eps
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from neurograph.errors import OptionError
 from neurograph.model.neuron_names import Names, Places, name_table, read_places
-from neurograph.study.study import Study
+from neurograph.study.base_study import BaseStudy
 
 __all__ = ["find_named"]
 
 
-def find_named(study: Study, chosen: Places, option: str) -> dict[str, list[int]]:
+def find_named(study: BaseStudy, chosen: Places, option: str) -> dict[str, list[int]]:
     """Find chosen neurons: layers in the order of the model, and the numbers of their neurons.
 
     Parameters
     ----------
-    study : Study
+    study : BaseStudy
     chosen : str, Neuron, or several of them
         A layer's name stands for all of its neurons.
     option : str
@@ -45,7 +45,7 @@ def find_named(study: Study, chosen: Places, option: str) -> dict[str, list[int]
     return {layer: sorted(found[layer]) for layer in study.layers if layer in found}
 
 
-def _names(study: Study) -> Names:
+def _names(study: BaseStudy) -> Names:
     """Neurons that have names of their own: features and the target."""
     graph, layers = study.layers, study.experiment.recording.layers
     ends = [n for n in graph if layers[n].is_input or graph.nodes[n]["output"]]

@@ -383,8 +383,11 @@ def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], of: str)
             raise OptionError(f"{name}= is no option of {of}: did you mean {', '.join(near)}?")
 
 
-def with_options(*kinds: type) -> Callable[[Function], Function]:
-    """Let a function that takes ``**options`` show them by name, where `help` and editors look."""
+def with_options(*kinds: type, **defaults: Any) -> Callable[[Function], Function]:
+    """Let a function that takes ``**options`` show them by name, where `help` and editors look.
+
+    `defaults` are those of this function that differ from the others'.
+    """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
@@ -396,7 +399,7 @@ def with_options(*kinds: type) -> Callable[[Function], Function]:
                     inspect.Parameter(
                         name,
                         inspect.Parameter.KEYWORD_ONLY,
-                        default=option.default,
+                        default=defaults.get(name, option.default),
                         annotation=annotation,
                     )
                 )

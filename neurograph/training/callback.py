@@ -18,11 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from neurograph.activations.statistics import by_itself
-from neurograph.discovery.search import search
 from neurograph.errors import OptionError
 from neurograph.model.target import TargetFunction
+from neurograph.questions.functions import search
+from neurograph.study.base_study import BaseStudy
 from neurograph.study.options import SearchOptions, StudyOptions, read_options, split_options
-from neurograph.study.study import Study
 from neurograph.training.random_state import seeded
 from neurograph.training.snapshot import Snapshot
 from neurograph.utils.atomic import check_writable
@@ -147,7 +147,7 @@ class CircuitCallback(Callback):
                     self._network(pl_module),
                     split_options(SearchOptions, self._options, "search")[0],
                 )
-                study = Study(model, self._data, self._target, **options)
+                study = BaseStudy(model, self._data, self._target, **options)
                 recorded = study.experiment.recording
                 study.target(recorded.output, lambda: recorded.batch)
 

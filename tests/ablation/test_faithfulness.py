@@ -16,9 +16,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryAccuracy
 
 import neurograph as ng
-from neurograph.ablation.faithfulness import SIZES
 from neurograph.ablation.faithfulness_result import Faithfulness, areas
 from neurograph.errors import DataError, OptionError
+from neurograph.study.options import SIZES
 from tests import zoo
 
 F64 = torch.float64

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neurograph.discovery.strongest_paths import read_sources
 from neurograph.effects.exact import path_effects
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 
 Paths = dict[tuple[Neuron, ...], float]
 

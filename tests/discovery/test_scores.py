@@ -14,7 +14,7 @@ import neurograph as ng
 from neurograph.discovery.scores import Scores
 from neurograph.effects.exact import total_effects
 from neurograph.errors import SearchInterrupted
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests import zoo
 from tests.case import as_data, edge_effects
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.errors import DataError, ModelError, OptionError, SearchInterrupted
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests import zoo
 
 quick = settings(max_examples=25, suppress_health_check=list(HealthCheck))

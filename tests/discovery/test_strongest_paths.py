@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import neurograph
 from neurograph.discovery import strongest_paths as module
-from neurograph.discovery.strongest_paths import StrongestPaths, strongest_paths
+from neurograph.discovery.strongest_paths import StrongestPaths
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.layers import Neuron
+from neurograph.questions.functions import strongest_paths
 from tests import zoo
 from tests.discovery.small import enumerated, mlp, opened, strongest
 

@@ -12,7 +12,7 @@ from neurograph.effects.contrast import Quantiles, as_contrast, levels_of
 from neurograph.effects.effects import summarise
 from neurograph.effects.experiment import Moves
 from neurograph.errors import OptionError
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests import zoo
 
 

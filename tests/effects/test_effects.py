@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.model.layers import Neuron
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests import zoo
 from tests.case import Case, edge_effects
 from tests.reference import TARGET

@@ -17,7 +17,7 @@ from neurograph.effects.resampling import draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.observe import input_tensors
 from neurograph.model.positions import attended
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests import zoo
 from tests.rasp import likeness
 

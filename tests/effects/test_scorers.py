@@ -17,7 +17,7 @@ from neurograph.effects.routes import TARGET, Through
 from neurograph.effects.scorer import Scorer
 from neurograph.effects.scorers import Exact
 from neurograph.effects.slopes import Background, along
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from neurograph.utils.memory import PeakMeter
 from tests import zoo
 from tests.case import as_data

@@ -11,7 +11,7 @@ from torch import nn
 
 import neurograph as ng
 from neurograph.effects.exact import node_effects
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from tests import zoo
 
 SAMPLES = 4

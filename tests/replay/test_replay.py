@@ -12,11 +12,11 @@ from torch.nn.utils import parametrizations
 import neurograph as ng
 from neurograph.data.source import Batch
 from neurograph.effects.exact import node_effects
+from neurograph.questions.study import Study
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import read_wiring, target_layers
-from neurograph.study.study import Study
 from tests import zoo
 from tests.reference import Reference
 

@@ -26,7 +26,7 @@ import neurograph as ng
 from neurograph.activations.values import class_values
 from neurograph.data.source import Source, concatenate
 from neurograph.errors import DataError, OptionError
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 
 QUIET: dict[str, Any] = {"progress": False}
 EXACT: dict[str, Any] = {"scorer": "exact", "progress": False}

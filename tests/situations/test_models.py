@@ -19,10 +19,10 @@ import neurograph as ng
 from neurograph.ablation.masked_weights import find_linear_readers
 from neurograph.data.source import Batch
 from neurograph.errors import DataError, ModelError, NeurographError, OptionError
+from neurograph.questions.study import Study
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import capture
 from neurograph.replay.replay import Replay
-from neurograph.study.study import Study
 from tests.situations.hooked import (
     SAMPLES,
     by_hooks,

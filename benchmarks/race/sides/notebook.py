@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurograph.effects.contrast import SWEEP
-from neurograph.study.study import Study
+from neurograph.questions.study import Study
 from notebook_loop import loop_effects
 from race.measure import Outcome, Work
 from race.tasks import Loaded

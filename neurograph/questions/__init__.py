@@ -1,0 +1,1 @@
+"""What users call: a study to ask, and its questions as functions."""
