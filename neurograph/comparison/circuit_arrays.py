@@ -18,17 +18,7 @@ from neurograph.matching.layers_of import is_end, size_of
 from neurograph.matching.matching import Matching
 from neurograph.model.layers import Neuron
 
-__all__ = [
-    "EffectArray",
-    "Numbers",
-    "Side",
-    "Span",
-    "Spans",
-    "inverse",
-    "partners",
-    "share",
-    "side_of",
-]
+__all__ = ["EffectArray", "Numbers", "Side", "inverse", "partners", "share", "side_of"]
 
 Numbers = NDArray[np.int64]
 EffectArray = NDArray[np.float64]

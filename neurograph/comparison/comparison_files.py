@@ -25,6 +25,7 @@ __all__ = ["load_comparison", "load_comparisons", "save_comparison", "save_compa
 
 Fields = Mapping[str, Any]
 Pair = tuple[str, str]
+Matrix = tuple[tuple[str, ...], tuple[str, ...], dict[Pair, dict[str, Any]]]
 
 _ONE, _MANY, _VERSION = "neurograph comparison", "neurograph comparisons", 1
 _TABLES = ("layers", "transplants", "_neurons", "_edges", "_paths")
@@ -78,14 +79,10 @@ def save_comparisons(
     write_atomically(check_writable(path), archive.pack(members))
 
 
-def load_comparisons(
-    path: str | FilePath,
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[Pair, dict[str, Any]]]:
+def load_comparisons(path: str | FilePath) -> Matrix:
     """Read what `save_comparisons` wrote: rows, columns and cells."""
 
-    def read(
-        content: bytes,
-    ) -> tuple[tuple[str, ...], tuple[str, ...], dict[Pair, dict[str, Any]]]:
+    def read(content: bytes) -> Matrix:
         members = archive.unpack(content)
         document = json.loads(members["comparisons.json"])
         archive.check_format(document, _MANY, _VERSION)

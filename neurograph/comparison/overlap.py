@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -182,7 +183,13 @@ class Overlaps:
         self.a, self.b = a, b
         self._kept = np.flatnonzero(b.counted)
         self._effects = tuple(np.nan_to_num(s.effect) for s in (a, b))
+        keys = a.edges[:, 0] * len(a) + a.edges[:, 1]
+        self._edge_order = np.argsort(keys)
+        self._edge_keys = keys[self._edge_order]
         self._path_places = {path: place for place, path in enumerate(a.paths)}
+        self._flat_paths = np.array([n for path in b.paths for n in path], dtype=np.int64)
+        stops = np.cumsum([len(path) for path in b.paths]).tolist()
+        self._path_ends = list(itertools.pairwise([0, *stops]))
         counted = (np.where(s.counted, s.effect, 0.0) for s in (a, b))
         kept = int(a.counted.sum()), len(self._kept)
         self._neurons = _common(kept, *counted)
@@ -213,16 +220,9 @@ class Overlaps:
         if not len(self.a.edges):
             return here[:0], here[:0]
         wanted = ends[here, 0] * len(self.a) + ends[here, 1]
-        keys, order = self._edge_keys
-        place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        is_there = keys[place] == wanted
-        return order[place[is_there]], here[is_there]
-
-    @functools.cached_property
-    def _edge_keys(self) -> tuple[Numbers, Numbers]:
-        keys = self.a.edges[:, 0] * len(self.a) + self.a.edges[:, 1]
-        order = np.argsort(keys)
-        return keys[order], order
+        place = np.searchsorted(self._edge_keys, wanted).clip(max=len(self.a.edges) - 1)
+        is_there = self._edge_keys[place] == wanted
+        return self._edge_order[place[is_there]], here[is_there]
 
     def _common_paths(self, partner: Numbers) -> tuple[Numbers, Numbers]:
         """Places of the paths that both have, among a's and among b's."""
@@ -231,15 +231,6 @@ class Overlaps:
         of_a = np.array(places, dtype=np.int64)
         of_b = np.flatnonzero(of_a >= 0)
         return of_a[of_b], of_b
-
-    @functools.cached_property
-    def _flat_paths(self) -> Numbers:
-        return np.array([n for path in self.b.paths for n in path], dtype=np.int64)
-
-    @functools.cached_property
-    def _path_ends(self) -> list[tuple[int, int]]:
-        stops = np.cumsum([len(path) for path in self.b.paths]).tolist()
-        return list(zip([0, *stops[:-1]], stops, strict=True)) if stops else []
 
     def _union_effects(self, partner: Numbers) -> tuple[EffectArray, EffectArray]:
         """Effects in both of the pairs of which either circuit kept one."""
