@@ -73,7 +73,7 @@ def side_by_side(
     one, other = a.study, b.study
     one.check_unchanged()
     other.check_unchanged()
-    with placed(one.model, one.options.device), placed(other.model, other.options.device):
+    with placed(one.model, one.options["device"]), placed(other.model, other.options["device"]):
         drawn, _ = draw(Source(one.data if data is None else data, one.model), samples, seed)
         if drawn.size < FEWEST:
             raise DataError(f"data has {drawn.size} samples: matching takes {FEWEST} or more")

@@ -217,7 +217,7 @@ def test_weights_that_changed_since_the_search_are_refused() -> None:
     a, b = search(model), search(network(5, 8, 2, seed=1))
     with torch.no_grad():
         model[0].weight.mul_(2)
-    with pytest.raises(ModelError, match="changed since the search"):
+    with pytest.raises(ModelError, match="changed since it was prepared"):
         ng.compare(a, b)
 
 
