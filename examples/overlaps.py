@@ -6,17 +6,7 @@ import pandas as pd
 
 import neurograph as ng
 
-__all__ = ["MEASURES", "matrix", "measures", "transplants"]
-
-MEASURES = (
-    "neuron_jaccard",
-    "neuron_weighted_jaccard",
-    "edge_jaccard",
-    "edge_weighted_jaccard",
-    "path_jaccard",
-    "spearman",
-    "sign_agreement",
-)
+__all__ = ["matrix", "measures", "transplants"]
 
 
 def matrix(found: ng.Comparisons, measure: str = "neuron_jaccard") -> pd.DataFrame:
@@ -36,17 +26,17 @@ def measures(found: ng.Comparisons) -> pd.DataFrame:
     cells = [cell.measures for cell in found.cells.values()]
     table = pd.concat(cells, keys=range(len(cells)), names=["pair"])
     rows = []
-    for measure in MEASURES:
-        told = table.xs(measure, level="measure")
-        low, high = told["value"].min(), told["value"].max()
+    for measure in cells[0].index:
+        pairs = table.xs(measure, level="measure")
+        low, high = pairs["value"].min(), pairs["value"].max()
         rows.append(
             {
                 "measure": measure,
-                "mean": told["value"].mean(),
+                "mean": pairs["value"].mean(),
                 "range": f"{low:.3f} to {high:.3f}",
-                "by chance": told["null_mean"].mean(),
-                "largest p": told["p_value"].max(),
-                "pairs with p < 0.01": f"{int((told['p_value'] < 0.01).sum())} of {len(told)}",
+                "by chance": pairs["null_mean"].mean(),
+                "largest p": pairs["p_value"].max(),
+                "pairs with p < 0.01": f"{int((pairs['p_value'] < 0.01).sum())} of {len(pairs)}",
             }
         )
     return pd.DataFrame(rows)

@@ -175,9 +175,9 @@ def _ends_table(
     rows = []
     for name, two in ends.items():
         gap = two.full.value - two.empty.value
-        told = two.told(recording.size, confidence)
-        rows.append((name, two.full.value, two.empty.value, gap, two.stderr, told))
-    columns = ["ablation", "full", "empty", "difference", "stderr", "told"]
+        significant = two.significant(recording.size, confidence)
+        rows.append((name, two.full.value, two.empty.value, gap, two.stderr, significant))
+    columns = ["ablation", "full", "empty", "difference", "stderr", "significant"]
     table = pd.DataFrame(rows, columns=columns)
     if metric:
         table["full_metric"] = [two.full.metric for two in ends.values()]

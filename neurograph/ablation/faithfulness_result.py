@@ -83,8 +83,8 @@ class Faithfulness:
     ends : DataFrame
         A row for each ablation: ``ablation``; ``full`` and ``empty``, the mean target of the whole
         model and with everything ablated; their ``difference`` with its ``stderr`` over the
-        samples; ``told``, whether the difference is not 0 at the level of confidence. Where it is
-        not told apart, faithfulness is a share of noise; where it is 0 up to rounding,
+        samples; ``significant``, whether the difference is not 0 at the level of confidence. Where
+        it may be, faithfulness is a share of noise; where it is 0 up to rounding,
         faithfulness is NaN. With a metric, ``full_metric`` and ``empty_metric``.
     of : str
         ``neurons`` or ``edges``.
@@ -244,7 +244,7 @@ class Faithfulness:
             f"  {row.ranking}, {row.order}, {row.ablation}: CPR {row.cpr:.3g}, CMD {row.cmd:.3g}"
             for row in self.summary().itertuples()
         ]
-        unclear = self.ends.loc[~self.ends["told"], "ablation"]
+        unclear = self.ends.loc[~self.ends["significant"], "ablation"]
         lines += [f"  {name}: the model is not told from nothing kept" for name in unclear]
         return "\n".join([head, *lines])
 

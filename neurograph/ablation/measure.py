@@ -62,7 +62,7 @@ class Ends:
     stderr : float
         Standard error of the mean difference of the two targets.
     same : bool
-        Whether that difference is no more than rounding could make: no share of it can be told.
+        Whether that difference is no more than rounding could make: no share of it means anything.
     """
 
     full: Point
@@ -70,7 +70,7 @@ class Ends:
     stderr: float
     same: bool
 
-    def told(self, samples: int, confidence: float = 0.95) -> bool:
+    def significant(self, samples: int, confidence: float = 0.95) -> bool:
         """Whether the difference is not 0, by Student's t over so many samples."""
         gap = abs(self.full.value - self.empty.value)
         reach = stdtrit(max(samples - 1, 1), (1 + confidence) / 2) * self.stderr

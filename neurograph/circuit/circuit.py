@@ -443,10 +443,10 @@ class Circuit:
 
     def to_html(self, path: str | FilePath, *, faithfulness: Any = None) -> None:
         """Write one offline HTML page to explore; with how faithful circuits are, if given."""
-        from neurograph.report.circuit_page import render
+        from neurograph.report.circuit_page import render_circuit
         from neurograph.report.document import write_page
 
-        write_page(path, lambda: render(self, faithfulness))
+        write_page(path, lambda: render_circuit(self, faithfulness))
 
     def to_graphml(self, path: str | FilePath) -> None:
         """Write the graph as GraphML, for Gephi, Cytoscape or yEd.

@@ -18,10 +18,10 @@ from neurograph.matching.layers_of import is_end, size_of
 from neurograph.matching.matching import Matching
 from neurograph.model.layers import Neuron
 
-__all__ = ["Effects", "Numbers", "Side", "Span", "Spans", "inverse", "partners", "share", "side_of"]
+__all__ = ["EffectArray", "Numbers", "Side", "inverse", "partners", "share", "side_of"]
 
 Numbers = NDArray[np.int64]
-Effects = NDArray[np.float64]
+EffectArray = NDArray[np.float64]
 
 
 class Span(NamedTuple):
@@ -68,15 +68,15 @@ class Side:
 
     circuit: Circuit
     spans: Spans
-    effect: Effects
-    stderr: Effects
+    effect: EffectArray
+    stderr: EffectArray
     kept: NDArray[np.bool_]
     counted: NDArray[np.bool_]
     edges: Numbers
-    edge_effect: Effects
-    edge_stderr: Effects
+    edge_effect: EffectArray
+    edge_stderr: EffectArray
     paths: tuple[tuple[int, ...], ...]
-    path_effect: Effects
+    path_effect: EffectArray
 
     def __len__(self) -> int:
         return len(self.effect)
@@ -155,7 +155,7 @@ def side_of(circuit: Circuit) -> Side:
 
 def partners(a: Side, b: Side, matching: Matching) -> Numbers:
     """For each of b's neurons the number of a's that it corresponds to, or -1."""
-    found = np.full(len(b), -1)
+    partner = np.full(len(b), -1)
     for match in matching.layers:
         one, other = a.spans[match.a], b.spans[match.b]
         if one.positions != other.positions or not len(match.pairs):
@@ -163,19 +163,19 @@ def partners(a: Side, b: Side, matching: Matching) -> Numbers:
         places = np.arange(one.positions or 1)
         here = one.start + match.pairs[:, :1] * len(places) + places
         there = other.start + match.pairs[:, 1:] * len(places) + places
-        found[there] = here
-    return found
+        partner[there] = here
+    return partner
 
 
 def inverse(partner: Numbers, size: int) -> Numbers:
     """The same from the other side: for each of a's neurons, so many, the number of b's, or -1."""
-    found = np.full(size, -1)
+    of_b = np.full(size, -1)
     matched = np.flatnonzero(partner >= 0)
-    found[partner[matched]] = matched
-    return found
+    of_b[partner[matched]] = matched
+    return of_b
 
 
-def share(effect: Effects) -> Effects:
+def share(effect: EffectArray) -> EffectArray:
     """Effects as shares of the sum of all sizes; 0 where all are."""
     total = math.fsum(np.abs(effect))
     return effect / total if total else np.zeros_like(effect)

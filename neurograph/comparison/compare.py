@@ -9,19 +9,19 @@ from typing import Any, overload
 
 from neurograph.ablation.replacements import Ablation
 from neurograph.circuit.circuit import Circuit
-from neurograph.comparison.compare_options import Match, Options
+from neurograph.comparison.compare_options import CompareOptions, Match
 from neurograph.comparison.comparison import Comparison
 from neurograph.comparison.comparisons import Comparisons
-from neurograph.comparison.two import compare_two
+from neurograph.comparison.two_circuits import compare_circuits
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.matching.alignment import Align
 from neurograph.utils import checks
 from neurograph.utils.checks import listed
 from neurograph.utils.progress import Progress
 
-__all__ = ["Circuits", "compare"]
+__all__ = ["ManyCircuits", "compare"]
 
-Circuits = Sequence[Circuit] | Mapping[str, Circuit]
+ManyCircuits = Sequence[Circuit] | Mapping[str, Circuit]
 
 
 @overload
@@ -29,12 +29,12 @@ def compare(a: Circuit, b: Circuit, **options: Any) -> Comparison: ...
 
 
 @overload
-def compare(a: Circuits, b: Circuits | None = None, **options: Any) -> Comparisons: ...
+def compare(a: ManyCircuits, b: ManyCircuits | None = None, **options: Any) -> Comparisons: ...
 
 
 def compare(  # type: ignore[misc]  # overloads cannot say: with the options below
-    a: Circuit | Circuits,
-    b: Circuit | Circuits | None = None,
+    a: Circuit | ManyCircuits,
+    b: Circuit | ManyCircuits | None = None,
     *,
     match: Match = "identity",
     names: Sequence[str] | None = None,
@@ -51,7 +51,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     seed: int = 0,
     progress: bool | None = None,
 ) -> Comparison | Comparisons:
-    """Say what the circuits of two models have in common, and what changed between them.
+    """Compare the circuits of two models: what they have in common, and what changed.
 
     Every overlap is put beside what chance would give: the same measure with the neurons of both
     models permuted within their layers. Circuits that have their models (as `search` returns
@@ -121,8 +121,9 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     Notes
     -----
     Neurons are matched as by Li et al. 2015 (arXiv:1511.07543). Two neurons that act alike on all
-    data, as duplicates do, cannot be told apart: chance chooses, and `Matching.ties` tells. Layers
-    are compared by linear centred kernel alignment (Kornblith et al. 2019, arXiv:1905.00414).
+    data, as duplicates do, cannot be told apart: chance chooses, and `Matching.ties` lists them.
+    Layers are compared by linear centred kernel alignment (Kornblith et al. 2019,
+    arXiv:1905.00414).
 
     Weighted overlaps are Ruzicka's index of effects as shares of the sum of their circuit's: the
     sum of the smaller shares over that of the larger, where opposite signs have nothing in common.
@@ -149,7 +150,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     >>> compare(one, two, match="activation").neuron_jaccard
     1.0
     """
-    options = Options(
+    options = CompareOptions(
         match=match,
         align=align,
         across=across,
@@ -169,7 +170,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
         called = ("a", "b") if names is None else names
         if len(called) != 2 or called[0] == called[1]:
             raise OptionError(f"names={names!r}: pass two different names")
-        return compare_two(a, b, (called[0], called[1]), options)
+        return compare_circuits(a, b, (called[0], called[1]), options)
     if isinstance(a, Circuit) or isinstance(b, Circuit):
         raise OptionError("a and b: pass two circuits, or two lists of circuits, or one list")
     rows = _named(a, names if b is None else None, "a")
@@ -177,25 +178,25 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     return _matrix(rows, columns, options)
 
 
-def _named(circuits: Circuits, names: Sequence[str] | None, side: str) -> dict[str, Circuit]:
+def _named(circuits: ManyCircuits, names: Sequence[str] | None, side: str) -> dict[str, Circuit]:
     if isinstance(circuits, Mapping):
-        found = {str(name): circuit for name, circuit in circuits.items()}
+        named = {str(name): circuit for name, circuit in circuits.items()}
     else:
         circuits = listed(circuits, side, "circuits")
         called = [str(i) for i in range(len(circuits))] if names is None else list(names)
         if len(called) != len(circuits) or len(set(called)) < len(called):
             raise OptionError(f"names={names!r}: pass {len(circuits)} different names")
-        found = dict(zip(called, circuits, strict=True))
-    for name, circuit in found.items():
+        named = dict(zip(called, circuits, strict=True))
+    for name, circuit in named.items():
         if not isinstance(circuit, Circuit):
             raise OptionError(f"{side}: {name!r} is {type(circuit).__name__}, no circuit")
-    if not found:
+    if not named:
         raise OptionError(f"{side} holds no circuits to compare")
-    return found
+    return named
 
 
 def _matrix(
-    rows: Mapping[str, Circuit], columns: Mapping[str, Circuit], options: Options
+    rows: Mapping[str, Circuit], columns: Mapping[str, Circuit], options: CompareOptions
 ) -> Comparisons:
     names = tuple(rows), tuple(columns)
     square = names[0] == names[1]
@@ -208,7 +209,7 @@ def _matrix(
         with Progress("comparing", options.progress, total=len(todo), unit="pairs") as bar:
             for pair in todo:
                 bar.describe(f"comparing {pair[0]} and {pair[1]}")
-                cells[pair] = compare_two(rows[pair[0]], columns[pair[1]], pair, quiet)
+                cells[pair] = compare_circuits(rows[pair[0]], columns[pair[1]], pair, quiet)
                 bar.advance()
     except KeyboardInterrupt as stop:
         raise SearchInterrupted(Comparisons(*names, cells) if cells else None) from stop

@@ -12,14 +12,14 @@ from neurograph.errors import OptionError
 from neurograph.matching.alignment import ALIGNMENTS, Align
 from neurograph.utils.checks import a_share, is_number, listed, one_of, whole
 
-__all__ = ["ACROSS", "Match", "Options"]
+__all__ = ["ACROSS", "CompareOptions", "Match"]
 
 Match = Literal["identity", "activation"] | Mapping[Any, Any]
 ACROSS = ("target", "data")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CompareOptions:
     """The options of `compare`, as it documents them."""
 
     match: Match
@@ -36,7 +36,7 @@ class Options:
     seed: int
     progress: bool | None
 
-    def checked(self) -> Options:
+    def checked(self) -> CompareOptions:
         """Return the options; OptionError naming the first that means nothing."""
         if not isinstance(self.match, Mapping):
             one_of(self.match, "match", ("identity", "activation"))
@@ -59,9 +59,9 @@ class Options:
 
     def describe(self) -> dict[str, Any]:
         """Options as JSON can hold them; data and a mapping are only named."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "progress"}
-        told["match"] = self.match if isinstance(self.match, str) else "mapping"
-        told["across"] = sorted(self.across)
-        told["data"] = None if self.data is None else "given"
-        told["reference"] = self.reference if isinstance(self.reference, int) else "given"
-        return told
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "progress"}
+        described["match"] = self.match if isinstance(self.match, str) else "mapping"
+        described["across"] = sorted(self.across)
+        described["data"] = None if self.data is None else "given"
+        described["reference"] = self.reference if isinstance(self.reference, int) else "given"
+        return described

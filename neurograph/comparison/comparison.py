@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from neurograph.circuit.circuit import Circuit
+from neurograph.comparison.comparison_files import load_comparison, save_comparison
 from neurograph.matching.matching import Matching
 from neurograph.utils.checks import one_of
 
@@ -40,9 +41,11 @@ class Comparison:
     matching : Matching
         Which neuron of a's model is which of b's.
     measures : DataFrame
-        Indexed by ``measure``: ``value``, and of the same measure with the neurons of both
-        circuits permuted within their layers ``null_mean``, ``null_low``, ``null_high`` (2.5% and
-        97.5% of the draws) and ``p_value``: the chance of a value at least as large.
+        Indexed by ``measure``, of which `neurograph.comparison.overlap.MEASURES` says what each
+        is: ``value``, and of the same measure with the neurons of both circuits permuted within
+        their layers ``null_mean``, ``null_low``, ``null_high`` (2.5% and 97.5% of the draws) and
+        ``p_value``: the chance of a value at least as large. Where nearly all effects have one
+        sign, chance gives nearly as much ``sign_agreement``.
     null : mapping of str to ndarray, [draws]
         Each measure under these permutations.
     layers : DataFrame
@@ -59,7 +62,7 @@ class Comparison:
         ``recovered_low``, ``recovered_high`` (2.5% and 97.5% of the random draws); ``p_value`` (of
         ``other``: the chance of as much with random neurons); ``error``, the root mean square
         distance of the samples' targets to those of the whole model; ``value``, the mean target,
-        and its ``faithfulness`` as `faithfulness` has it, which tells little where the mean hardly
+        and its ``faithfulness`` as `faithfulness` has it, which says little where the mean hardly
         depends on the model. Empty where a model is not attached.
     notes : tuple of str
         What to bear in mind: other targets, data or options, ties, errors that are not paired.
@@ -136,48 +139,17 @@ class Comparison:
     @property
     def neuron_jaccard(self) -> float:
         """Of the neurons that either circuit kept, the share that both kept."""
-        return self._value("neuron_jaccard")
-
-    @property
-    def neuron_weighted_jaccard(self) -> float:
-        """The same weighted by effects, of one sign: see `compare`."""
-        return self._value("neuron_weighted_jaccard")
-
-    @property
-    def edge_jaccard(self) -> float:
-        """Of the edges that either circuit has, the share that both have."""
-        return self._value("edge_jaccard")
-
-    @property
-    def edge_weighted_jaccard(self) -> float:
-        """The same weighted by effects, of one sign."""
-        return self._value("edge_weighted_jaccard")
-
-    @property
-    def path_jaccard(self) -> float:
-        """Of the measured paths that either circuit stores, the share that both do."""
-        return self._value("path_jaccard")
+        return float(self.measures.at["neuron_jaccard", "value"])
 
     @property
     def spearman(self) -> float:
         """Rank correlation of the effects of the neurons that either circuit kept."""
-        return self._value("spearman")
-
-    @property
-    def sign_agreement(self) -> float:
-        """Of these neurons, the share whose effects have the same sign in both models.
-
-        Where nearly all effects have one sign, chance gives nearly as much.
-        """
-        return self._value("sign_agreement")
+        return float(self.measures.at["spearman", "value"])
 
     @property
     def p_value(self) -> float:
         """Chance of a neuron_jaccard as large, if neurons were permuted within their layers."""
         return float(self.measures.at["neuron_jaccard", "p_value"])
-
-    def _value(self, measure: str) -> float:
-        return float(self.measures.at[measure, "value"])
 
     def flipped(self) -> Comparison:
         """The same with a and b exchanged."""
@@ -193,10 +165,10 @@ class Comparison:
     def __repr__(self) -> str:
         lines = [f"Comparison of {' and '.join(self.names)}, {self.matching!r}"]
         for row in self.measures.itertuples():
-            told = f"  {row.Index}: {row.value:.3f}"
+            line = f"  {row.Index}: {row.value:.3f}"
             if row.null_mean == row.null_mean:
-                told += f" (by chance {row.null_mean:.3f}, p {row.p_value:.2g})"
-            lines.append(told)
+                line += f" (by chance {row.null_mean:.3f}, p {row.p_value:.2g})"
+            lines.append(line)
         for row in self.transplants[self.transplants["kept"] != "random"].itertuples():
             into = self.names[row.into == "b"]
             lines.append(
@@ -209,16 +181,14 @@ class Comparison:
 
     def to_html(self, path: str | FilePath) -> None:
         """Write one offline HTML page to explore."""
-        from neurograph.report.comparison_page import render
+        from neurograph.report.comparison_page import render_comparison
         from neurograph.report.document import write_page
 
-        write_page(path, lambda: render(self))
+        write_page(path, lambda: render_comparison(self))
 
     def save(self, path: str | FilePath) -> None:
         """Write both circuits and what was measured to one file (no pickle); see `load`."""
-        from neurograph.comparison.comparison_files import save
-
-        save(self, path)
+        save_comparison(vars(self), path)
 
     @staticmethod
     def load(path: str | FilePath) -> Comparison:
@@ -231,9 +201,7 @@ class Comparison:
         CircuitFileError
             The file is no comparison, is damaged, or was written by a newer version.
         """
-        from neurograph.comparison.comparison_files import load
-
-        return load(path)
+        return Comparison(**load_comparison(path))
 
 
 def _flipped(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,12 @@
-"""Comparisons as files: one zip of circuits, JSON and safetensors, written whole or not at all."""
+"""Comparisons as files: one zip of circuits, JSON and safetensors, written whole or not at all.
+
+What is written and read are the fields of `Comparison`, by name.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,14 +16,16 @@ import safetensors.numpy
 
 from neurograph.circuit import archive
 from neurograph.circuit.circuit import Circuit
-from neurograph.comparison.comparison import Comparison
 from neurograph.comparison.comparison_tables import column_of
-from neurograph.comparison.comparisons import Comparisons
 from neurograph.matching.matching import LayerMatch, Matching
 from neurograph.model.layers import Neuron
 from neurograph.utils.atomic import check_writable, write_atomically
 
-__all__ = ["load", "load_many", "save", "save_many"]
+__all__ = ["load_comparison", "load_comparisons", "save_comparison", "save_comparisons"]
+
+Fields = Mapping[str, Any]
+Pair = tuple[str, str]
+Matrix = tuple[tuple[str, ...], tuple[str, ...], dict[Pair, dict[str, Any]]]
 
 _ONE, _MANY, _VERSION = "neurograph comparison", "neurograph comparisons", 1
 _TABLES = ("layers", "transplants", "_neurons", "_edges", "_paths")
@@ -28,19 +33,19 @@ _NEURONS = {f"{what}_{side}" for what in ("neuron", "source", "target") for side
 _PATHS = {"path_a", "path_b"}
 
 
-def save(comparison: Comparison, path: str | FilePath) -> None:
+def save_comparison(fields: Fields, path: str | FilePath) -> None:
     """Write a comparison; the same one always gives the same bytes."""
-    members = {f"{x}.circuit": archive.dump(getattr(comparison, x)) for x in "ab"}
-    document = {"format": _ONE, "version": _VERSION, "comparison": _document(comparison)}
+    members = {f"{x}.circuit": archive.dump(fields[x]) for x in "ab"}
+    document = {"format": _ONE, "version": _VERSION, "comparison": _document(fields)}
     members["comparison.json"] = archive.to_json(document)
-    members["arrays.safetensors"] = safetensors.numpy.save(_arrays(comparison))
+    members["arrays.safetensors"] = safetensors.numpy.save(_arrays(fields))
     write_atomically(check_writable(path), archive.pack(members))
 
 
-def load(path: str | FilePath) -> Comparison:
-    """Read what `save` wrote."""
+def load_comparison(path: str | FilePath) -> dict[str, Any]:
+    """Read what `save_comparison` wrote."""
 
-    def read(content: bytes) -> Comparison:
+    def read(content: bytes) -> dict[str, Any]:
         members = archive.unpack(content)
         document = json.loads(members["comparison.json"])
         archive.check_format(document, _ONE, _VERSION)
@@ -51,28 +56,33 @@ def load(path: str | FilePath) -> Comparison:
     return archive.read_file(path, "comparison", read)
 
 
-def save_many(comparisons: Comparisons, path: str | FilePath) -> None:
+def save_comparisons(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    circuits: Mapping[str, Circuit],
+    cells: Mapping[Pair, Fields],
+    path: str | FilePath,
+) -> None:
     """Write a matrix of comparisons, each circuit once."""
-    circuits = comparisons.circuits()
     members = {f"{i}.circuit": archive.dump(c) for i, c in enumerate(circuits.values())}
     document = {
         "format": _MANY,
         "version": _VERSION,
-        "rows": comparisons.rows,
-        "columns": comparisons.columns,
+        "rows": rows,
+        "columns": columns,
         "circuits": list(circuits),
-        "cells": [[*pair, _document(cell)] for pair, cell in comparisons.cells.items()],
+        "cells": [[*pair, _document(fields)] for pair, fields in cells.items()],
     }
     members["comparisons.json"] = archive.to_json(document)
-    for i, cell in enumerate(comparisons.cells.values()):
-        members[f"{i}.safetensors"] = safetensors.numpy.save(_arrays(cell))
+    for i, fields in enumerate(cells.values()):
+        members[f"{i}.safetensors"] = safetensors.numpy.save(_arrays(fields))
     write_atomically(check_writable(path), archive.pack(members))
 
 
-def load_many(path: str | FilePath) -> Comparisons:
-    """Read what `save_many` wrote."""
+def load_comparisons(path: str | FilePath) -> Matrix:
+    """Read what `save_comparisons` wrote: rows, columns and cells."""
 
-    def read(content: bytes) -> Comparisons:
+    def read(content: bytes) -> Matrix:
         members = archive.unpack(content)
         document = json.loads(members["comparisons.json"])
         archive.check_format(document, _MANY, _VERSION)
@@ -81,10 +91,10 @@ def load_many(path: str | FilePath) -> Comparisons:
             for i, name in enumerate(document["circuits"])
         }
         cells = {}
-        for i, (row, column, told) in enumerate(document["cells"]):
+        for i, (row, column, cell) in enumerate(document["cells"]):
             arrays = safetensors.numpy.load(members[f"{i}.safetensors"])
-            cells[row, column] = _read(told, arrays, circuits[row], circuits[column])
-        return Comparisons(tuple(document["rows"]), tuple(document["columns"]), cells)
+            cells[row, column] = _read(cell, arrays, circuits[row], circuits[column])
+        return tuple(document["rows"]), tuple(document["columns"]), cells
 
     return archive.read_file(path, "comparisons", read)
 
@@ -92,30 +102,31 @@ def load_many(path: str | FilePath) -> Comparisons:
 # -- what is not an array --------------------------------------------------------------------------
 
 
-def _document(comparison: Comparison) -> dict[str, Any]:
+def _document(fields: Fields) -> dict[str, Any]:
+    matching = fields["matching"]
     return {
-        "names": comparison.names,
+        "names": fields["names"],
         "matching": {
-            "kind": comparison.matching.kind,
-            "layers": [[m.a, m.b, m.ties, m.cka] for m in comparison.matching.layers],
+            "kind": matching.kind,
+            "layers": [[m.a, m.b, m.ties, m.cka] for m in matching.layers],
         },
-        "measures": _table(comparison.measures.reset_index()),
-        "tables": {name: _table(getattr(comparison, name)) for name in _TABLES},
-        "notes": comparison.notes,
-        "provenance": dict(comparison.provenance),
+        "measures": _table(fields["measures"].reset_index()),
+        "tables": {name: _table(fields[name]) for name in _TABLES},
+        "notes": fields["notes"],
+        "provenance": dict(fields["provenance"]),
     }
 
 
-def _arrays(comparison: Comparison) -> dict[str, np.ndarray]:
-    arrays = {f"null/{name}": values for name, values in comparison.null.items()}
-    for i, match in enumerate(comparison.matching.layers):
+def _arrays(fields: Fields) -> dict[str, np.ndarray]:
+    arrays = {f"null/{name}": values for name, values in fields["null"].items()}
+    for i, match in enumerate(fields["matching"].layers):
         arrays |= {f"{key}/{i}": getattr(match, key) for key in ("pairs", "similarity", "tied")}
     return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
 
 
 def _read(
-    told: Mapping[str, Any], arrays: Mapping[str, np.ndarray], a: Circuit, b: Circuit
-) -> Comparison:
+    document: Mapping[str, Any], arrays: Mapping[str, np.ndarray], a: Circuit, b: Circuit
+) -> dict[str, Any]:
     layers = [
         LayerMatch(
             one,
@@ -126,23 +137,23 @@ def _read(
             tuple((tuple(here), tuple(there)) for here, there in ties),
             float("nan") if cka is None else cka,
         )
-        for i, (one, other, ties, cka) in enumerate(told["matching"]["layers"])
+        for i, (one, other, ties, cka) in enumerate(document["matching"]["layers"])
     ]
-    return Comparison(
-        a=a,
-        b=b,
-        names=tuple(told["names"]),
-        matching=Matching(told["matching"]["kind"], tuple(layers)),
-        measures=_untable(told["measures"]).set_index("measure"),
-        null={
+    return {
+        "a": a,
+        "b": b,
+        "names": tuple(document["names"]),
+        "matching": Matching(document["matching"]["kind"], tuple(layers)),
+        "measures": _untable(document["measures"]).set_index("measure"),
+        "null": {
             name.removeprefix("null/"): values
             for name, values in arrays.items()
             if name.startswith("null/")
         },
-        notes=tuple(told["notes"]),
-        provenance=told["provenance"],
-        **{name: _untable(table) for name, table in told["tables"].items()},
-    )
+        "notes": tuple(document["notes"]),
+        "provenance": document["provenance"],
+        **{name: _untable(document["tables"][name]) for name in _TABLES},
+    }
 
 
 def _table(table: pd.DataFrame) -> list[list[Any]]:
@@ -151,17 +162,17 @@ def _table(table: pd.DataFrame) -> list[list[Any]]:
 
 
 def _untable(columns: list[list[Any]]) -> pd.DataFrame:
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for name, dtype, values in columns:
         if name in _NEURONS or name in _PATHS:
             read = _path if name in _PATHS else _neuron
-            found[name] = column_of([None if value is None else read(value) for value in values])
+            table[name] = column_of([None if value is None else read(value) for value in values])
         elif dtype.startswith("float"):
             numbers = [float("nan") if value is None else value for value in values]
-            found[name] = pd.Series(numbers, dtype=dtype)
+            table[name] = pd.Series(numbers, dtype=dtype)
         else:
-            found[name] = pd.Series(values, dtype=dtype)
-    return pd.DataFrame(found)
+            table[name] = pd.Series(values, dtype=dtype)
+    return pd.DataFrame(table)
 
 
 def _neuron(value: list[Any]) -> Neuron:

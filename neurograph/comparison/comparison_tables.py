@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurograph.comparison.circuit_arrays import Effects, Side
+from neurograph.comparison.circuit_arrays import EffectArray, Side
 from neurograph.comparison.differences import Samples, paired_stderr
 from neurograph.comparison.pairs import Pairs
 from neurograph.matching.matching import Matching
 from neurograph.model.layers import Neuron
 
-__all__ = ["column_of", "edge_table", "neuron_table", "path_table"]
+__all__ = ["column_of", "compared_edges", "compared_neurons", "compared_paths"]
 
 _EFFECTS = ["effect_a", "stderr_a", "effect_b", "stderr_b", "difference", "stderr"]
 
 
-def neuron_table(
+def compared_neurons(
     a: Side,
     b: Side,
     pairs: Pairs,
@@ -35,8 +35,8 @@ def neuron_table(
         for i, s in enumerate((a, b))
     ]
     kept = [set(np.flatnonzero(side.kept).tolist()) for side in (a, b)]
-    found = [{} if s is None else s.neurons for s in samples]
-    effects = _effects(pairs, known, kept, found, paired=paired)
+    sampled = [{} if s is None else s.neurons for s in samples]
+    effects = _effects(pairs, known, kept, sampled, paired=paired)
     neurons = [
         [None if n is None else s.neuron(n) for n in ns] for s, ns in ((a, pairs.a), (b, pairs.b))
     ]
@@ -47,7 +47,7 @@ def neuron_table(
             m.pairs[:, 0].tolist(), m.similarity.tolist(), m.tied.tolist(), strict=True
         )
     }
-    told = [
+    alike = [
         (math.nan, False) if here is None or there is None else decided[here[:2]]
         for here, there in zip(*neurons, strict=True)
     ]
@@ -56,12 +56,12 @@ def neuron_table(
         {"neuron_a": column_of(neurons[0]), "neuron_b": column_of(neurons[1]), "name": names}
     )
     totals = [[_total(s, n) for n in ns] for s, ns in zip((a, b), neurons, strict=True)]
-    for letter, told_of in zip("ab", totals, strict=True):
-        effects[f"total_effect_{letter}"] = [effect for effect, _ in told_of]
-        effects[f"total_stderr_{letter}"] = [stderr for _, stderr in told_of]
+    for letter, total in zip("ab", totals, strict=True):
+        effects[f"total_effect_{letter}"] = [effect for effect, _ in total]
+        effects[f"total_stderr_{letter}"] = [stderr for _, stderr in total]
     table = pd.concat([table, effects], axis=1)
-    table["similarity"] = [similarity for similarity, _ in told]
-    table["tied"] = np.array([tied for _, tied in told], dtype=bool)
+    table["similarity"] = [similarity for similarity, _ in alike]
+    table["tied"] = np.array([tied for _, tied in alike], dtype=bool)
     places = [(a, x) if x is not None else (b, y) for x, y in zip(pairs.a, pairs.b, strict=True)]
     table["counted"] = np.array([not side.is_end(number) for side, number in places], dtype=bool)
     return _by_change(table)
@@ -75,7 +75,7 @@ def _total(side: Side, neuron: Neuron | None) -> tuple[float, float]:
     return float(table["total_effect"][neuron[1:]]), float(table["total_stderr"][neuron[1:]])
 
 
-def edge_table(
+def compared_edges(
     a: Side, b: Side, pairs: Pairs, samples: Sequence[Samples | None], *, paired: bool
 ) -> pd.DataFrame:
     """Table as `Comparison.edges` gives it."""
@@ -89,8 +89,8 @@ def edge_table(
         )
         for s in (a, b)
     ]
-    found = [{} if s is None else s.edges for s in samples]
-    effects = _effects(pairs, known, known, found, paired=paired)
+    sampled = [{} if s is None else s.edges for s in samples]
+    effects = _effects(pairs, known, known, sampled, paired=paired)
     columns: dict[str, Any] = {}
     for letter, side, edges in (("a", a, pairs.a), ("b", b, pairs.b)):
         for place, end in enumerate(("source", "target")):
@@ -109,7 +109,7 @@ def edge_table(
     return _by_change(pd.concat([table, effects], axis=1))
 
 
-def path_table(
+def compared_paths(
     a: Side, b: Side, pairs: Pairs, samples: Sequence[Samples | None], *, paired: bool
 ) -> pd.DataFrame:
     """Table as `Comparison.paths` gives it."""
@@ -120,8 +120,8 @@ def path_table(
         }
         for s in (a, b)
     ]
-    found = [{} if s is None else s.paths for s in samples]
-    effects = _effects(pairs, known, known, found, paired=paired)
+    sampled = [{} if s is None else s.paths for s in samples]
+    effects = _effects(pairs, known, known, sampled, paired=paired)
     paths = [
         [None if path is None else tuple(s.neuron(n) for n in path) for path in listed]
         for s, listed in ((a, pairs.a), (b, pairs.b))
@@ -156,13 +156,13 @@ def _effects(
     pairs: Pairs,
     known: Sequence[Mapping[Any, tuple[float, float]]],
     kept: Sequence[Iterable[Any]],
-    samples: Sequence[Mapping[Any, Effects]],
+    samples: Sequence[Mapping[Any, EffectArray]],
     *,
     paired: bool,
 ) -> pd.DataFrame:
     """Status, effects in both and their difference, a row for each pair.
 
-    Where a circuit does not know an effect, the samples measured in its model tell it.
+    Where a circuit does not know an effect, it is that of the samples measured in its model.
     """
     rows = []
     for here, there in zip(pairs.a, pairs.b, strict=True):
@@ -180,7 +180,7 @@ def _effects(
 
 
 def _effect(
-    item: Any, known: Mapping[Any, tuple[float, float]], samples: Mapping[Any, Effects]
+    item: Any, known: Mapping[Any, tuple[float, float]], samples: Mapping[Any, EffectArray]
 ) -> tuple[float, float]:
     effect, stderr = known.get(item, (math.nan, math.nan)) if item is not None else (math.nan,) * 2
     if math.isnan(effect) and item in samples:

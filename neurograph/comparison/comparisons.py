@@ -13,8 +13,10 @@ import pandas as pd
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.comparison.comparison import Comparison
+from neurograph.comparison.comparison_files import load_comparisons, save_comparisons
 from neurograph.comparison.overlap import MEASURES
-from neurograph.comparison.stability import Of, stable
+from neurograph.comparison.pairs import Kind
+from neurograph.comparison.stability import stable
 from neurograph.errors import OptionError
 from neurograph.utils.checks import one_of
 
@@ -62,10 +64,10 @@ class Comparisons:
 
     def circuits(self) -> dict[str, Circuit]:
         """All circuits by name, rows first."""
-        found: dict[str, Circuit] = {}
+        circuits: dict[str, Circuit] = {}
         for (row, column), cell in self.cells.items():
-            found |= {row: cell.a, column: cell.b}
-        return {name: found[name] for name in (*self.rows, *self.columns) if name in found}
+            circuits |= {row: cell.a, column: cell.b}
+        return {name: circuits[name] for name in (*self.rows, *self.columns) if name in circuits}
 
     def measure(self, name: str = "neuron_jaccard", *, column: str = "value") -> pd.DataFrame:
         """Matrix of one measure, ``rows × columns``.
@@ -87,7 +89,8 @@ class Comparisons:
         OptionError
             There is no such measure or column.
         """
-        one_of(name, "name", MEASURES)
+        first = next(iter(self.cells.values()), None)
+        one_of(name, "name", tuple(MEASURES if first is None else first.measures.index))
         one_of(column, "column", _COLUMNS)
         table = pd.DataFrame(math.nan, index=list(self.rows), columns=list(self.columns))
         for (row, other), cell in self.cells.items():
@@ -96,10 +99,10 @@ class Comparisons:
                 table.loc[other, row] = table.loc[row, other]
         return table
 
-    def stable(self, of: Of = "neurons") -> pd.DataFrame:
+    def stable(self, of: Kind = "neurons") -> pd.DataFrame:
         """Table of what several circuits have, what most of them have first.
 
-        What corresponds is told by the comparisons with the first row's circuit; what that has no
+        What corresponds is as in the comparisons with the first row's circuit; what that has no
         partner for stands by itself. Only for circuits that were all compared with each other.
 
         Parameters
@@ -129,38 +132,35 @@ class Comparisons:
         """Table of one row a pair: ``a``, ``b``, every measure, its p-value as ``MEASURE_p``."""
         rows = []
         for (row, column), cell in self.cells.items():
-            told: dict[str, Any] = {"a": row, "b": column}
-            told |= {name: cell.measures.at[name, "value"] for name in MEASURES}
-            told |= {f"{name}_p": cell.measures.at[name, "p_value"] for name in MEASURES}
-            rows.append(told)
+            pair: dict[str, Any] = {"a": row, "b": column}
+            measures = cell.measures
+            rows.append(pair | dict(measures["value"]) | dict(measures["p_value"].add_suffix("_p")))
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
         values = self.measure().to_numpy()
         known = values[~np.isnan(values)]
-        told = f"{len(self.cells)} comparisons of {len(self.circuits())} circuits"
+        head = f"{len(self.cells)} comparisons of {len(self.circuits())} circuits"
         if not len(known):
-            return told
-        return f"{told}: neuron_jaccard from {known.min():.3f} to {known.max():.3f}"
+            return head
+        return f"{head}: neuron_jaccard from {known.min():.3f} to {known.max():.3f}"
 
     # -- out of here -----------------------------------------------------------------------------
 
     def to_html(self, path: str | FilePath) -> None:
         """Write one offline HTML page: the matrix, and what is stable."""
-        from neurograph.report.comparisons_page import render
+        from neurograph.report.comparisons_page import render_comparisons
         from neurograph.report.document import write_page
 
-        write_page(path, lambda: render(self))
+        write_page(path, lambda: render_comparisons(self))
 
     def save(self, path: str | FilePath) -> None:
         """Write all circuits and comparisons to one file (no pickle); see `load`."""
-        from neurograph.comparison.comparison_files import save_many
-
-        save_many(self, path)
+        cells = {pair: vars(cell) for pair, cell in self.cells.items()}
+        save_comparisons(self.rows, self.columns, self.circuits(), cells, path)
 
     @staticmethod
     def load(path: str | FilePath) -> Comparisons:
         """Read what `save` wrote; errors as of `Comparison.load`."""
-        from neurograph.comparison.comparison_files import load_many
-
-        return load_many(path)
+        rows, columns, cells = load_comparisons(path)
+        return Comparisons(rows, columns, {pair: Comparison(**x) for pair, x in cells.items()})

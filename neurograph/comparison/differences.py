@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neurograph.comparison.circuit_arrays import Effects, Side
-from neurograph.comparison.pairs import Pairs, Union
+from neurograph.comparison.circuit_arrays import EffectArray, Side
+from neurograph.comparison.pairs import Kind, Pairs, Union
 from neurograph.effects.budget import Budget
 from neurograph.effects.exact import node_differences, path_differences
 from neurograph.effects.experiment import Experiment
@@ -25,17 +25,16 @@ from neurograph.replay.wiring import target_layers
 from neurograph.study.base_study import BaseStudy
 from neurograph.utils.progress import Progress
 
-__all__ = ["Job", "Samples", "jobs_of", "paired_stderr", "same_samples", "sample_effects"]
+__all__ = ["Samples", "Step", "paired_stderr", "same_samples", "sample_effects", "steps_of"]
 
-Kind = Literal["neurons", "edges", "paths"]
-Edge = tuple[int, int]
-Path = tuple[int, ...]
+EdgeNumbers = tuple[int, int]
+PathNumbers = tuple[int, ...]
 
-_AT_ONCE = 32  # what one job measures: small enough to keep a time
+_AT_ONCE = 32  # what one step measures: small enough to keep a time
 
 
 @dataclass(frozen=True)
-class Job:
+class Step:
     """A few things to measure at once, by their places among the pairs of their kind."""
 
     kind: Kind
@@ -49,20 +48,20 @@ class Samples:
     `left` counts what there was no time for.
     """
 
-    neurons: dict[int, Effects] = field(default_factory=dict)
-    edges: dict[Edge, Effects] = field(default_factory=dict)
-    paths: dict[Path, Effects] = field(default_factory=dict)
+    neurons: dict[int, EffectArray] = field(default_factory=dict)
+    edges: dict[EdgeNumbers, EffectArray] = field(default_factory=dict)
+    paths: dict[PathNumbers, EffectArray] = field(default_factory=dict)
     left: int = 0
 
 
-def jobs_of(a: Side, b: Side, union: Union, budget: Budget) -> list[Job]:
+def steps_of(a: Side, b: Side, union: Union, budget: Budget) -> list[Step]:
     """Say what is measured, in which order: the same for both models.
 
     Neurons, then paths, then edges, of each the strongest first; what one run can measure
     together, neurons of a layer or edges into an output, stays together.
     """
     known = _strengths(a), _strengths(b)
-    jobs: list[Job] = []
+    steps: list[Step] = []
     for kind in ("neurons", "paths", "edges"):
         pairs: Pairs = getattr(union, kind)
         strength = [
@@ -79,8 +78,8 @@ def jobs_of(a: Side, b: Side, union: Union, budget: Budget) -> list[Job]:
             for start in range(0, len(group), _AT_ONCE)
         ]
         cut.sort(key=lambda places: -strength[places[0]])
-        jobs += [Job(kind, places) for places in cut]
-    return jobs
+        steps += [Step(kind, places) for places in cut]
+    return steps
 
 
 def _strengths(side: Side) -> dict[Kind, dict[Any, float]]:
@@ -94,7 +93,7 @@ def _strengths(side: Side) -> dict[Kind, dict[Any, float]]:
 
 
 def _together(kind: Kind, a: Side, b: Side, here: Any, there: Any) -> Hashable:
-    """Tell what can be measured in one run: by a, or by b where a has nothing such."""
+    """Key of what can be measured in one run: by a, or by b where a has nothing such."""
     side, item = (a, here) if here is not None else (b, there)
     if kind == "paths":
         return None
@@ -106,7 +105,7 @@ def sample_effects(
     side: Side,
     union: Union,
     which: Literal[0, 1],
-    jobs: Sequence[Job],
+    steps: Sequence[Step],
     *,
     seconds: float | None,
     progress: bool | None,
@@ -114,8 +113,7 @@ def sample_effects(
     """Measure effects in the model of a circuit, sample by sample.
 
     Neurons are moved as the circuit's search moved them: through what it kept of their readers.
-    Edges and paths that the model has not are left
-    out, and so is what there is no time for.
+    Edges and paths that the model has not are left out, and so is what there is no time for.
 
     Parameters
     ----------
@@ -123,36 +121,36 @@ def sample_effects(
     union : Union
     which : {0, 1}
         Whether the side is a or b of the union.
-    jobs : sequence of Job
+    steps : sequence of Step
     seconds : float, optional
-        After that no further job is begun.
+        After that no further step is begun.
     progress : bool, optional
     """
-    study, found = side.circuit.study, Samples()
+    study, samples = side.circuit.study, Samples()
     study.check_unchanged()
     until = math.inf if seconds is None else time.monotonic() + seconds
     with (
         study.open() as experiment,
-        Progress("measuring differences", progress, total=len(jobs), unit="steps") as bar,
+        Progress("measuring differences", progress, total=len(steps), unit="steps") as bar,
     ):
-        run = _Run(side, study, experiment, found)
-        for done, job in enumerate(jobs):
+        run = _Run(side, study, experiment, samples)
+        for done, step in enumerate(steps):
             if time.monotonic() > until:
-                return replace(found, left=sum(len(job.places) for job in jobs[done:]))
-            pairs: Pairs = getattr(union, job.kind)
-            items = [(pairs.a, pairs.b)[which][place] for place in job.places]
-            getattr(run, job.kind)([item for item in items if item is not None])
+                return replace(samples, left=sum(len(step.places) for step in steps[done:]))
+            pairs: Pairs = getattr(union, step.kind)
+            items = [(pairs.a, pairs.b)[which][place] for place in step.places]
+            getattr(run, step.kind)([item for item in items if item is not None])
             bar.advance()
-    return found
+    return samples
 
 
 class _Run:
     """Measures in an open experiment."""
 
     def __init__(
-        self, side: Side, study: BaseStudy, experiment: Experiment, found: Samples
+        self, side: Side, study: BaseStudy, experiment: Experiment, samples: Samples
     ) -> None:
-        self.side, self.study, self.experiment, self.found = side, study, experiment, found
+        self.side, self.study, self.experiment, self.samples = side, study, experiment, samples
         self._through = functools.cache(functools.partial(_through, side, experiment))
 
     def neurons(self, numbers: Iterable[int]) -> None:
@@ -165,10 +163,10 @@ class _Run:
             moved = torch.zeros(len(units), self.experiment.recording.size)
             if through:
                 moved = node_differences(self.experiment, layer, units, through)
-            self.found.neurons.update(zip(some, _rows(moved), strict=True))
+            self.samples.neurons.update(zip(some, _rows(moved), strict=True))
 
-    def edges(self, edges: Iterable[Edge]) -> None:
-        groups: dict[tuple[str, str, int], list[Edge]] = defaultdict(list)
+    def edges(self, edges: Iterable[EdgeNumbers]) -> None:
+        groups: dict[tuple[str, str, int], list[EdgeNumbers]] = defaultdict(list)
         for source, output in edges:
             ends = self.side.neuron(source).layer, self.side.neuron(output).layer
             if self.study.layers.has_edge(*ends):
@@ -177,17 +175,17 @@ class _Run:
             units = [source - self.side.spans[writer].start for source, _ in some]
             seen = {reader: [output - self.side.spans[reader].start]}
             moved = node_differences(self.experiment, writer, units, seen)
-            self.found.edges.update(zip(some, _rows(moved), strict=True))
+            self.samples.edges.update(zip(some, _rows(moved), strict=True))
 
-    def paths(self, paths: Iterable[Path]) -> None:
+    def paths(self, paths: Iterable[PathNumbers]) -> None:
         known = [path for path in paths if _exists(self.side, self.study, path)]
         if known:
             named = [[self.side.neuron(number) for number in path] for path in known]
             moved = path_differences(self.experiment, named)
-            self.found.paths.update(zip(known, _rows(moved), strict=True))
+            self.samples.paths.update(zip(known, _rows(moved), strict=True))
 
 
-def _rows(moved: torch.Tensor) -> Iterator[Effects]:
+def _rows(moved: torch.Tensor) -> Iterator[EffectArray]:
     return iter(moved.double().cpu().numpy())
 
 
@@ -206,7 +204,7 @@ def _through(side: Side, experiment: Experiment, layer: str) -> Through:
     return through
 
 
-def _exists(side: Side, study: BaseStudy, path: Path) -> bool:
+def _exists(side: Side, study: BaseStudy, path: PathNumbers) -> bool:
     layers = [side.neuron(number).layer for number in path]
     joined = all(study.layers.has_edge(*edge) for edge in itertools.pairwise(layers))
     return joined and bool(study.layers.nodes[layers[-1]]["output"])

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neurograph.comparison.circuit_arrays import Effects, Numbers, Side, share
+from neurograph.comparison.circuit_arrays import EffectArray, Numbers, Side, share
 from neurograph.comparison.null import chance
 from neurograph.matching.matching import Matching
 
-__all__ = ["count_by_layer", "layer_table"]
+__all__ = ["compared_layers", "count_by_layer"]
 
 _COUNTS = dict.fromkeys(("kept_a", "kept_b", "common"), 0)
 _UNKNOWN = dict.fromkeys(
@@ -23,7 +23,7 @@ _ALONE: dict[str, Any] = {"layer_a": None, "layer_b": None, **_COUNTS, **_UNKNOW
 """The columns, with what they hold of a layer without a partner."""
 
 
-def layer_table(
+def compared_layers(
     a: Side, b: Side, matching: Matching, common: Numbers, null: NDArray[np.int64]
 ) -> pd.DataFrame:
     """Table as `Comparison.layers` has it.
@@ -50,10 +50,10 @@ def layer_table(
     rows = []
     for match, both, drawn in zip(matching.layers, common.tolist(), null.T, strict=True):
         row = own("a", match.a) | own("b", match.b)
-        told = _beside_chance(row["kept_a"] + row["kept_b"], both, drawn, _is_free(a, match.a))
+        beside = _beside_chance(row["kept_a"] + row["kept_b"], both, drawn, _is_free(a, match.a))
         known = match.similarity[~np.isnan(match.similarity)]
         similarity = float(known.mean()) if len(known) else math.nan
-        rows.append(_ALONE | row | told | {"similarity": similarity, "cka": match.cka})
+        rows.append(_ALONE | row | beside | {"similarity": similarity, "cka": match.cka})
     for letter, side in sides.items():
         matched = {getattr(match, letter) for match in matching.layers}
         alone = [x for x, span in side.spans.items() if span.indices and x not in matched]
@@ -65,12 +65,12 @@ def _beside_chance(kept: int, common: int, null: NDArray[np.int64], free: bool) 
     """The share of the kept neurons of two layers that is common, and what chance says of it."""
     either = kept - common
     jaccard = common / either if either else math.nan
-    told = {"common": common, "jaccard": jaccard}
+    overlap = {"common": common, "jaccard": jaccard}
     if not either or not free:
-        return told
+        return overlap
     by_chance = null / np.maximum(kept - null, 1)
     mean = float(by_chance.mean()) if len(null) else math.nan
-    return told | {"null_mean": mean, "p_value": chance(jaccard, by_chance)}
+    return overlap | {"null_mean": mean, "p_value": chance(jaccard, by_chance)}
 
 
 def count_by_layer(a: Side, b: Side, matching: Matching, partner: Numbers) -> Numbers:
@@ -100,7 +100,7 @@ def _is_free(side: Side, layer: str) -> bool:
     return side.spans[layer] in set(side.free())
 
 
-def _share(side: Side, weights: Effects, layer: str) -> float:
+def _share(side: Side, weights: EffectArray, layer: str) -> float:
     """Share of the circuit's effects that a layer has; NaN where the target names its neurons."""
     span = side.spans[layer]
     return (

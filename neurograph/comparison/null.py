@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import astuple
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from neurograph.comparison.circuit_arrays import Numbers, Side
-from neurograph.comparison.overlap import MEASURES, Overlap
 from neurograph.utils.progress import Progress
 
-__all__ = ["chance", "measured", "permuted"]
+__all__ = ["beside_null", "chance", "permuted"]
 
 _INTERVAL = (0.025, 0.975)
 
@@ -36,8 +34,8 @@ def permuted(
     with Progress("permuting neurons", progress, total=draws, unit="draws") as bar:
         for _ in range(draws):
             now = _order(a, generator)
-            found = partner[_order(b, generator)]
-            yield np.where(found >= 0, now[found], -1)
+            drawn = partner[_order(b, generator)]
+            yield np.where(drawn >= 0, now[drawn], -1)
             bar.advance()
 
 
@@ -69,13 +67,13 @@ def chance(value: float, null: NDArray[np.float64]) -> float:
     return (1 + int((known >= least).sum())) / (1 + len(known))
 
 
-def measured(real: Overlap, draws: NDArray[np.float64]) -> pd.DataFrame:
+def beside_null(real: Mapping[str, float], draws: NDArray[np.float64]) -> pd.DataFrame:
     """Table of the measures beside their null; draws ``[draws, measures]``."""
-    values = np.array(astuple(real))
-    table = pd.DataFrame({"value": values}, index=pd.Index(MEASURES, name="measure"))
-    told = [column[~np.isnan(column)] for column in draws.T]
-    table["null_mean"] = [column.mean() if len(column) else math.nan for column in told]
+    values = np.array(list(real.values()))
+    table = pd.DataFrame({"value": values}, index=pd.Index(real, name="measure"))
+    known = [column[~np.isnan(column)] for column in draws.T]
+    table["null_mean"] = [column.mean() if len(column) else math.nan for column in known]
     for end, level in zip(("null_low", "null_high"), _INTERVAL, strict=True):
-        table[end] = [np.quantile(c, level) if len(c) else math.nan for c in told]
+        table[end] = [np.quantile(c, level) if len(c) else math.nan for c in known]
     table["p_value"] = [chance(*column) for column in zip(values, draws.T, strict=True)]
     return table

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from neurograph.comparison.circuit_arrays import Numbers, Side, inverse
 
-__all__ = ["Pairs", "Union", "union_of"]
+__all__ = ["Kind", "Pairs", "Union", "union_of"]
+
+Kind = Literal["neurons", "edges", "paths"]
+"""What circuits are compared in."""
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -57,12 +60,12 @@ class _Translation:
         self._to = to
 
     def one(self, number: int) -> int | None:
-        found = int(self._to[number])
-        return found if found >= 0 else None
+        partner = int(self._to[number])
+        return partner if partner >= 0 else None
 
     def several(self, numbers: tuple[int, ...]) -> tuple[int, ...] | None:
-        found = tuple(self._to[list(numbers)].tolist())
-        return found if min(found) >= 0 else None
+        partners = tuple(self._to[list(numbers)].tolist())
+        return partners if min(partners) >= 0 else None
 
 
 def union_of(a: Side, b: Side, partner: Numbers) -> Union:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from neurograph.circuit.circuit import Circuit
-from neurograph.comparison.compare_options import Options
+from neurograph.comparison.compare_options import CompareOptions
 from neurograph.errors import OptionError
 
 __all__ = ["check_comparable", "same_data"]
@@ -16,7 +16,7 @@ _MEANING = ("layers", "groups", "positions", "contrast", "background", "referenc
 
 
 def check_comparable(
-    a: Circuit, b: Circuit, names: tuple[str, str], options: Options
+    a: Circuit, b: Circuit, names: tuple[str, str], options: CompareOptions
 ) -> tuple[str, ...]:
     """Refuse circuits of different targets or data, unless that was asked for.
 
@@ -32,9 +32,9 @@ def check_comparable(
         activation, because data differ and none were given.
     """
     notes = []
-    told = [_target(circuit) for circuit in (a, b)]
-    if told[0] != told[1]:
-        differ = f"{names[0]} is about target {told[0]}, {names[1]} about {told[1]}"
+    targets = [_target(circuit) for circuit in (a, b)]
+    if targets[0] != targets[1]:
+        differ = f"{names[0]} is about target {targets[0]}, {names[1]} about {targets[1]}"
         if "target" not in options.across:
             raise OptionError(f"{differ}: compare them with across=('target',)")
         notes.append(f"targets differ: {differ}")
@@ -52,14 +52,14 @@ def check_comparable(
 
 
 def same_data(a: Circuit, b: Circuit) -> bool:
-    """Whether two circuits were found on the same data."""
+    """Whether two circuits were searched on the same data."""
     return _fingerprint(a) == _fingerprint(b)
 
 
 def _target(circuit: Circuit) -> str:
-    told = circuit.provenance.get("target", {"name": circuit.target, "index": None})
-    index = "" if told["index"] is None else f" (output {told['index']})"
-    return f"{told['name']!r}{index}"
+    target = circuit.provenance.get("target", {"name": circuit.target, "index": None})
+    index = "" if target["index"] is None else f" (output {target['index']})"
+    return f"{target['name']!r}{index}"
 
 
 def _fingerprint(circuit: Circuit) -> str:
@@ -69,10 +69,10 @@ def _fingerprint(circuit: Circuit) -> str:
 def _options(a: Circuit, b: Circuit, names: tuple[str, str]) -> Iterator[str]:
     """Say which options of the searches give effects or neurons another meaning."""
     one, other = (circuit.provenance.get("options", {}) for circuit in (a, b))
-    scorers = [told.get("scorer") for told in (one, other)]
+    scorers = [options.get("scorer") for options in (one, other)]
     if scorers[0] != scorers[1] and not _ESTIMATES.isdisjoint(scorers):
         yield f"scorer= differs: {scorers[0]} for {names[0]}, {scorers[1]} for {names[1]}"
     for key in _MEANING:
-        values: list[Any] = [told.get(key) for told in (one, other)]
+        values: list[Any] = [options.get(key) for options in (one, other)]
         if values[0] != values[1]:
             yield f"{key}= differs: {values[0]} for {names[0]}, {values[1]} for {names[1]}"

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.comparison.comparison import Comparison
+from neurograph.comparison.pairs import Kind
 from neurograph.errors import OptionError
 from neurograph.matching.layers_of import is_end
 from neurograph.matching.matching import Matching
 from neurograph.model.layers import Neuron
 
-__all__ = ["Of", "stable"]
+__all__ = ["stable"]
 
-Of = Literal["neurons", "edges", "paths"]
 Item = tuple[Neuron, ...]
 
 
 def stable(
-    names: Sequence[str], cells: Mapping[tuple[str, str], Comparison], of: Of
+    names: Sequence[str], cells: Mapping[tuple[str, str], Comparison], of: Kind
 ) -> pd.DataFrame:
     """Table as `Comparisons.stable` gives it."""
     first = names[0]
@@ -36,18 +36,18 @@ def stable(
         circuit = cell.a if name == first else cell.b
         for item, effect in _items(circuit, of):
             mine = item if name == first else _in_first(cell.matching, item)
-            # What has no partner in the first circuit's model is told apart by whose it is.
+            # What has no partner in the first circuit's model goes by whose it is.
             key = (first, mine) if mine is not None else (name, item)
             effects.setdefault(key, {})[name] = effect
             called.setdefault(key, _name(circuit, item, "" if mine else name))
     rows = [
-        (called[key], key[1][0].layer, *_summed(found, len(names)), *map(found.get, names))
-        for key, found in effects.items()
+        (called[key], key[1][0].layer, *_summed(own, len(names)), *map(own.get, names))
+        for key, own in effects.items()
     ]
-    own = [f"effect_{name}" for name in names]
-    columns = ["name", "layer", "circuits", "share", "positive", "effect", "std", *own]
+    circuits = [f"effect_{name}" for name in names]
+    columns = ["name", "layer", "circuits", "share", "positive", "effect", "std", *circuits]
     table = pd.DataFrame(rows, columns=columns)
-    table[own] = table[own].astype(float)
+    table[circuits] = table[circuits].astype(float)
     strength = table["effect"].abs()
     order = table.assign(strength=strength).sort_values(
         ["circuits", "strength", "name"], ascending=[False, False, True], kind="stable"
@@ -55,7 +55,7 @@ def stable(
     return order.drop(columns="strength").reset_index(drop=True)
 
 
-def _items(circuit: Circuit, of: Of) -> list[tuple[Item, float]]:
+def _items(circuit: Circuit, of: Kind) -> list[tuple[Item, float]]:
     if of == "neurons":
         # Outputs that the target alone reads are in every circuit: the target names them.
         nodes = circuit.graph.nodes(data="effect")
@@ -66,18 +66,18 @@ def _items(circuit: Circuit, of: Of) -> list[tuple[Item, float]]:
 
 
 def _in_first(matching: Matching, item: Item) -> Item | None:
-    found = [matching.to_a(neuron) for neuron in item]
-    known = tuple(neuron for neuron in found if neuron is not None)
+    partners = [matching.to_a(neuron) for neuron in item]
+    known = tuple(neuron for neuron in partners if neuron is not None)
     return known if len(known) == len(item) else None
 
 
 def _name(circuit: Circuit, item: Item, whose: str) -> str:
-    told = " → ".join(circuit.name(neuron) for neuron in item)
-    return f"{told} ({whose})" if whose else told
+    name = " → ".join(circuit.name(neuron) for neuron in item)
+    return f"{name} ({whose})" if whose else name
 
 
-def _summed(found: Mapping[str, float], circuits: int) -> tuple[Any, ...]:
-    values = np.array(list(found.values()))
+def _summed(effects: Mapping[str, float], circuits: int) -> tuple[Any, ...]:
+    values = np.array(list(effects.values()))
     spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
     positive = int((values > 0).sum())
     return len(values), len(values) / circuits, positive, float(values.mean()), spread

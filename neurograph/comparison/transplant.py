@@ -12,12 +12,18 @@ from neurograph.ablation.index import Components, Flags, neurons_of
 from neurograph.ablation.measure import Ends, Point, measuring
 from neurograph.ablation.rankings import inputs_of
 from neurograph.comparison.circuit_arrays import Numbers, Side
-from neurograph.comparison.compare_options import Options
+from neurograph.comparison.compare_options import CompareOptions
 from neurograph.comparison.null import chance
 from neurograph.study.base_study import BaseStudy
 from neurograph.utils.progress import Progress
 
-__all__ = ["TRANSPLANT_COLUMNS", "Plan", "no_transplants", "transplant", "transplant_plan"]
+__all__ = [
+    "TRANSPLANT_COLUMNS",
+    "TransplantSets",
+    "no_transplants",
+    "transplant",
+    "transplant_sets",
+]
 
 TRANSPLANT_COLUMNS = (
     *("into", "kept", "neurons", "recovered", "recovered_low", "recovered_high", "p_value"),
@@ -28,7 +34,7 @@ _INTERVAL = (0.025, 0.975)
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class TransplantSets:
     """Sets of one model's neurons to keep alone, each ``[neurons]`` of its components.
 
     Attributes
@@ -44,9 +50,9 @@ class Plan:
     random: tuple[Flags, ...]
 
 
-def transplant_plan(
+def transplant_sets(
     components: Components, side: Side, kept: Numbers, draws: int, seed: int
-) -> Plan:
+) -> TransplantSets:
     """Say which sets are kept.
 
     Parameters
@@ -72,21 +78,21 @@ def transplant_plan(
         np.concatenate([generator.permutation(part) for _, part in components.parts(flags[1])])
         for _ in range(draws)
     ]
-    return Plan(flags[0], flags[1], tuple(random))
+    return TransplantSets(flags[0], flags[1], tuple(random))
 
 
 def transplant(
     side: Side,
     kept: Numbers,
     into: str,
-    options: Options,
+    options: CompareOptions,
 ) -> pd.DataFrame:
     """Keep only some neurons of a circuit's model, and see what is left of its target.
 
     Returns
     -------
     DataFrame
-        As `Comparison.transplants` tells.
+        As `Comparison.transplants` has it.
     """
     study = _fresh(side.circuit.study, options)
     ablation = options.ablation
@@ -95,8 +101,8 @@ def transplant(
     components = neurons_of(
         study.experiment, inputs=any(neuron.layer in inputs for neuron in side.circuit.graph)
     )
-    plan = transplant_plan(components, side, kept, options.transplants, options.seed)
-    sets = [plan.own, plan.other, *plan.random]
+    drawn = transplant_sets(components, side, kept, options.transplants, options.seed)
+    sets = [drawn.own, drawn.other, *drawn.random]
     with (
         measuring(study, components, (ablation,), None, options.seed) as measure,
         Progress("transplanting", options.progress, total=len(sets), unit="circuits") as bar,
@@ -111,7 +117,7 @@ def transplant(
 def _table(into: str, sets: Sequence[Flags], points: Sequence[Point], ends: Ends) -> pd.DataFrame:
     """Rows of a model's own circuit, of the other's, and of all random sets together."""
     nothing = ends.empty.error
-    found = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "neurons": [int(flags.sum()) for flags in sets],
             "value": [point.value for point in points],
@@ -119,11 +125,11 @@ def _table(into: str, sets: Sequence[Flags], points: Sequence[Point], ends: Ends
             "error": [point.error for point in points],
         }
     )
-    found["recovered"] = 1 - (found["error"] / nothing) ** 2 if nothing else np.nan
-    random = found.iloc[2:]
-    rows = found.iloc[:2].assign(kept=["own", "other"])
+    table["recovered"] = 1 - (table["error"] / nothing) ** 2 if nothing else np.nan
+    random = table.iloc[2:]
+    rows = table.iloc[:2].assign(kept=["own", "other"])
     # Small errors are good ones, so the sign turns.
-    rows["p_value"] = [np.nan, chance(-found.at[1, "error"], -random["error"].to_numpy())]
+    rows["p_value"] = [np.nan, chance(-table.at[1, "error"], -random["error"].to_numpy())]
     if len(random):
         ends_of = {
             f"recovered_{end}": random["recovered"].quantile(level)
@@ -135,7 +141,7 @@ def _table(into: str, sets: Sequence[Flags], points: Sequence[Point], ends: Ends
     return rows.astype(_KINDS)
 
 
-def _fresh(study: BaseStudy, options: Options) -> BaseStudy:
+def _fresh(study: BaseStudy, options: CompareOptions) -> BaseStudy:
     """Prepare the model anew, with reference samples of its own."""
     study.check_unchanged()
     asked = {

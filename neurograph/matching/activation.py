@@ -16,7 +16,7 @@ from neurograph.matching.assignment import assign
 from neurograph.matching.layers_of import is_given, layers_with_neurons, size_of
 from neurograph.matching.matching import LayerMatch, Matching
 from neurograph.matching.paired import side_by_side
-from neurograph.matching.similarity import LayerPair, Measured, layer_cka, measure_pairs
+from neurograph.matching.similarity import LayerPair, LayerSimilarity, layer_cka, measure_pairs
 
 __all__ = ["by_activation", "with_cka"]
 
@@ -92,9 +92,9 @@ def by_activation(
         for pair in aligned:
             _check_positions(a, b, pair)
         given = {pair for pair in aligned if _by_index(a, b, pair)}
-        found = measure_pairs(models, aligned, set(aligned) - given)
+        measured = measure_pairs(models, aligned, set(aligned) - given)
         # By map, which lets go of each matrix before the next pair is summed up.
-        matches = tuple(map(functools.partial(_match, a, least), found))
+        matches = tuple(map(functools.partial(_match, a, least), measured))
     return Matching("activation", matches)
 
 
@@ -115,20 +115,20 @@ def with_cka(
     whole_a, whole_b = set(layers_with_neurons(a)), set(layers_with_neurons(b))
     pairs = [(m.a, m.b) for m in matching.layers if m.a in whole_a and m.b in whole_b]
     with side_by_side(a, b, data, samples=samples, seed=seed, progress=progress) as models:
-        found = {x.layers: _within(x.cka) for x in measure_pairs(models, pairs, ())}
-    layers = (replace(m, cka=found.get((m.a, m.b), math.nan)) for m in matching.layers)
+        cka = {x.layers: _within(x.cka) for x in measure_pairs(models, pairs, ())}
+    layers = (replace(m, cka=cka.get((m.a, m.b), math.nan)) for m in matching.layers)
     return replace(matching, layers=tuple(layers))
 
 
-def _match(a: Circuit, least: float, found: Measured) -> LayerMatch:
+def _match(a: Circuit, least: float, pair: LayerSimilarity) -> LayerMatch:
     """Pair the neurons of two layers; by index where nothing else was measured."""
-    cka = _within(found.cka)
-    if found.similarity is None:
-        every = range(size_of(a, found.layers[0])[0])
+    cka = _within(pair.cka)
+    if pair.similarity is None:
+        every = range(size_of(a, pair.layers[0])[0])
         indices = zip(every, every, strict=True)
-        return replace(LayerMatch.plain(*found.layers, indices), cka=cka)
-    made = assign(found.similarity, least=least, overwrite=True)
-    return LayerMatch(*found.layers, made.pairs, made.similarity, made.tied, made.ties, cka)
+        return replace(LayerMatch.plain(*pair.layers, indices), cka=cka)
+    made = assign(pair.similarity, least=least, overwrite=True)
+    return LayerMatch(*pair.layers, made.pairs, made.similarity, made.tied, made.ties, cka)
 
 
 def _by_index(a: Circuit, b: Circuit, pair: LayerPair) -> bool:

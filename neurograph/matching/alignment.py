@@ -13,7 +13,7 @@ from neurograph.errors import OptionError
 from neurograph.matching.layers_of import is_end, layers_with_neurons
 from neurograph.model.layers import INPUT_TYPE
 
-__all__ = ["ALIGNMENTS", "Align", "align_layers", "closeness_in_depth", "in_order"]
+__all__ = ["ALIGNMENTS", "Align", "align_layers", "closeness_in_depth", "pairs_in_order"]
 
 Align = Literal["auto", "depth", "cka"]
 ALIGNMENTS: tuple[Align, ...] = ("auto", "depth", "cka")
@@ -53,7 +53,7 @@ def align_layers(a: Circuit, b: Circuit, align: Align, cka: Similarity) -> list[
             similarity = closeness_in_depth(len(hidden), len(others[1]))
         else:
             similarity = cka(hidden, others[1])
-        pairs += [(hidden[i], others[1][j]) for i, j in in_order(similarity)]
+        pairs += [(hidden[i], others[1][j]) for i, j in pairs_in_order(similarity)]
     place = {name: i for i, name in enumerate(a.layers)}
     return sorted(pairs, key=lambda pair: place[pair[0]])
 
@@ -79,11 +79,11 @@ def closeness_in_depth(a: int, b: int) -> NDArray[np.float64]:
            [0. , 0.5, 1. ]])
     """
     depths = [np.linspace(0, 1, n) if n > 1 else np.array([0.5]) for n in (a, b)]
-    found: NDArray[np.float64] = 1 - np.abs(depths[0][:, None] - depths[1][None])
-    return found
+    closeness: NDArray[np.float64] = 1 - np.abs(depths[0][:, None] - depths[1][None])
+    return closeness
 
 
-def in_order(similarity: NDArray[np.float64]) -> list[tuple[int, int]]:
+def pairs_in_order(similarity: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Pair rows with columns in ascending order so that the sum of similarities is greatest.
 
     What is not above 0, or NaN, makes no pair. By dynamic programming, as sequences are aligned
@@ -91,7 +91,7 @@ def in_order(similarity: NDArray[np.float64]) -> list[tuple[int, int]]:
 
     Examples
     --------
-    >>> in_order(np.array([[0.2, 0.9, 0.1], [0.8, 0.3, 0.6]]))
+    >>> pairs_in_order(np.array([[0.2, 0.9, 0.1], [0.8, 0.3, 0.6]]))
     [(0, 1), (1, 2)]
     """
     worth = np.where(similarity > 0, similarity, 0.0)

@@ -59,8 +59,8 @@ def assign(
 
     Examples
     --------
-    >>> found = assign(np.array([[0.9, 0.8, 0.1], [0.8, 0.2, 0.1]]))
-    >>> found.pairs.tolist(), found.ties
+    >>> result = assign(np.array([[0.9, 0.8, 0.1], [0.8, 0.2, 0.1]]))
+    >>> result.pairs.tolist(), result.ties
     ([[0, 1], [1, 0]], ())
     >>> assign(np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])).ties
     (((0, 1), (0,)),)

@@ -32,9 +32,9 @@ class LayerCKA:
     >>> from neurograph.model.layers import Layer
     >>> layer = Layer("l", "l", "l", "Linear", (3,), 1, 3, 0)
     >>> x = Arrived(layer, torch.randn(20, 3), None, None)
-    >>> found = LayerCKA()
-    >>> found.add([x], [x])
-    >>> found.matrix().round(6).tolist()
+    >>> cka = LayerCKA()
+    >>> cka.add([x], [x])
+    >>> cka.matrix().round(6).tolist()
     [[1.0]]
     """
 
@@ -64,8 +64,8 @@ class LayerCKA:
         cross, a, b = (total.numpy() for total in self._sums)
         with np.errstate(invalid="ignore", divide="ignore"):
             norms = np.sqrt(np.where(a > 0, a, np.nan))[:, None] * np.sqrt(b.clip(min=0))[None]
-            found: NDArray[np.float64] = np.where(norms > 0, cross / norms, np.nan)
-        return found
+            cka: NDArray[np.float64] = np.where(norms > 0, cross / norms, np.nan)
+        return cka
 
 
 def unbiased_hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741 - as the paper calls them
@@ -96,7 +96,7 @@ def gram(arrived: Arrived) -> Tensor:
     Elements are taken less their mean over the samples. HSIC is the same without, but for rounding.
     """
     values = arrived.values.flatten(1)
-    found = values.new_zeros(len(values), len(values), dtype=torch.float64)
+    products = values.new_zeros(len(values), len(values), dtype=torch.float64)
     eps = torch.finfo(values.dtype).eps
     step = max(1, _AT_ONCE // len(values))
     for start in range(0, values.shape[1], step):
@@ -105,5 +105,5 @@ def gram(arrived: Arrived) -> Tensor:
         some = some - mean
         spread = some.square().mean(0)
         some[:, spread <= (ULPS * eps * mean).square()] = 0  # does not vary but for rounding
-        found.addmm_(some, some.T)
-    return found.fill_diagonal_(0)
+        products.addmm_(some, some.T)
+    return products.fill_diagonal_(0)

@@ -45,9 +45,9 @@ class Correlation:
     --------
     >>> layer = Layer("l", "l", "l", "Linear", (2,), 1, 2, 0)
     >>> x = torch.tensor([[1.0, 4.0], [2.0, 3.0], [3.0, 0.0], [4.0, 2.0]])
-    >>> found = Correlation()
-    >>> found.add(Arrived(layer, x, None, None), Arrived(layer, x, None, None))
-    >>> found.matrix().round(2).tolist()
+    >>> correlation = Correlation()
+    >>> correlation.add(Arrived(layer, x, None, None), Arrived(layer, x, None, None))
+    >>> correlation.matrix().round(2).tolist()
     [[1.0, -0.68], [-0.68, 1.0]]
     """
 
@@ -87,18 +87,18 @@ class Correlation:
         else in 0..1.
         """
         assert self._sides is not None, "nothing was added"
-        (here, there), found = self._sides, self._products
+        (here, there), products = self._sides, self._products
         still = here.still(eps_a, self._count), there.still(eps_b, self._count)
         self._sides, self._products = None, torch.empty(0)
         if here.groups is None and there.groups is None:
-            _scale(found, here.squares.sqrt(), there.squares.sqrt())
-            found.clamp_(-1, 1)
+            _scale(products, here.squares.sqrt(), there.squares.sqrt())
+            products.clamp_(-1, 1)
         else:
-            found = _between_groups(found, here, there)
+            products = _between_groups(products, here, there)
             still = here.grouped(still[0]), there.grouped(still[1])
-        found[still[0]] = math.nan
-        found[:, still[1]] = math.nan
-        result: NDArray[np.float64] = found.cpu().numpy()
+        products[still[0]] = math.nan
+        products[:, still[1]] = math.nan
+        result: NDArray[np.float64] = products.cpu().numpy()
         return result
 
 
@@ -139,14 +139,14 @@ class _Side:
         """
         centre = rows.mean(0)
         gap = centre - self.mean
-        found = rows.new_empty(len(rows) + 1, rows.shape[1])
-        torch.sub(rows, centre, out=found[:-1])
-        torch.mul(gap, weight, out=found[-1])
+        centred = rows.new_empty(len(rows) + 1, rows.shape[1])
+        torch.sub(rows, centre, out=centred[:-1])
+        torch.mul(gap, weight, out=centred[-1])
         self.mean += share * gap
-        self.squares += found.square().sum(0)
+        self.squares += centred.square().sum(0)
         if self.products is not None:
-            self.products.addmm_(found.T, found)
-        return found
+            self.products.addmm_(centred.T, centred)
+        return centred
 
     def still(self, eps: float, count: int) -> Tensor:
         """Which channels do not vary, ``[channels]``."""
@@ -177,12 +177,12 @@ def _between_groups(products: Tensor, a: _Side, b: _Side) -> Tensor:
     """Root of the RV coefficient of each neuron of a and b, signed where both are one channel."""
     (ones, i), (others, j) = a.alone(), b.alone()
     signs = products[i][:, j].sign()
-    found = products.square_()
-    found = found if a.groups is None else a.groups @ found
-    found = found if b.groups is None else found @ b.groups.T
-    found = _scale(found, a.norms, b.norms).sqrt_().clamp_(max=1)
-    found[ones[:, None], others[None]] *= signs
-    return found
+    similarity = products.square_()
+    similarity = similarity if a.groups is None else a.groups @ similarity
+    similarity = similarity if b.groups is None else similarity @ b.groups.T
+    similarity = _scale(similarity, a.norms, b.norms).sqrt_().clamp_(max=1)
+    similarity[ones[:, None], others[None]] *= signs
+    return similarity
 
 
 def _scale(products: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ def by_name(a: Circuit, b: Circuit) -> Matching:
     one, other = _sizes(a), _sizes(b)
     for layer in {**one, **other}:
         if layer not in one or layer not in other or one[layer] != other[layer]:
-            told = [_told(sizes.get(layer)) for sizes in (one, other)]
+            sizes_of = [_size_text(sizes.get(layer)) for sizes in (one, other)]
             raise OptionError(
                 f"the circuits are not of one architecture: of layer {layer!r} the first has "
-                f"{told[0]}, the second {told[1]}; match='activation' compares different "
+                f"{sizes_of[0]}, the second {sizes_of[1]}; match='activation' compares different "
                 "architectures, and layers= and groups= must be the same in both searches"
             )
     if list(a.layers.edges) != list(b.layers.edges):
@@ -59,7 +59,7 @@ def by_mapping(a: Circuit, b: Circuit, mapping: Mapping[Any, Any]) -> Matching:
         A layer or neuron that its circuit's model has not, one that stands twice, layers of
         different sizes, or keys of neither kind.
     """
-    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    pairs_of: dict[tuple[str, str], list[tuple[int, int]]] = {}
     one, other = _sizes(a), _sizes(b)
     for key, value in mapping.items():
         if isinstance(key, str) and isinstance(value, str):
@@ -70,13 +70,13 @@ def by_mapping(a: Circuit, b: Circuit, mapping: Mapping[Any, Any]) -> Matching:
                     "neurons to neurons"
                 )
             pairs = [(i, i) for i in range(sizes[0])]
-            found.setdefault((key, value), []).extend(pairs)
+            pairs_of.setdefault((key, value), []).extend(pairs)
         else:
             (layer, i), (to, j) = _place(one, key), _place(other, value)
-            found.setdefault((layer, to), []).append((i, j))
+            pairs_of.setdefault((layer, to), []).append((i, j))
     for side, name in ((0, "first"), (1, "second")):
         seen: set[tuple[str, int]] = set()
-        for layers, pairs in found.items():
+        for layers, pairs in pairs_of.items():
             for pair in pairs:
                 place = layers[side], pair[side]
                 if place in seen:
@@ -87,7 +87,7 @@ def by_mapping(a: Circuit, b: Circuit, mapping: Mapping[Any, Any]) -> Matching:
         "mapping",
         tuple(
             LayerMatch.plain(*layers, pairs)
-            for layers, pairs in sorted(found.items(), key=lambda item: order[item[0][0]])
+            for layers, pairs in sorted(pairs_of.items(), key=lambda item: order[item[0][0]])
         ),
     )
 
@@ -97,7 +97,7 @@ def _sizes(circuit: Circuit) -> dict[str, tuple[int, int | None]]:
     return {layer: size_of(circuit, layer) for layer in circuit.layers}
 
 
-def _told(size: tuple[int, int | None] | None) -> str:
+def _size_text(size: tuple[int, int | None] | None) -> str:
     if size is None:
         return "no such layer"
     return f"{size[0]} neurons" + ("" if size[1] is None else f" at {size[1]} positions each")

@@ -21,7 +21,7 @@ def is_given(layers: nx.DiGraph, layer: str) -> bool:
 
 
 def is_end(layers: nx.DiGraph, layer: str) -> bool:
-    """Whether the target alone reads a layer: its neurons are named with the target, not found."""
+    """Whether the target alone reads a layer: the target names its neurons, no search does."""
     return bool(layers.nodes[layer]["output"]) and not layers.out_degree(layer)
 
 

@@ -126,10 +126,10 @@ class Matching:
     def __repr__(self) -> str:
         pairs = sum(len(match.pairs) for match in self.layers)
         ties = sum(len(match.ties) for match in self.layers)
-        told = f"Matching by {self.kind}: {pairs:,} neurons in {len(self.layers)} layers"
-        return f"{told}, {ties:,} ties" if ties else told
+        text = f"Matching by {self.kind}: {pairs:,} neurons in {len(self.layers)} layers"
+        return f"{text}, {ties:,} ties" if ties else text
 
 
 def _moved(table: Mapping[tuple[str, int], tuple[str, int]], neuron: Neuron) -> Neuron | None:
-    found = table.get((neuron.layer, neuron.index))
-    return None if found is None else Neuron(*found, neuron.position)
+    partner = table.get((neuron.layer, neuron.index))
+    return None if partner is None else Neuron(*partner, neuron.position)

@@ -125,13 +125,13 @@ class TwoModels:
         self._kept = []
         with Progress(title, self._progress, total=self.size, unit="samples") as bar:
             for part in self._parts(self._row_bytes(names_a, names_b)):
-                found = (
+                arrived = (
                     _values(self.a, _cut(self._batches[0], part), names_a, self.room),
                     _values(self.b, _cut(self._batches[1], part), names_b, self.room),
                 )
-                yield found
+                yield arrived
                 if keep:
-                    kept.append(found)
+                    kept.append(arrived)
                 bar.advance(part.stop - part.start)
         self._kept = kept
 
@@ -155,10 +155,10 @@ def _cut(batch: Batch, part: slice) -> Batch:
 
 def _values(study: BaseStudy, batch: Batch, names: Collection[str], room: int) -> Values:
     """Run one model on one batch, as many samples at a time as there is room for."""
-    found: dict[str, list[Arrived]] = {name: [] for name in names}
+    parts_of: dict[str, list[Arrived]] = {name: [] for name in names}
 
     def receive(arrived: Arrived) -> bool:
-        found[arrived.layer.name].append(_copied(arrived))
+        parts_of[arrived.layer.name].append(_copied(arrived))
         return True
 
     recording = study.experiment.recording
@@ -166,7 +166,7 @@ def _values(study: BaseStudy, batch: Batch, names: Collection[str], room: int) -
     step = max(FEW, room // recording.row_bytes)
     some = [_cut(batch, slice(start, start + step)) for start in range(0, batch.size, step)]
     stream(study.model, some, recording, names, receive, title="", progress=False)
-    return {name: _joined(parts, batch) for name, parts in found.items()}
+    return {name: _joined(parts, batch) for name, parts in parts_of.items()}
 
 
 def _joined(parts: list[Arrived], batch: Batch) -> Arrived:

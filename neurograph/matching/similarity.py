@@ -15,13 +15,13 @@ from neurograph.matching.correlation import Correlation, channels_of
 from neurograph.matching.paired import TwoModels
 from neurograph.study.base_study import BaseStudy
 
-__all__ = ["LayerPair", "Measured", "layer_cka", "measure_pairs"]
+__all__ = ["LayerPair", "LayerSimilarity", "layer_cka", "measure_pairs"]
 
 LayerPair = tuple[str, str]
 """A layer of a and one of b."""
 
 
-class Measured(NamedTuple):
+class LayerSimilarity(NamedTuple):
     """A pair of layers: CKA, and ``[neurons of a, neurons of b]`` similarities where asked for."""
 
     layers: LayerPair
@@ -31,15 +31,15 @@ class Measured(NamedTuple):
 
 def layer_cka(models: TwoModels, a: Sequence[str], b: Sequence[str]) -> NDArray[np.float64]:
     """CKA of all pairs of layers, ``[layers of a, layers of b]``; see cka.py."""
-    found = LayerCKA()
+    cka = LayerCKA()
     for here, there in models.run(a, b, "comparing layers"):
-        found.add([here[name] for name in a], [there[name] for name in b])
-    return found.matrix()
+        cka.add([here[name] for name in a], [there[name] for name in b])
+    return cka.matrix()
 
 
 def measure_pairs(
     models: TwoModels, pairs: Sequence[LayerPair], with_neurons: Collection[LayerPair]
-) -> Iterator[Measured]:
+) -> Iterator[LayerSimilarity]:
     """CKA of the given pairs of layers; and how alike their neurons are, for some of the pairs.
 
     Similarities of neurons are yielded pair by pair, as many pairs at a time being summed up as the
@@ -75,13 +75,13 @@ class _Sums:
             studies = zip((models.a, models.b), layers, strict=True)
             self.neurons = Correlation(*(_channels(study, name) for study, name in studies))
 
-    def measured(self, models: TwoModels) -> Measured:
+    def measured(self, models: TwoModels) -> LayerSimilarity:
         similarity = None
         if self.neurons is not None:
             similarity = self.neurons.matrix(
                 _eps(models.a, self.layers[0]), _eps(models.b, self.layers[1])
             )
-        return Measured(self.layers, float(self.cka.matrix().item()), similarity)
+        return LayerSimilarity(self.layers, float(self.cka.matrix().item()), similarity)
 
 
 def _channels(study: BaseStudy, layer: str) -> Sequence[Sequence[int]] | None:

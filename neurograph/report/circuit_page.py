@@ -12,8 +12,15 @@ import networkx as nx
 from neurograph.circuit.circuit_tables import strongest_features
 from neurograph.effects.selection import SIGNS
 from neurograph.report.document import VIS_NETWORK, assemble
-from neurograph.report.faithfulness_tab import card
-from neurograph.report.placement import Columns, Node, Places, place, reduce_crossings, strength
+from neurograph.report.faithfulness_card import faithfulness_card
+from neurograph.report.placement import (
+    Columns,
+    Coordinates,
+    Node,
+    place,
+    reduce_crossings,
+    strength,
+)
 
 if TYPE_CHECKING:
     from neurograph.ablation.faithfulness_result import Faithfulness
@@ -31,7 +38,7 @@ _SHOWN = (
 ).split()
 
 
-def render(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
+def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
     """Draw a circuit as one HTML page that needs no network and no other file.
 
     Parameters
@@ -54,7 +61,7 @@ def render(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
         data=data,
         title=data["title"],
         target=data["target"],
-        card=None if faithfulness is None else card(faithfulness),
+        card=None if faithfulness is None else faithfulness_card(faithfulness),
     )
 
 
@@ -62,7 +69,7 @@ def _payload(circuit: Circuit) -> Any:
     """Gather everything the page shows, as values JSON can hold."""
     unattached = circuit.detach()  # a page is quick, and the same for a circuit and its file
     listed = {sign: [*unattached.paths(_PATHS_SHOWN, sign=sign)] for sign in SIGNS}
-    graph = _shown(circuit.graph, [path.neurons for found in listed.values() for path in found])
+    graph = _shown(circuit.graph, [path.neurons for own in listed.values() for path in own])
     notes, layers = [*circuit.notes, *_cut(circuit.graph, graph)], circuit.layers.nodes
     columns = _columns(graph, circuit.layers)
     reduce_crossings(graph, columns, lambda neuron: _SIGN_ORDER[_sign(graph.nodes[neuron])])
@@ -72,8 +79,8 @@ def _payload(circuit: Circuit) -> Any:
     for band in bands:
         band.update({key: layers.get(band["layer"], {}).get(key) for key in ("type", "neurons")})
     paths: dict[str, list[dict[str, Any]]] = {sign: [] for sign in SIGNS}
-    for sign, found in listed.items():
-        for path in found:
+    for sign, own in listed.items():
+        for path in own:
             row = {key: getattr(path, key) for key in ("effect", "stderr", "measured")}
             paths[sign].append(row | {"neurons": [ids[neuron] for neuron in path.neurons]})
     data: dict[str, Any] = {"title": f"Circuit of {circuit.target}", "target": circuit.target}
@@ -123,7 +130,7 @@ def _cut(whole: nx.DiGraph, shown: nx.DiGraph) -> list[str]:
     ]
 
 
-def _network(graph: Any, ids: dict[Node, str], places: Places, radius: float) -> Any:
+def _network(graph: Any, ids: dict[Node, str], places: Coordinates, radius: float) -> Any:
     """Fill a pyvis network with the circuit's neurons and edges."""
     from pyvis.network import Network  # costs IPython: paid only when a page is drawn
 

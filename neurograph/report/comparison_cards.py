@@ -1,4 +1,4 @@
-"""What the page of a comparison says in words and small plots: measures, layers, transplants."""
+"""What pages of comparisons say in words and small plots: measures, layers, transplants."""
 
 from __future__ import annotations
 
@@ -10,31 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurograph.comparison.overlap import MEASURES
+
 if TYPE_CHECKING:
     from neurograph.comparison.comparison import Comparison
 
 __all__ = [
-    "MEASURES",
     "LayerCard",
     "MeasureCard",
     "TransplantCard",
     "layer_cards",
     "matched",
     "measure_cards",
+    "measure_titles",
     "transplant_cards",
     "written",
     "written_p",
 ]
 
-MEASURES = {
-    "neuron_jaccard": ("Neurons in common", "of those that either kept, the share both kept"),
-    "neuron_weighted_jaccard": ("Neurons by effect", "the same, each weighted by its effects"),
-    "edge_jaccard": ("Edges in common", "of those that either has, the share both have"),
-    "edge_weighted_jaccard": ("Edges by effect", "the same, each weighted by its effects"),
-    "path_jaccard": ("Paths in common", "of the measured paths of either, the share of both"),
-    "spearman": ("Order of effects", "rank correlation of the neurons' effects"),
-    "sign_agreement": ("Same sign", "of these neurons, the share of one sign in both"),
-}
 Layers = tuple[str | None, tuple[str, ...]]
 
 _BINS = 24
@@ -81,7 +74,7 @@ class TransplantCard:
     Attributes
     ----------
     sentence : str
-    rows : tuple of (what, neurons, bar, ends of the interval or None, told)
+    rows : tuple of (what, neurons, bar, ends of the interval or None, text)
         Bars in percent of their room.
     p, errors : str
         Of the distances to the whole model.
@@ -133,6 +126,12 @@ def _minus(number: str) -> str:
     return number.replace("-", "−" if float(number) else "")
 
 
+def measure_titles(name: str) -> tuple[str, str]:
+    """What a measure is called, and what it is; its bare name if a file has one of elsewhere."""
+    measure = MEASURES.get(name)
+    return (name, "") if measure is None else (measure.title, measure.meaning)
+
+
 def measure_cards(comparison: Comparison) -> tuple[MeasureCard, ...]:
     """Lay out all measures with their distributions."""
     return tuple(
@@ -144,7 +143,7 @@ def measure_cards(comparison: Comparison) -> tuple[MeasureCard, ...]:
 
 
 def _measure(name: str, row: dict[str, float], null: NDArray[np.float64]) -> MeasureCard:
-    title, meaning = MEASURES.get(name, (name, ""))
+    title, meaning = measure_titles(name)
     known = null[np.isfinite(null)]
     around = [*known.tolist(), *(x for x in (row["value"],) if math.isfinite(x))]
     low, high = (min(around), max(around)) if around else (0.0, 1.0)
@@ -156,17 +155,17 @@ def _measure(name: str, row: dict[str, float], null: NDArray[np.float64]) -> Mea
         return round(_WIDTH * (value - low) / (high - low), 1)
 
     band = row["null_low"], row["null_high"]
-    told = len(known) > 0 and not any(map(math.isnan, band))
+    has_null = len(known) > 0 and not any(map(math.isnan, band))
     return MeasureCard(
         name,
         title,
         meaning,
         written(row["value"]),
         written(row["null_mean"]),
-        f"{written(band[0])}, {written(band[1])}" if told else "–",
+        f"{written(band[0])}, {written(band[1])}" if has_null else "–",
         written_p(row["p_value"]),
         _bars(known, low, high),
-        (across(band[0]), across(band[1])) if told else None,
+        (across(band[0]), across(band[1])) if has_null else None,
         across(row["value"]) if math.isfinite(row["value"]) else None,
         (written(low), written(high)),
     )
@@ -189,7 +188,7 @@ def layer_cards(comparison: Comparison, order: Sequence[Layers]) -> tuple[LayerC
     """Write the table of layers, in an order of (layer of a or None, layers of b)."""
     table = comparison.layers
     places = [{(a, b): i for b in of_b or (None,)} for i, (a, of_b) in enumerate(order)]
-    place = {pair: i for found in places for pair, i in found.items()}
+    place = {pair: i for column in places for pair, i in column.items()}
     most = (
         float(np.nan_to_num(table[["share_a", "share_b"]].to_numpy(float)).max(initial=0.0)) or 1.0
     )
@@ -228,17 +227,19 @@ def matched(comparison: Comparison) -> str:
         "activation": "Neurons are matched by how alike their activations are",
         "mapping": "Neurons are matched as a mapping said",
     }
-    told = f"{ways.get(matching.kind, f'Neurons are matched by {matching.kind}')}: {pairs:,} pairs"
-    told += f" in {len(matching.layers):,} {_plural('layer', len(matching.layers))}"
+    sentence = (
+        f"{ways.get(matching.kind, f'Neurons are matched by {matching.kind}')}: {pairs:,} pairs"
+    )
+    sentence += f" in {len(matching.layers):,} {_plural('layer', len(matching.layers))}"
     known = [match.similarity for match in matching.layers]
     values = np.concatenate(known) if known else np.empty(0)
     values = values[np.isfinite(values)]
     if len(values):
-        told += f", mean similarity {written(float(values.mean()))}"
+        sentence += f", mean similarity {written(float(values.mean()))}"
     ties = sum(len(match.ties) for match in matching.layers)
     if ties:
-        told += f"; {ties:,} {_plural('tie', ties)}, where chance chose"
-    return told + "."
+        sentence += f"; {ties:,} {_plural('tie', ties)}, where chance chose"
+    return sentence + "."
 
 
 def transplant_cards(comparison: Comparison) -> tuple[TransplantCard, ...]:
@@ -264,10 +265,10 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
     if own := by_kind.get("own"):
         parts.append(f"with its own circuit {percent(own['recovered'])}")
     if drawn := by_kind.get("random"):
-        told = f"with as many random neurons {percent(drawn['recovered'])}"
-        parts.append(told + _interval(drawn))
+        share = percent(drawn["recovered"])
+        parts.append(f"with as many random neurons {share}{_interval(drawn)}")
     names_of = {"other": f"matching {guest}", "own": "its own circuit", "random": "random"}
-    told_rows = tuple(
+    lines = tuple(
         (
             names_of.get(kind, kind),
             int(row["neurons"]),
@@ -285,7 +286,7 @@ def _transplant(rows: list[dict[str, Any]], names: tuple[str, str], into: str) -
         if kind in by_kind and not math.isnan(by_kind[kind]["error"])
     )
     p = written_p(by_kind["other"]["p_value"]) if "other" in by_kind else ""
-    return TransplantCard("; ".join(parts) + ".", told_rows, p, errors)
+    return TransplantCard("; ".join(parts) + ".", lines, p, errors)
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -18,14 +18,20 @@ from neurograph.report.comparison_cards import (
     measure_cards,
     transplant_cards,
 )
-from neurograph.report.document import VIS_NETWORK, assemble
-from neurograph.report.placement import Columns, Node, Places, place, reduce_crossings, strength
+from neurograph.report.document import VIS_NETWORK, Tab, assemble, tab_fields
+from neurograph.report.placement import (
+    Columns,
+    Coordinates,
+    Node,
+    place,
+    reduce_crossings,
+    strength,
+)
 
 if TYPE_CHECKING:
     from neurograph.comparison.comparison import Comparison
-    from neurograph.matching.matching import Matching
 
-__all__ = ["render"]
+__all__ = ["COMPARISON_TABS", "render_comparison"]
 
 _SCRIPTS = (
     *(VIS_NETWORK, "kit.js", "edges.js", "labels.js", "graph.js", "search.js", "linked_tables.js"),
@@ -38,13 +44,13 @@ _EFFECTS = ("effect_a", "stderr_a", "effect_b", "stderr_b", "difference", "stder
 _TIES_SHOWN = 50
 
 
-def render(comparison: Comparison) -> str:
+def render_comparison(comparison: Comparison) -> str:
     """Draw a comparison as one HTML page that needs no network and no other file.
 
     Parameters
     ----------
     comparison : Comparison
-        The two circuits, with what was found of them.
+        The two circuits, and what they share.
 
     Returns
     -------
@@ -53,32 +59,51 @@ def render(comparison: Comparison) -> str:
         edges and paths the strongest thousands; it says how many are left out.
     """
     names = comparison.names
-    columns = _shared_columns(comparison.a.layers, comparison.b.layers, comparison.matching)
-    layers = layer_cards(comparison, list(columns.values()))
-    title = f"{names[0]} and {names[1]} compared"
-    ties = comparison.matching.ties()
+    fields = tab_fields(COMPARISON_TABS, comparison)
     return assemble(
         "comparison.html.j2",
         styles=("page.css", "linked_tables.css", "comparison.css"),
         scripts=_SCRIPTS,
-        data=_payload(comparison, columns)
-        | {"layers": [{"a": card.a, "b": card.b} for card in layers]},
-        title=title,
+        data=_payload(comparison)
+        | {"layers": [{"a": card.a, "b": card.b} for card in fields["layers"]]},
+        title=f"{names[0]} and {names[1]} compared",
         names=names,
         targets=list(dict.fromkeys((comparison.a.target, comparison.b.target))),
-        notes=comparison.notes,
         matched=matched(comparison),
-        ties=list(ties.head(_TIES_SHOWN).itertuples(index=False)),
-        more_ties=max(0, len(ties) - _TIES_SHOWN),
-        measures=measure_cards(comparison),
-        draws=max((len(drawn) for drawn in comparison.null.values()), default=0),
-        layers=layers,
-        transplants=transplant_cards(comparison),
+        tabs=COMPARISON_TABS,
+        **fields,
     )
 
 
-def _payload(comparison: Comparison, columns: Mapping[str, Layers]) -> dict[str, Any]:
+def _overview(comparison: Comparison) -> dict[str, Any]:
+    ties = comparison.matching.ties()
+    return {
+        "notes": comparison.notes,
+        "measures": measure_cards(comparison),
+        "draws": max((len(drawn) for drawn in comparison.null.values()), default=0),
+        "transplants": transplant_cards(comparison),
+        "ties": list(ties.head(_TIES_SHOWN).itertuples(index=False)),
+        "more_ties": max(0, len(ties) - _TIES_SHOWN),
+    }
+
+
+def _layers(comparison: Comparison) -> dict[str, Any]:
+    return {"layers": layer_cards(comparison, list(_shared_columns(comparison).values()))}
+
+
+COMPARISON_TABS = (
+    Tab("overview", "Overview", "comparison_overview.html.j2", _overview),
+    Tab("neurons", "Neurons", "linked_table.html.j2"),
+    Tab("edges", "Edges", "linked_table.html.j2"),
+    Tab("paths", "Paths", "linked_table.html.j2"),
+    Tab("layers", "Layers", "comparison_layers.html.j2", _layers),
+)
+"""The tabs in their order: one is added here, with its template and its fields."""
+
+
+def _payload(comparison: Comparison) -> dict[str, Any]:
     """Gather everything the scripts show, as values JSON can hold."""
+    columns = _shared_columns(comparison)
     neurons, edges, paths = comparison.neurons(), comparison.edges(), comparison.paths()
     union = _Union.of(neurons, columns)
     shown = _strongest(edges, _EDGES_SHOWN)
@@ -146,19 +171,20 @@ class _Union:
 
     def find(self, a: Neuron | None, b: Neuron | None) -> Node | None:
         """Key of a neuron that either circuit names; None where neither kept it."""
-        found = None if a is None else self.here.get(a)
-        return found if found is not None or b is None else self.there.get(b)
+        key = None if a is None else self.here.get(a)
+        return key if key is not None or b is None else self.there.get(b)
 
 
-def _shared_columns(a: nx.DiGraph, b: nx.DiGraph, matching: Matching) -> dict[str, Layers]:
+def _shared_columns(comparison: Comparison) -> dict[str, Layers]:
     """Columns of both models' layers: a's in order, layers of b alone behind what runs before."""
+    a, b = comparison.a.layers, comparison.b.layers
     partners: dict[str, list[str]] = {layer: [] for layer in nx.topological_sort(a)}
     column_of: dict[str, str] = {}
-    for match in matching.layers:
+    for match in comparison.matching.layers:
         partners[match.a].append(match.b)
         column_of.setdefault(match.b, f"a:{match.a}")
     columns: dict[str, Layers]
-    columns = {f"a:{layer}": (layer, tuple(found)) for layer, found in partners.items()}
+    columns = {f"a:{layer}": (layer, tuple(of_b)) for layer, of_b in partners.items()}
     order, last = list(columns), -1
     for layer in nx.topological_sort(b):
         if layer in column_of:
@@ -183,9 +209,9 @@ def _network(
     for place_, row in _rows(edges):
         ends = [union.find(row[f"{end}_a"], row[f"{end}_b"]) for end in ("source", "target")]
         if None not in ends:
-            graph.add_edge(*ends, row=place_, effect=_largest(row), told=_effects(row))
+            graph.add_edge(*ends, row=place_, effect=_largest(row), shown=_effects(row))
     columns = union.columns
-    reduce_crossings(graph, columns, lambda key: _STATUS_ORDER[graph.nodes[key]["told"]["status"]])
+    reduce_crossings(graph, columns, lambda key: _STATUS_ORDER[graph.nodes[key]["shown"]["status"]])
     bands, places, radius = place(columns)
     net = Network(directed=True)
     ids = {key: str(i) for i, key in enumerate(key for keys in columns.values() for key in keys)}
@@ -195,7 +221,7 @@ def _network(
         ((ends, graph.edges[ends]) for ends in graph.edges), key=lambda item: item[1]["row"]
     ):
         ends_ = {"from": ids[source], "to": ids[target], "row": edge["row"]}
-        net.edges.append(ends_ | edge["told"])
+        net.edges.append(ends_ | edge["shown"])
     for band in bands:
         a, b = union.sides[band["layer"]]
         band |= {"a": a, "b": list(b)}
@@ -207,39 +233,39 @@ def _chain(union: _Union, ids: Mapping[Node, str], row: Mapping[str, Any]) -> li
     a, b = row["path_a"], row["path_b"]
     length = len(a if a is not None else b)
     pairs = zip(a or (None,) * length, b or (None,) * length, strict=True)
-    found = [union.find(*pair) for pair in pairs]
-    return [None if key is None else int(ids[key]) for key in found]
+    keys = [union.find(*pair) for pair in pairs]
+    return [None if key is None else int(ids[key]) for key in keys]
 
 
 def _nodes(
-    graph: nx.DiGraph, ids: Mapping[Node, str], places: Places, radius: float
+    graph: nx.DiGraph, ids: Mapping[Node, str], places: Coordinates, radius: float
 ) -> list[dict[str, Any]]:
-    inner = (strength(node) for _, node in graph.nodes(data=True) if not node["told"]["target"])
+    inner = (strength(node) for _, node in graph.nodes(data=True) if not node["shown"]["target"])
     largest = max(inner, default=0.0) or 1.0  # the output itself would dwarf the rest
-    found = []
+    nodes = []
     for key, node_id in ids.items():
         node, (x, y) = graph.nodes[key], places[key]
         share = math.sqrt(min(1.0, strength(node) / largest))
         drawn = {"id": node_id, "layer": key[0], "x": x, "y": y, "shape": "custom"}
         drawn |= {"size": 4.0 + (radius - 4.0) * share, "row": node["row"]}
-        found.append(drawn | node["told"])
-    return found
+        nodes.append(drawn | node["shown"])
+    return nodes
 
 
 def _neuron(comparison: Comparison, row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page tells of one neuron, or pair."""
-    told = _effects(row) | {"similarity": row["similarity"], "tied": bool(row["tied"])}
-    told["counted"] = bool(row["counted"])
+    """What the page shows of one neuron, or pair."""
+    shown = _effects(row) | {"similarity": row["similarity"], "tied": bool(row["tied"])}
+    shown["counted"] = bool(row["counted"])
     graphs = comparison.a.graph, comparison.b.graph
-    found = [row["neuron_a"], row["neuron_b"]]
-    kept = [graph.nodes.get(n, {}) for graph, n in zip(graphs, found, strict=True)]
-    told["target"] = any(node.get("target", False) for node in kept)
-    told |= {key: None if n is None else [*n] for key, n in zip("ab", found, strict=True)}
+    pair = [row["neuron_a"], row["neuron_b"]]
+    kept = [graph.nodes.get(n, {}) for graph, n in zip(graphs, pair, strict=True)]
+    shown["target"] = any(node.get("target", False) for node in kept)
+    shown |= {key: None if n is None else [*n] for key, n in zip("ab", pair, strict=True)}
     own = [node["name"] for node in kept if "name" in node]
-    told["label"] = own[0] if own else row["name"]
+    shown["label"] = own[0] if own else row["name"]
     if len(set(own)) == 2:
-        told["label_b"] = own[1]
-    return {"told": told}
+        shown["label_b"] = own[1]
+    return {"shown": shown}
 
 
 def _effects(row: Mapping[str, Any]) -> dict[str, Any]:

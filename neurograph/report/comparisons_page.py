@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from neurograph.report.comparison_cards import MEASURES, transplant_cards
-from neurograph.report.document import assemble
+from neurograph.comparison.pairs import Kind
+from neurograph.report.comparison_cards import measure_titles, transplant_cards
+from neurograph.report.document import Tab, assemble, tab_fields
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neurograph.comparison.comparisons import Comparisons
 
-__all__ = ["render"]
+__all__ = ["MATRIX_TABS", "render_comparisons"]
 
 _STABLE_SHOWN = 2000  # rows of each table that travel with the page
 _NUMBERS = ("value", "null_mean", "null_low", "null_high", "p_value")
 _STABLE = ("name", "layer", "circuits", "share", "positive", "effect", "std")
-_KINDS: tuple[Literal["neurons", "edges", "paths"], ...] = ("neurons", "edges", "paths")
+_KINDS: tuple[Kind, ...] = ("neurons", "edges", "paths")
 _STATUSES = ("only_a", "both", "flipped", "only_b")
 
+MATRIX_TABS = (
+    Tab("neurons", "Stable neurons"),
+    Tab("edges", "Stable edges"),
+    Tab("paths", "Stable paths"),
+    Tab("pairs", "All pairs"),
+)
+"""The tabs in their order, those of `_KINDS` where each circuit was compared with the first."""
 
-def render(comparisons: Comparisons) -> str:
+
+def render_comparisons(comparisons: Comparisons) -> str:
     """Draw many comparisons as one HTML page that needs no network and no other file.
 
     Parameters
@@ -37,6 +46,7 @@ def render(comparisons: Comparisons) -> str:
     rows, columns = comparisons.rows, comparisons.columns
     notes, measures = _shared_notes(comparisons), _measures(comparisons)
     has_stable = _all_beside_first(comparisons)
+    tabs = [tab for tab in MATRIX_TABS if has_stable or tab.name not in _KINDS]
     title = (
         f"{len(rows)} circuits compared"
         if comparisons.is_square
@@ -54,6 +64,8 @@ def render(comparisons: Comparisons) -> str:
         further_notes=any(set(cell.notes) - set(notes) for cell in comparisons.cells.values()),
         stable=has_stable,
         measures=measures,
+        tabs=tabs,
+        **tab_fields(tabs, comparisons),
     )
 
 
@@ -89,19 +101,19 @@ def _measures(comparisons: Comparisons) -> list[tuple[str, str, str]]:
     """Names of the measures with what they are called and mean."""
     first = next(iter(comparisons.cells.values()), None)
     names = [] if first is None else [str(name) for name in first.measures.index]
-    return [(name, *MEASURES.get(name, (name, ""))) for name in names]
+    return [(name, *measure_titles(name)) for name in names]
 
 
 def _pair(comparisons: Comparisons, row: str, column: str, notes: list[str]) -> dict[str, Any]:
-    """What the page tells of one pair beside its measures."""
-    found = comparisons.cells[row, column]
-    status = found.neurons()["status"].tolist()
+    """What the page says of one pair beside its measures."""
+    cell = comparisons.cells[row, column]
+    status = cell.neurons()["status"].tolist()
     return {
         "row": comparisons.rows.index(row),
         "column": comparisons.columns.index(column),
         "counts": [status.count(name) for name in _STATUSES],
-        "told": [card.sentence for card in transplant_cards(found)],
-        "notes": [note for note in found.notes if note not in notes],
+        "sentences": [card.sentence for card in transplant_cards(cell)],
+        "notes": [note for note in cell.notes if note not in notes],
     }
 
 
@@ -120,11 +132,11 @@ def _stable(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _targets(comparisons: Comparisons) -> list[str]:
-    found = [c.target for cell in comparisons.cells.values() for c in (cell.a, cell.b)]
-    return list(dict.fromkeys(found))
+    targets = [c.target for cell in comparisons.cells.values() for c in (cell.a, cell.b)]
+    return list(dict.fromkeys(targets))
 
 
 def _shared_notes(comparisons: Comparisons) -> list[str]:
     """Notes that all pairs have; others are shown with their pair."""
-    told = [cell.notes for cell in comparisons.cells.values()]
-    return [note for note in told[0] if all(note in notes for notes in told)] if told else []
+    every = [cell.notes for cell in comparisons.cells.values()]
+    return [note for note in every[0] if all(note in notes for notes in every)] if every else []

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,39 @@ from markupsafe import Markup
 
 from neurograph.utils.atomic import check_writable, write_atomically
 
-__all__ = ["VIS_NETWORK", "assemble", "clean", "write_page"]
+__all__ = ["VIS_NETWORK", "Tab", "assemble", "clean", "tab_fields", "write_page"]
 
 VIS_NETWORK = "vis-network"  # among scripts: the library that pyvis carries
 _TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A tab of a page.
+
+    Attributes
+    ----------
+    name : str
+        Its button is ``tab-NAME`` in the page, its panel ``panel-NAME``.
+    label : str
+    template : str or None
+        What its panel holds, among the templates; None where a script fills it.
+    fields : callable or None
+        From what the page shows to what this template names.
+    """
+
+    name: str
+    label: str
+    template: str | None = None
+    fields: Callable[[Any], Mapping[str, Any]] | None = None
+
+
+def tab_fields(tabs: Iterable[Tab], result: Any) -> dict[str, Any]:
+    """Fields of all tabs of a page that shows a result."""
+    fields: dict[str, Any] = {}
+    for tab in tabs:
+        fields |= {} if tab.fields is None else tab.fields(result)
+    return fields
 
 
 def assemble(
@@ -104,7 +134,7 @@ def _vis_network() -> str:
     """Source of the vis-network library that pyvis carries."""
     import pyvis
 
-    found = sorted(Path(pyvis.__file__).parent.glob("lib/vis-*/vis-network.min.js"))
-    if found:
-        return found[-1].read_text(encoding="utf-8")
+    versions = sorted(Path(pyvis.__file__).parent.glob("lib/vis-*/vis-network.min.js"))
+    if versions:
+        return versions[-1].read_text(encoding="utf-8")
     raise FileNotFoundError(f"{pyvis.__file__} has no vis-network.min.js: reinstall pyvis")

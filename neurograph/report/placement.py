@@ -8,7 +8,7 @@ from typing import Any
 
 import networkx as nx
 
-__all__ = ["Columns", "Node", "Places", "place", "reduce_crossings", "strength"]
+__all__ = ["Columns", "Coordinates", "Node", "place", "reduce_crossings", "strength"]
 
 _SWEEPS = 6  # passes over the columns; crossings hardly fall after the fourth
 _LANE = 26.0  # distance between two lanes of one crowded column
@@ -16,7 +16,7 @@ _SINGLE_LANE = 36  # neurons that still fit below each other in one lane
 
 Node = tuple[Any, ...]
 Columns = dict[str, list[Node]]
-Places = dict[Node, tuple[float, float]]
+Coordinates = dict[Node, tuple[float, float]]
 
 
 def reduce_crossings(graph: nx.DiGraph, columns: Columns, rank: Callable[[Node], int]) -> None:
@@ -44,7 +44,7 @@ def reduce_crossings(graph: nx.DiGraph, columns: Columns, rank: Callable[[Node],
             settle(nodes)
 
 
-def place(columns: Columns) -> tuple[list[dict[str, Any]], Places, float]:
+def place(columns: Columns) -> tuple[list[dict[str, Any]], Coordinates, float]:
     """Give every node its place; crowded columns are folded into several lanes.
 
     Returns

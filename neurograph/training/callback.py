@@ -64,7 +64,7 @@ class CircuitCallback(Callback):
     Attributes
     ----------
     history : list of Snapshot
-        What was found, in order, by the latest training.
+        The circuits of the latest training, in order.
 
     Raises
     ------
@@ -77,7 +77,7 @@ class CircuitCallback(Callback):
     Notes
     -----
     A search that fails later, because the weights have become NaN, memory or disk is full, or for
-    any other reason, does not end training: it is told by a RuntimeWarning and in TensorBoard, and
+    any other reason, does not end training: a RuntimeWarning and TensorBoard report it, and it
     leaves no circuit for this epoch. Ctrl-C during a search interrupts training as at any other
     time; circuits that were saved stay.
 

@@ -163,8 +163,8 @@ def fit(
         load_weights(module, best.best_model_path)
         tested: dict[str, float] = {}
         if "test" in loaders:
-            [found] = trainer.test(module, loaders["test"], verbose=False)
-            tested.update(found)
+            [measured] = trainer.test(module, loaders["test"], verbose=False)
+            tested.update(measured)
         if logger is not None:
             _log_run(logger, history.best(mode), tested)
     module.model.cpu().eval()

@@ -150,8 +150,8 @@ class TrainingModule(pl.LightningModule):
         output = self(*batch.args, **batch.kwargs)
         loss: Any = self.loss(output, batch.labels)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise OptionError(f"loss returned {found}: it must return one number, a mean say")
+            returned = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise OptionError(f"loss returned {returned}: it must return one number, a mean say")
         metrics = getattr(self, f"{stage}_metrics")
         with torch.no_grad():
             metrics.update(self.predict(tree_map(_detached, output)), batch.labels)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from neurograph.circuit.circuit import Circuit, format_effect
-from neurograph.comparison.overlap import MEASURES, Overlap, overlap_by_name
+from neurograph.comparison.overlap import MEASURES, overlap_by_name
 from neurograph.effects.selection import SIGNS
 from neurograph.report.console_tables import plain
 
@@ -18,7 +19,7 @@ _PATHS_SHOWN = 10  # of each sign
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What a search during training found.
+    """The circuit of one moment of training, as a search found it.
 
     Attributes
     ----------
@@ -30,15 +31,16 @@ class Snapshot:
         Without its model, whose weights are others by now; see `Circuit.attach`.
     path : pathlib.Path
         Its file.
-    change : Overlap or None
-        How alike it and the circuit before it are; None for the first.
+    change : mapping of str to float, or None
+        How alike it and the circuit before it are, by the names of
+        `neurograph.comparison.overlap.MEASURES`; None for the first.
     """
 
     epoch: int
     step: int
     circuit: Circuit
     path: Path
-    change: Overlap | None
+    change: Mapping[str, float] | None
 
     @staticmethod
     def of(epoch: int, step: int, circuit: Circuit, path: Path, last: Snapshot | None) -> Snapshot:
@@ -56,7 +58,7 @@ class Snapshot:
             ``neurons_SIGN``, kept neurons whose effect has that sign; ``edges``;
             ``strongest_SIGN``, that of the strongest measured path of that sign, or NaN;
             ``effect_sum``, the sum of the kept neurons' absolute effects, all effects in units of
-            the target; and the attributes of `Overlap`, NaN for the first.
+            the target; and the measures of `change`, NaN for the first.
         """
         graph = self.circuit.graph
         signs = [data["sign"] for _, data in graph.nodes(data=True)]
@@ -68,7 +70,7 @@ class Snapshot:
         numbers["strongest_negative"] = down if down < 0 else math.nan
         numbers["effect_sum"] = math.fsum(abs(data["effect"]) for _, data in graph.nodes(data=True))
         unknown = dict.fromkeys(MEASURES, math.nan)
-        return numbers | (unknown if self.change is None else asdict(self.change))
+        return numbers | dict(unknown if self.change is None else self.change)
 
     def markdown(self) -> str:
         """Write the circuit and its strongest paths for TensorBoard."""

@@ -227,7 +227,7 @@ def test_where_nothing_kept_is_as_good_there_is_no_share() -> None:
     )  # fmt: skip
     ends = found.ends.set_index("ablation")
     assert ends.loc["mean", "full"] == pytest.approx(10)
-    assert ends["told"].to_dict() == {"mean": False, "zero": True}
+    assert ends["significant"].to_dict() == {"mean": False, "zero": True}
     by_ablation = found.draws.groupby("ablation")["faithfulness"]
     assert by_ablation.apply(lambda f: f.isna().all()).to_dict() == {"mean": True, "zero": False}
     assert "the model is not told from nothing kept" in repr(found)
@@ -241,7 +241,7 @@ def test_of_a_fixed_output_other_samples_tell_nothing() -> None:
         model, X, 1, of_neurons(WEIGHTS), ablations=["resample"], sizes=(0.2, 1), draws=0
     )
     assert found.draws["faithfulness"].isna().all()
-    assert not found.ends["told"].any()
+    assert not found.ends["significant"].any()
     assert (found.draws.query("share == 0.2")["error"] > 0.1).all()
 
 

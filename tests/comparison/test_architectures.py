@@ -7,7 +7,7 @@ import pytest
 
 import neurograph as ng
 from neurograph.comparison.overlap import MEASURES
-from neurograph.report.comparison_page import render
+from neurograph.report.comparison_page import render_comparison
 from tests import zoo
 from tests.case import as_data
 
@@ -42,4 +42,4 @@ def test_compared_with_itself_and_with_other_weights(name: str) -> None:
     for table in (other.neurons("only_a"), other.neurons("only_b")):
         assert table[["difference", "stderr"]].notna().all(axis=None)
     assert set(other.measures.index) == set(MEASURES)
-    assert "<html" in render(other)
+    assert "<html" in render_comparison(other)

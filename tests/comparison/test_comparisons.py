@@ -82,7 +82,7 @@ def test_a_file_holds_all_of_them(tmp_path: Path) -> None:
 
 
 def test_an_interruption_leaves_what_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, done = module.compare_two, []
+    real, done = module.compare_circuits, []
 
     def interrupted(*arguments: object) -> ng.Comparison:
         if len(done) == 2:
@@ -90,7 +90,7 @@ def test_an_interruption_leaves_what_was_compared(monkeypatch: pytest.MonkeyPatc
         done.append(arguments)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "compare_two", interrupted)
+    monkeypatch.setattr(module, "compare_circuits", interrupted)
     with pytest.raises(SearchInterrupted) as stop:
         ng.compare(CIRCUITS, draws=0)
     assert isinstance(stop.value.found, ng.Comparisons)

@@ -25,7 +25,7 @@ def test_the_overlap_of_permuted_neurons_is_hypergeometric() -> None:
     ]
     partner = partners(*sides, by_name(*(side.circuit for side in sides)))
     overlaps = Overlaps(*sides)
-    drawn = [len(overlaps.common(p)) for p in permuted(*sides, partner, 4000, 0, False)]
+    drawn = [len(overlaps.shared(p).neurons.b) for p in permuted(*sides, partner, 4000, 0, False)]
     # The sum of two layers' overlaps: their distributions convolved.
     wanted = np.ones(1)
     for name, size in sizes.items():

@@ -358,5 +358,5 @@ def test_refusals() -> None:
         by_activation(a, a, torch.full((8, 5), 3e38), progress=False)
     with torch.no_grad():
         model[0].weight += 1
-    with pytest.raises(ModelError, match="weights have changed since the search"):
+    with pytest.raises(ModelError, match="weights have changed since it was prepared"):
         matched(a, a)

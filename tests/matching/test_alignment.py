@@ -14,7 +14,7 @@ from torch import nn
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.errors import OptionError
-from neurograph.matching.alignment import align_layers, closeness_in_depth, in_order
+from neurograph.matching.alignment import align_layers, closeness_in_depth, pairs_in_order
 from tests.matching.attached import circuit_of
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
@@ -50,22 +50,22 @@ def test_no_other_pairs_in_order_sum_to_more(similarity: np.ndarray) -> None:
         for some in itertools.combinations(rows, count)
         for others in itertools.combinations(columns, count)
     )
-    pairs = in_order(similarity)
+    pairs = pairs_in_order(similarity)
     assert sum(similarity[pair] for pair in pairs) == best
     assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(pairs))
     assert all(similarity[pair] > 0 for pair in pairs)
 
 
 def test_what_has_no_similarity_has_no_partner() -> None:
-    assert in_order(np.array([[np.nan, 0.2], [0.0, np.nan]])) == [(0, 1)]
-    assert in_order(np.full((2, 2), np.nan)) == []
+    assert pairs_in_order(np.array([[np.nan, 0.2], [0.0, np.nan]])) == [(0, 1)]
+    assert pairs_in_order(np.full((2, 2), np.nan)) == []
 
 
 def test_depth_spreads_the_shallower_over_the_deeper() -> None:
-    assert in_order(closeness_in_depth(3, 5)) == [(0, 0), (1, 2), (2, 4)]
-    assert in_order(closeness_in_depth(5, 3)) == [(0, 0), (2, 1), (4, 2)]
-    assert in_order(closeness_in_depth(2, 2)) == [(0, 0), (1, 1)]
-    assert in_order(closeness_in_depth(1, 3)) == [(0, 1)]
+    assert pairs_in_order(closeness_in_depth(3, 5)) == [(0, 0), (1, 2), (2, 4)]
+    assert pairs_in_order(closeness_in_depth(5, 3)) == [(0, 0), (2, 1), (4, 2)]
+    assert pairs_in_order(closeness_in_depth(2, 2)) == [(0, 0), (1, 1)]
+    assert pairs_in_order(closeness_in_depth(1, 3)) == [(0, 1)]
 
 
 def test_equal_names_go_together_whatever_the_widths() -> None:

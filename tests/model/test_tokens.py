@@ -13,7 +13,7 @@ import torch
 
 import neurograph as ng
 from neurograph.errors import DataError, OptionError
-from neurograph.report.circuit_page import render
+from neurograph.report.circuit_page import render_circuit
 from tests import zoo
 
 WORDS = ["the", " cat", " sat", " on", " a", " mat", " <b>x</b>", " ran", " in", " it", " is", "."]
@@ -72,8 +72,8 @@ def test_the_file_and_the_page_are_the_circuit(tmp_path: Path) -> None:
     assert dict(loaded.graph.nodes(data=True)) == dict(circuit.graph.nodes(data=True))
     assert set(loaded.graph.edges) == set(circuit.graph.edges)
     assert [p.neurons for p in loaded.strongest] == [p.neurons for p in circuit.strongest]
-    page = render(loaded)
-    assert page == render(circuit)
+    page = render_circuit(loaded)
+    assert page == render_circuit(circuit)
     assert "<b>x</b>" not in page
     data = json.loads(page.split('type="application/json"')[1].split(">", 1)[1].split("<")[0])
     assert {node["position"] for node in data["nodes"]} <= {0, 1, 2}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from neurograph.errors import OptionError
-from neurograph.report.circuit_page import render
+from neurograph.report.circuit_page import render_circuit
 from tests.report.pages import HOSTILE, assert_asks_for_nothing, data_of
 
 Make = Callable[..., Any]
@@ -24,7 +24,7 @@ Make = Callable[..., Any]
 
 def test_page_holds_the_whole_circuit(make_circuit: Make) -> None:
     circuit = make_circuit()
-    data = data_of(render(circuit))
+    data = data_of(render_circuit(circuit))
     assert {(n["layer"], n["index"]) for n in data["nodes"]} == set(circuit.graph.nodes)
     ends = {n["id"]: (n["layer"], n["index"]) for n in data["nodes"]}
     edges = {(ends[e["from"]], ends[e["to"]]): e["effect"] for e in data["edges"]}
@@ -40,7 +40,7 @@ def test_page_holds_the_whole_circuit(make_circuit: Make) -> None:
 
 
 def test_columns_run_left_to_right_with_positives_above_negatives(make_circuit: Make) -> None:
-    data = data_of(render(make_circuit((30, 20, 120, 1))))
+    data = data_of(render_circuit(make_circuit((30, 20, 120, 1))))
     places = {(n["x"], n["y"]) for n in data["nodes"]}
     assert len(places) == len(data["nodes"])
     for before, after in zip(data["columns"], data["columns"][1:], strict=False):
@@ -56,13 +56,13 @@ def test_layers_without_kept_neurons_have_no_column(make_circuit: Make) -> None:
     circuit = make_circuit()
     circuit.layers.add_node("unused", type="Linear", shape="[8]", parameters=9, neurons=8)
     circuit.layers.add_edge("input", "unused")
-    assert "unused" not in [c["layer"] for c in data_of(render(circuit))["columns"]]
+    assert "unused" not in [c["layer"] for c in data_of(render_circuit(circuit))["columns"]]
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "<!--<script>", "{{ 7 * 7 }}", "a\u2028b\u2029c"])
 def test_names_are_data_and_never_markup(make_circuit: Make, name: str) -> None:
     circuit = replace(make_circuit(names={0: name}), target=name, provenance={name: name})
-    page = render(circuit)
+    page = render_circuit(circuit)
     data = data_of(page)
     assert name in [n["label"] for n in data["nodes"]]
     assert data["target"] == name
@@ -79,14 +79,14 @@ def data_scripts_in_code(page: str) -> int:
 
 
 def test_page_asks_for_nothing_outside(make_circuit: Make) -> None:
-    assert_asks_for_nothing(render(make_circuit()))
+    assert_asks_for_nothing(render_circuit(make_circuit()))
 
 
 def test_what_is_not_finite_becomes_null(make_circuit: Make) -> None:
     circuit = make_circuit()
     neuron = next(iter(circuit.graph))
     circuit.graph.nodes[neuron].update(effect=math.nan, stderr=math.inf, q50=-math.inf)
-    data = data_of(render(circuit))
+    data = data_of(render_circuit(circuit))
     shown = next(n for n in data["nodes"] if (n["layer"], n["index"]) == neuron)
     assert (shown["effect"], shown["stderr"], shown["q50"]) == (None, None, None)
     assert data["provenance"]["tau"] is None
@@ -98,7 +98,7 @@ def test_what_was_estimated_is_marked(make_circuit: Make) -> None:
     circuit.graph.nodes[neuron]["measured"] = False
     circuit.graph.nodes[list(circuit.graph)[4]]["total_measured"] = False
     circuit.graph.edges[edge]["measured"] = False
-    data = data_of(render(circuit))
+    data = data_of(render_circuit(circuit))
     marked = [(n["layer"], n["index"]) for n in data["nodes"] if n.get("estimated")]
     assert marked == [neuron]
     totals = [(n["layer"], n["index"]) for n in data["nodes"] if n.get("total_estimated")]
@@ -114,7 +114,7 @@ def test_sparse_attributes_and_foreign_values_are_fine(make_circuit: Make) -> No
     del circuit.graph.nodes[neuron]["name"]
     for key in ("mean", "q5", "q95", "total_effect"):
         del circuit.graph.nodes[neuron][key]
-    data = data_of(render(circuit))
+    data = data_of(render_circuit(circuit))
     shown = next(n for n in data["nodes"] if (n["layer"], n["index"]) == neuron)
     assert shown["label"] == f"{neuron.layer}[{neuron.index}]"
     assert data["provenance"] == {"seed": 3, "cut": 0.5, "1": ["x", ["a", "b"]]}
@@ -123,17 +123,17 @@ def test_sparse_attributes_and_foreign_values_are_fine(make_circuit: Make) -> No
 def test_an_empty_circuit_has_a_page(make_circuit: Make) -> None:
     circuit = replace(make_circuit(), strongest=())
     circuit.graph.clear()
-    assert data_of(render(circuit))["nodes"] == []
+    assert data_of(render_circuit(circuit))["nodes"] == []
 
 
 def test_same_circuit_same_page(make_circuit: Make) -> None:
-    assert render(make_circuit()) == render(make_circuit())
-    assert render(make_circuit()) != render(make_circuit(seed=1))
+    assert render_circuit(make_circuit()) == render_circuit(make_circuit())
+    assert render_circuit(make_circuit()) != render_circuit(make_circuit(seed=1))
 
 
 def test_rendering_leaves_the_circuit_alone(make_circuit: Make) -> None:
     circuit, untouched = make_circuit(), make_circuit()
-    render(circuit)
+    render_circuit(circuit)
     assert list(circuit.graph.nodes) == list(untouched.graph.nodes)
     assert repr(dict(circuit.graph.nodes)) == repr(dict(untouched.graph.nodes))
     assert repr(circuit.graph.adj) == repr(untouched.graph.adj)
@@ -144,7 +144,7 @@ def test_to_html_replaces_the_file_whole(make_circuit: Make, tmp_path: Path) -> 
     path.write_text("old")
     circuit = make_circuit(names={0: "Größe=≥5"})
     circuit.to_html(str(path))
-    assert path.read_bytes() == render(circuit).encode("utf-8")
+    assert path.read_bytes() == render_circuit(circuit).encode("utf-8")
     assert os.listdir(tmp_path) == ["circuit.html"]
     assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
 
@@ -182,7 +182,7 @@ def test_a_page_of_thousands_is_cut_and_says_so(make_circuit: Make) -> None:
     circuit = make_circuit((20, 1500, 700, 1), density=0.02)
     assert len(circuit.graph) > 2_200
     assert circuit.graph.number_of_edges() > 20_000
-    page = render(circuit)
+    page = render_circuit(circuit)
     data = data_of(page)
     assert (len(data["nodes"]), len(data["edges"])) == (2_000, 10_000)
     assert len(page) < 6_000_000

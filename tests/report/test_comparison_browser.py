@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from neurograph.report import comparison_page as module
-from neurograph.report.comparison_page import render
+from neurograph.report.comparison_page import render_comparison
 from tests.report.compared import alike, comparison_of
 from tests.report.pages import HOSTILE, drag_and_zoom, settle
 
@@ -66,7 +66,7 @@ def rows_of(page: Any, table: str) -> list[int]:
 
 
 def test_it_draws_silently_and_fetches_nothing(found: Any, visit: Visit) -> None:
-    page, complaints, requests = visit(render(found))
+    page, complaints, requests = visit(render_comparison(found))
     assert page.evaluate("neurograph.visible()") == {
         "nodes": len(found.neurons()), "edges": len(found.edges())
     }  # fmt: skip
@@ -85,7 +85,7 @@ def test_it_draws_silently_and_fetches_nothing(found: Any, visit: Visit) -> None
 
 
 def test_each_status_can_be_put_away(found: Any, visit: Visit) -> None:
-    page, _, _ = visit(render(found))
+    page, _, _ = visit(render_comparison(found))
     neurons, edges = found.neurons(), found.edges()
     hidden: list[str] = []
     for status in STATUSES:
@@ -98,7 +98,7 @@ def test_each_status_can_be_put_away(found: Any, visit: Visit) -> None:
 
 
 def test_the_slider_hides_what_is_weak_or_changed_little(found: Any, visit: Visit) -> None:
-    page, _, _ = visit(render(found))
+    page, _, _ = visit(render_comparison(found))
     neurons, edges = found.neurons(), found.edges()
     page.evaluate("neurograph.setThreshold(0.1, 'strength')")
     shown = [strength(table) >= 0.1 for table in (edges, neurons)]
@@ -114,7 +114,7 @@ def test_the_slider_hides_what_is_weak_or_changed_little(found: Any, visit: Visi
 
 
 def test_tables_list_what_the_comparison_has(found: Any, visit: Visit) -> None:
-    page, _, _ = visit(render(found))
+    page, _, _ = visit(render_comparison(found))
     for kind in ("neurons", "edges", "paths"):
         table = getattr(found, kind)()
         page.locator(f"#tab-{kind}").click()
@@ -138,7 +138,7 @@ def test_tables_list_what_the_comparison_has(found: Any, visit: Visit) -> None:
 
 
 def test_a_click_in_the_graph_leads_the_tables(found: Any, visit: Visit) -> None:
-    page, complaints, _ = visit(render(found))
+    page, complaints, _ = visit(render_comparison(found))
     neuron = some_neuron(found)
     at = page.evaluate("n => neurograph.position('a', ...n)", list(neuron))
     page.mouse.click(at["x"], at["y"])
@@ -164,7 +164,7 @@ def test_a_click_in_the_graph_leads_the_tables(found: Any, visit: Visit) -> None
 
 
 def test_a_row_leads_the_graph(found: Any, visit: Visit) -> None:
-    page, _, _ = visit(render(found))
+    page, _, _ = visit(render_comparison(found))
     for kind, one in (("neurons", "neuron"), ("edges", "edge"), ("paths", "path")):
         page.locator(f"#tab-{kind}").click()
         page.locator(f"#{kind} [data-sort=name]").click()
@@ -181,7 +181,7 @@ def test_a_row_leads_the_graph(found: Any, visit: Visit) -> None:
 
 
 def test_an_edge_can_be_clicked(found: Any, visit: Visit) -> None:
-    page, _, _ = visit(render(found))
+    page, _, _ = visit(render_comparison(found))
     edges = found.edges()
     last = edges["source_a"].map(lambda n: n is not None and n.layer == "linear2")
     row = edges[last & (edges["status"] == "only_a")].iloc[0]
@@ -197,7 +197,7 @@ def test_an_edge_can_be_clicked(found: Any, visit: Visit) -> None:
 
 
 def test_hovering_tells_both_effects_and_the_difference(found: Any, visit: Visit) -> None:
-    page, _, _ = visit(render(found))
+    page, _, _ = visit(render_comparison(found))
     row = found.neurons("flipped").iloc[0]
     at = page.evaluate("n => neurograph.position('b', ...n)", list(row["neuron_b"]))
     page.mouse.move(at["x"], at["y"])
@@ -211,7 +211,7 @@ def test_hovering_tells_both_effects_and_the_difference(found: Any, visit: Visit
 
 
 def test_search_and_keys_lead_everywhere(found: Any, visit: Visit) -> None:
-    page, complaints, _ = visit(render(found))
+    page, complaints, _ = visit(render_comparison(found))
     page.keyboard.press("/")
     page.keyboard.type("linear2")
     assert page.locator("#hits li").count() == sum(
@@ -255,7 +255,7 @@ def nodes_of(page: Any) -> list[dict[str, Any]]:
 def test_hostile_names_stay_names(make_circuit: Make, visit: Visit) -> None:
     one, two = (replace(make_circuit(names={0: HOSTILE}, seed=s), target=HOSTILE) for s in (0, 2))
     both = comparison_of(one, two, names=(HOSTILE, f"{HOSTILE}<b>bold</b>" + "x" * 300))
-    page, complaints, _ = visit(render(replace(both, notes=(HOSTILE,))))
+    page, complaints, _ = visit(render_comparison(replace(both, notes=(HOSTILE,))))
     page.evaluate("neurograph.select('a', 'input', 0)")
     at = page.evaluate("neurograph.position('a', 'input', 0)")
     page.mouse.move(at["x"], at["y"])
@@ -272,7 +272,7 @@ def test_what_is_left_out_is_told(
     found: Any, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_EDGES_SHOWN", 10)
-    page, _, _ = visit(render(found))
+    page, _, _ = visit(render_comparison(found))
     left = len(found.edges()) - 10
     assert f"10 edges ({left} weaker left out)" in page.locator("#counts").inner_text()
     page.locator("#tab-edges").click()
@@ -282,7 +282,7 @@ def test_what_is_left_out_is_told(
 
 def test_many_edges_are_painted_from_a_bitmap(make_circuit: Make, visit: Visit) -> None:
     big = comparison_of(*(make_circuit((60, 90, 90, 1), density=0.15, seed=s) for s in (0, 1)))
-    page, complaints, _ = visit(render(big), color_scheme="dark")
+    page, complaints, _ = visit(render_comparison(big), color_scheme="dark")
     drag_and_zoom(page)
     page.emulate_media(color_scheme="light")
     page.evaluate("n => neurograph.select('a', ...n)", list(some_neuron(big, "linear2", "both")))
@@ -293,7 +293,7 @@ def test_many_edges_are_painted_from_a_bitmap(make_circuit: Make, visit: Visit) 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_telephone_and_can_be_read(found: Any, visit: Visit, scheme: str) -> None:
-    page, complaints, _ = visit(render(found), width=400, color_scheme=scheme)
+    page, complaints, _ = visit(render_comparison(found), width=400, color_scheme=scheme)
     for tab in ("overview", "neurons", "edges", "paths", "layers"):
         page.locator(f"#tab-{tab}").click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
@@ -326,7 +326,7 @@ def contrast(one: np.ndarray, other: np.ndarray) -> float:
 def test_empty_circuits_say_so(make_circuit: Make, visit: Visit) -> None:
     circuit = replace(make_circuit(), strongest=())
     circuit.graph.clear()
-    page, complaints, _ = visit(render(comparison_of(circuit, circuit, draws=10)))
+    page, complaints, _ = visit(render_comparison(comparison_of(circuit, circuit, draws=10)))
     assert "0 neurons in either circuit" in page.locator("#summary").inner_text()
     page.locator("#tab-neurons").click()
     assert "None." in page.locator("#neurons").inner_text()

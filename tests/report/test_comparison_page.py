@@ -17,9 +17,10 @@ from neurograph.errors import OptionError
 from neurograph.matching.matching import Matching
 from neurograph.report import comparison_page as module
 from neurograph.report.comparison_cards import layer_cards, measure_cards, transplant_cards
-from neurograph.report.comparison_page import render
+from neurograph.report.comparison_page import render_comparison
+from neurograph.report.document import Tab
 from tests.report.compared import alike, comparison_of, transplants, without_layer
-from tests.report.pages import HOSTILE, assert_asks_for_nothing, data_of, words_of
+from tests.report.pages import HOSTILE, assert_asks_for_nothing, data_of, markup_of, words_of
 
 Make = Callable[..., Any]
 KINDS = ("neurons", "edges", "paths")
@@ -35,7 +36,7 @@ def nan_to_none(value: float) -> float | None:
 
 
 def test_page_holds_every_neuron_edge_and_path_once(found: Any) -> None:
-    data = data_of(render(found))
+    data = data_of(render_comparison(found))
     for kind in KINDS:
         table, items = getattr(found, kind)(), data[kind if kind != "neurons" else "nodes"]
         assert sorted(item["row"] for item in items) == list(range(len(table)))
@@ -62,7 +63,7 @@ def test_page_holds_every_neuron_edge_and_path_once(found: Any) -> None:
 
 
 def test_a_matched_pair_is_one_node_and_both_circuits_share_columns(found: Any) -> None:
-    data = data_of(render(found))
+    data = data_of(render_comparison(found))
     assert [(c["a"], c["b"]) for c in data["columns"]] == [
         (layer, [layer]) for layer in ("input", "linear1", "linear2", "linear3")
     ]
@@ -78,7 +79,7 @@ def test_layers_of_one_model_alone_stand_between_their_neighbours(make_circuit: 
     deep = make_circuit((8, 6, 7, 5, 1), seed=3)
     shallow = without_layer(make_circuit((8, 6, 7, 5, 1)), "linear2")
     match = {"input": "input", "linear1": "linear1", "linear4": "linear4"}
-    page = render(comparison_of(shallow, deep, match=match))
+    page = render_comparison(comparison_of(shallow, deep, match=match))
     columns = [(c["a"], c["b"]) for c in data_of(page)["columns"]]
     shared = [("input", ["input"]), ("linear1", ["linear1"])]
     ends = [("linear3", []), ("linear4", ["linear4"])]
@@ -92,7 +93,7 @@ def test_a_pair_has_the_names_of_both_circuits(make_circuit: Make) -> None:
     one, two = make_circuit(names={0: "Age"}), make_circuit(names={0: "age in years"}, seed=2)
     for first, second in ((one, two), (two, one)):
         found = comparison_of(first, second)
-        nodes = data_of(render(found))["nodes"]
+        nodes = data_of(render_comparison(found))["nodes"]
         shown = next(node for node in nodes if node["a"] == ["input", 0])
         names = [circuit.name(("input", 0)) for circuit in (first, second)]
         assert [shown["label"], shown["label_b"]] == names
@@ -102,7 +103,7 @@ def test_the_weakest_edges_are_left_out_and_counted(
     found: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_EDGES_SHOWN", 12)
-    data, edges = data_of(render(found)), found.edges()
+    data, edges = data_of(render_comparison(found)), found.edges()
     assert data["left_out"] == {"edges": len(edges) - 12, "paths": 0}
     assert sum(data["counts"]["edges"].values()) == len(edges)
     strongest = edges[["effect_a", "effect_b"]].abs().max(axis=1).nlargest(12)
@@ -126,14 +127,14 @@ def test_each_measure_stands_beside_its_null(found: Any) -> None:
         assert card.band is not None
         inside = card.band[0] <= card.mark <= card.band[1]
         assert inside == (row["null_low"] <= row["value"] <= row["null_high"])
-    text = words_of(render(found))
+    text = words_of(render_comparison(found))
     assert "permuted within their layers, 100 times" in text
     assert all(f" {name} " in text for name in found.measures.index)
 
 
 def test_without_draws_there_is_no_null(make_circuit: Make) -> None:
     bare = comparison_of(make_circuit(), make_circuit(seed=2), draws=0)
-    page = render(bare)
+    page = render_comparison(bare)
     assert "No permutations were drawn" in words_of(page)
     assert not re.search(r'<path class="bars"', page)
 
@@ -147,9 +148,9 @@ def test_transplants_are_told_in_words(found: Any) -> None:
     assert second.sentence.startswith("seed 1 keeps only the neurons that match the circuit of ")
     assert "83 % of its target" in second.sentence
     assert second.p == "p = 0.048"
-    assert all(card.sentence in words_of(render(found)) for card in (first, second))
+    assert all(card.sentence in words_of(render_comparison(found)) for card in (first, second))
     alone = replace(found, transplants=transplants().iloc[:0])
-    assert "Do they compute it" not in words_of(render(alone))
+    assert "Do they compute it" not in words_of(render_comparison(alone))
 
 
 def test_layers_are_a_table_with_shares(found: Any) -> None:
@@ -163,7 +164,7 @@ def test_layers_are_a_table_with_shares(found: Any) -> None:
 
 
 def test_notes_ties_and_how_neurons_were_matched_are_told(found: Any) -> None:
-    text = words_of(render(found))
+    text = words_of(render_comparison(found))
     assert all(note in text for note in found.notes)
     assert "matched by how alike their activations are" in text
     assert "4 ties, where chance chose" in text
@@ -175,7 +176,7 @@ def test_names_are_data_and_never_markup(make_circuit: Make, name: str) -> None:
     one, two = (replace(make_circuit(names={0: name}, seed=s), target=name) for s in (0, 2))
     found = comparison_of(one, two, names=(name, f"{name} b"))
     found = replace(found, notes=(name,), provenance={name: name})
-    page = render(found)
+    page = render_comparison(found)
     data = data_of(page)
     assert name in [node["label"] for node in data["nodes"]]
     assert data["names"] == [name, f"{name} b"]
@@ -186,19 +187,35 @@ def test_names_are_data_and_never_markup(make_circuit: Make, name: str) -> None:
     assert page.count("</script>") == page.count("<script") - sum(c.count("<script") for c in code)
 
 
+def test_an_added_tab_has_a_button_and_its_panel(
+    found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = Tab("again", "Once more", "comparison_layers.html.j2", lambda _: {"layers": ()})
+    first = replace(module.COMPARISON_TABS[0], label="First")
+    monkeypatch.setattr(module, "COMPARISON_TABS", (first, added))
+    markup = markup_of(render_comparison(found))
+    assert re.findall(r'id="tab-(\w+)"', markup) == ["overview", "again"]
+    assert re.findall(r'id="panel-(\w+)"', markup) == ["overview", "again"]
+    assert "Once more" in markup
+    assert markup.index('id="panel-again"') < markup.index('id="layer-table"')
+
+
 def test_page_asks_for_nothing_outside(found: Any) -> None:
-    assert_asks_for_nothing(render(found))
+    assert_asks_for_nothing(render_comparison(found))
 
 
 def test_same_comparison_same_page(make_circuit: Make) -> None:
-    pages = [render(comparison_of(make_circuit(), make_circuit(seed=seed))) for seed in (2, 2, 3)]
+    pages = [
+        render_comparison(comparison_of(make_circuit(), make_circuit(seed=seed)))
+        for seed in (2, 2, 3)
+    ]
     assert pages[0] == pages[1] != pages[2]
 
 
 def test_empty_circuits_have_a_page(make_circuit: Make) -> None:
     circuit = replace(make_circuit(), strongest=())
     circuit.graph.clear()
-    data = data_of(render(comparison_of(circuit, circuit, draws=10)))
+    data = data_of(render_comparison(comparison_of(circuit, circuit, draws=10)))
     assert data["nodes"] == data["edges"] == data["paths"] == []
 
 
@@ -211,7 +228,7 @@ def test_a_path_may_run_over_neurons_that_no_circuit_kept(make_circuit: Make) ->
     row = {"path_a": path.neurons, "path_b": None, "name": "odd", "status": "only_a"}
     found = replace(found, _paths=pd.concat([found.paths(), pd.DataFrame([row])]).reset_index())
     unmatched = replace(found, matching=Matching("mapping", found.matching.layers))
-    shown = next(p for p in data_of(render(unmatched))["paths"] if p["name"] == "odd")
+    shown = next(p for p in data_of(render_comparison(unmatched))["paths"] if p["name"] == "odd")
     assert [i is None for i in shown["chain"]] == [
         False,
         path.neurons[1] not in two.graph,
@@ -224,7 +241,7 @@ def test_to_html_replaces_the_file_whole(found: Any, tmp_path: Path) -> None:
     path = tmp_path / "diff.html"
     path.write_text("old")
     found.to_html(path)
-    assert path.read_bytes() == render(found).encode("utf-8")
+    assert path.read_bytes() == render_comparison(found).encode("utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["diff.html"]
     with pytest.raises(OptionError, match=r"absent.*make it"):
         found.to_html(tmp_path / "absent" / "page.html")

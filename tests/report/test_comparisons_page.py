@@ -16,7 +16,7 @@ import pytest
 import neurograph as ng
 from neurograph.errors import OptionError
 from neurograph.report import comparisons_page as module
-from neurograph.report.comparisons_page import render
+from neurograph.report.comparisons_page import render_comparisons
 from tests.report.pages import HOSTILE, assert_asks_for_nothing, data_of
 
 Make = Callable[..., Any]
@@ -35,7 +35,7 @@ def found(make_circuit: Make) -> Any:
 
 
 def test_page_holds_every_measure_of_every_pair(found: Any) -> None:
-    data = data_of(render(found))
+    data = data_of(render_comparisons(found))
     assert data["rows"] == data["columns"] == list(NAMES)
     for name in found["seed 0", "twin"].measures.index:
         for column, values in data["numbers"][name].items():
@@ -52,7 +52,7 @@ def test_page_holds_every_measure_of_every_pair(found: Any) -> None:
 def test_what_is_stable_travels_whole_or_is_counted(
     found: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = data_of(render(found))["stable"]
+    data = data_of(render_comparisons(found))["stable"]
     for kind in ("neurons", "edges", "paths"):
         table = found.stable(kind)
         assert data[kind]["circuits"] == list(NAMES)
@@ -64,12 +64,12 @@ def test_what_is_stable_travels_whole_or_is_counted(
             shown, table[[f"effect_{name}" for name in NAMES]].to_numpy(), rtol=1e-6
         )
     monkeypatch.setattr(module, "_STABLE_SHOWN", 5)
-    few = data_of(render(found))["stable"]["edges"]
+    few = data_of(render_comparisons(found))["stable"]["edges"]
     assert (len(few["rows"]), few["all"]) == (5, len(found.stable("edges")))
 
 
 def test_notes_of_all_pairs_are_told_once(found: Any) -> None:
-    page = render(found)
+    page = render_comparisons(found)
     shared = set.intersection(*(set(cell.notes) for cell in found.cells.values()))
     listed = re.findall(r"<li>(.*?)</li>", page)
     assert set(listed) - shared <= {"Some pairs have notes of their own, shown with them."}
@@ -80,17 +80,17 @@ def test_notes_of_all_pairs_are_told_once(found: Any) -> None:
 
 def test_rows_and_columns_may_differ_and_pairs_be_missing(found: Any, make_circuit: Make) -> None:
     beside = ng.compare([make_circuit()], {"x": make_circuit(seed=1)}, draws=0)
-    data = data_of(render(beside))
+    data = data_of(render_comparisons(beside))
     assert (data["rows"], data["columns"], data["stable"]) == (["0"], ["x"], {})
     first = ("seed 0", "seed 1")
     part = replace(found, cells={first: found.cells[first]})  # as an interruption leaves it
-    assert data_of(render(part))["stable"] == {}
-    assert data_of(render(replace(found, cells={})))["pairs"] == []
+    assert data_of(render_comparisons(part))["stable"] == {}
+    assert data_of(render_comparisons(replace(found, cells={})))["pairs"] == []
 
 
 def test_same_comparisons_same_page_in_one_file(found: Any, tmp_path: Path) -> None:
     found.to_html(tmp_path / "many.html")
-    page = render(found)
+    page = render_comparisons(found)
     assert (tmp_path / "many.html").read_text(encoding="utf-8") == page
     assert_asks_for_nothing(page)
     with pytest.raises(OptionError, match=r"absent.*make it"):
@@ -99,7 +99,7 @@ def test_same_comparisons_same_page_in_one_file(found: Any, tmp_path: Path) -> N
 
 @in_browser
 def test_the_matrix_shows_each_measure(found: Any, visit: Visit) -> None:
-    page, complaints, requests = visit(render(found))
+    page, complaints, requests = visit(render_comparisons(found))
     for measure in ("neuron_jaccard", "spearman"):
         page.locator("#measure").select_option(measure)
         values = found.measure(measure).to_numpy()
@@ -119,7 +119,7 @@ def test_the_matrix_shows_each_measure(found: Any, visit: Visit) -> None:
 
 @in_browser
 def test_a_cell_tells_its_pair_by_pointer_and_keys(found: Any, visit: Visit) -> None:
-    page, complaints, _ = visit(render(found))
+    page, complaints, _ = visit(render_comparisons(found))
     page.locator("#heat [data-at='0,1']").click()
     panel = page.locator("#pair")
     assert panel.locator("h2").inner_text() == "seed 0 and seed 1"
@@ -150,7 +150,7 @@ def test_a_cell_tells_its_pair_by_pointer_and_keys(found: Any, visit: Visit) -> 
 
 @in_browser
 def test_what_is_stable_can_be_narrowed(found: Any, visit: Visit) -> None:
-    page, complaints, _ = visit(render(found))
+    page, complaints, _ = visit(render_comparisons(found))
     table = found.stable()
     page.locator("#layer").select_option("linear1")
     listed = page.locator("#panel-neurons tbody tr td:first-child").all_inner_texts()
@@ -180,7 +180,7 @@ def test_hostile_names_stay_names_on_a_telephone(
         for seed, name in enumerate((HOSTILE, f"<b>{'x' * 300}", "c"))
     }
     page, complaints, _ = visit(
-        render(ng.compare(circuits, draws=20)), width=400, color_scheme=scheme
+        render_comparisons(ng.compare(circuits, draws=20)), width=400, color_scheme=scheme
     )
     page.locator("#heat [data-at='0,1']").click()
     for tab in ("neurons", "edges", "paths", "pairs"):

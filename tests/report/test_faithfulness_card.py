@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from neurograph.ablation.faithfulness_result import Faithfulness
-from neurograph.report.circuit_page import render
-from neurograph.report.faithfulness_tab import card
+from neurograph.report.circuit_page import render_circuit
+from neurograph.report.faithfulness_card import faithfulness_card
 from tests.report.pages import HOSTILE
 
 Make = Callable[..., Any]
@@ -38,7 +38,7 @@ def found(name: str = "exact", ablations: tuple[str, ...] = ("mean", "zero")) ->
                 rows += [("random", "random", *head, s, draw, s + draw / 10) for s in SHARES]
     columns = "ranking order ablation direction share draw faithfulness".split()
     draws = pd.DataFrame(rows, columns=columns).assign(components=1, value=0.0, error=0.0)
-    ends = pd.DataFrame({"ablation": ablations, "told": [a != "mean" for a in ablations]})
+    ends = pd.DataFrame({"ablation": ablations, "significant": [a != "mean" for a in ablations]})
     return Faithfulness(draws, ends, "edges", 1234, "disease", None, SHARES)
 
 
@@ -47,7 +47,7 @@ def points(path: str) -> np.ndarray:
 
 
 def test_the_table_is_the_summary() -> None:
-    shown = card(found())
+    shown = faithfulness_card(found())
     assert (shown.of, shown.count) == ("edges", "1,234")
     assert [name for name, _ in shown.rows] == ["mean", "zero"]
     signed, absolute, random = shown.rows[0][1]
@@ -59,9 +59,9 @@ def test_the_table_is_the_summary() -> None:
 
 
 def test_the_curves_are_those_of_circuits_kept_alone() -> None:
-    shown = card(found())
+    shown = faithfulness_card(found())
     panel = shown.panels[1]
-    assert (panel.ablation, panel.told, shown.panels[0].told) == ("zero", True, False)
+    assert (panel.ablation, panel.significant, shown.panels[0].significant) == ("zero", True, False)
     random, signed, absolute = panel.lines
     assert [line.label for line in panel.lines] == ["random", "exact, signed", "exact, absolute"]
     across = points(signed.path)[:, 0]
@@ -86,7 +86,7 @@ def test_what_is_nan_is_not_drawn() -> None:
     some = found()
     draws = some.draws.assign(faithfulness=some.draws["faithfulness"].where(some.draws.index < 5))
     empty = Faithfulness(draws, some.ends, "edges", 9, "disease", None, SHARES)
-    shown = card(empty)
+    shown = faithfulness_card(empty)
     assert [line.path for line in shown.panels[1].lines] == [""] * 3
     assert shown.panels[1].stars == ()
     assert shown.rows[1][1][0] == ("exact, signed", "–", "–")
@@ -95,15 +95,15 @@ def test_what_is_nan_is_not_drawn() -> None:
 def test_without_random_circuits() -> None:
     some = found()
     draws = some.draws[some.draws["order"] != "random"]
-    shown = card(Faithfulness(draws, some.ends, "edges", 9, "disease", None, SHARES))
+    shown = faithfulness_card(Faithfulness(draws, some.ends, "edges", 9, "disease", None, SHARES))
     assert shown.panels[0].band == ""
     assert [kind for kind, _, _ in shown.keys] == ["signed", "absolute", "kept"]
 
 
 def test_the_page_shows_it_where_it_is_given(make_circuit: Make, tmp_path: Path) -> None:
     circuit = make_circuit()
-    assert 'id="faithfulness"' not in render(circuit)
-    page = render(circuit, found())
+    assert 'id="faithfulness"' not in render_circuit(circuit)
+    page = render_circuit(circuit, found())
     assert page.count('<svg class="faith"') == 2
     assert "share of noise" in page
     circuit.to_html(tmp_path / "page.html", faithfulness=found())
@@ -111,7 +111,7 @@ def test_the_page_shows_it_where_it_is_given(make_circuit: Make, tmp_path: Path)
 
 
 def test_names_are_no_markup(make_circuit: Make) -> None:
-    page = render(make_circuit(), found(HOSTILE))
+    page = render_circuit(make_circuit(), found(HOSTILE))
     assert HOSTILE not in page
     assert "&lt;img src=x onerror=alert(1)&gt;, signed" in page
 

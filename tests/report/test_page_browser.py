@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import neurograph
-from neurograph.report.circuit_page import render
+from neurograph.report.circuit_page import render_circuit
 from tests.report.pages import HOSTILE, drag_and_zoom, settle
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -35,7 +35,7 @@ class Opened(NamedTuple):
 @pytest.fixture
 def opened(visit: Callable[[str], Any]) -> Callable[[Any], Opened]:
     def open_page(circuit: Any) -> Opened:
-        page, complaints, requests = visit(render(circuit))
+        page, complaints, requests = visit(render_circuit(circuit))
         return Opened(page, circuit, complaints, requests)
 
     return open_page
@@ -87,7 +87,7 @@ def test_it_names_the_features_that_do_most_in_total(visit: Callable[[str], Any]
     torch.manual_seed(0)
     model, X = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)), torch.rand(60, 4)
     circuit = neurograph.search(model, X, 1, feature_names=["a", "b", HOSTILE, "d"], progress=False)
-    page, complaints, _ = visit(render(circuit))
+    page, complaints, _ = visit(render_circuit(circuit))
     told = page.locator("#summary").inner_text()
     first = circuit.features().head(3)["name"]
     places = [told.index(name) for name in first]
@@ -226,7 +226,7 @@ def test_it_works_inside_a_sandboxed_frame(browser: Any, make_circuit: Make) -> 
     page = browser.new_page()
     page.set_content('<iframe sandbox="allow-scripts" width="900" height="700"></iframe>')
     page.evaluate(
-        "text => { document.querySelector('iframe').srcdoc = text }", render(make_circuit())
+        "text => { document.querySelector('iframe').srcdoc = text }", render_circuit(make_circuit())
     )
     frame = page.locator("iframe").element_handle().content_frame()
     frame.wait_for_function("window.neurograph && window.neurograph.ready")
@@ -237,7 +237,7 @@ def test_it_works_inside_a_sandboxed_frame(browser: Any, make_circuit: Make) -> 
 def test_dark_and_crowded(visit: Callable[..., Any], make_circuit: Make) -> None:
     circuit = make_circuit((60, 90, 90, 1), density=0.15)
     assert circuit.graph.number_of_edges() > 1200  # enough to be painted from a bitmap
-    page, complaints, _ = visit(render(circuit), color_scheme="dark")
+    page, complaints, _ = visit(render_circuit(circuit), color_scheme="dark")
     assert ink(page) > 2000
     drag_and_zoom(page)
     page.emulate_media(color_scheme="light")

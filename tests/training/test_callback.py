@@ -148,7 +148,7 @@ def test_the_numbers_are_those_of_the_circuit(tmp_path: Path) -> None:
         assert last[f"strongest_{sign}"] == next(circuit.paths(1, sign=sign)).effect
     assert last["edges"] == len(circuit.edges())
     assert last["effect_sum"] == pytest.approx(circuit.neurons()["effect"].abs().sum())
-    assert last["spearman"] == found.history[-1].change.spearman
+    assert last["spearman"] == found.history[-1].change["spearman"]
 
 
 def test_names_cannot_break_the_table(tmp_path: Path) -> None:

@@ -4,22 +4,11 @@ Every function returns a `matplotlib.figure.Figure` of its own, 800 pixels wide,
 window: ``figure.savefig(path)`` writes it. Nothing global is touched.
 """
 
-from neurograph.report.figures.draw_distributions import distributions
-from neurograph.report.figures.draw_faithfulness import faithfulness
-from neurograph.report.figures.draw_history import history
-from neurograph.report.figures.draw_masking import masking
-from neurograph.report.figures.draw_quantile_bands import quantile_bands
-from neurograph.report.figures.draw_responses import responses
-from neurograph.report.figures.draw_separation import separation
-from neurograph.report.figures.draw_shift import shift
-
-__all__ = [
-    "distributions",
-    "faithfulness",
-    "history",
-    "masking",
-    "quantile_bands",
-    "responses",
-    "separation",
-    "shift",
-]
+from neurograph.report.figures.draw_distributions import distributions as distributions
+from neurograph.report.figures.draw_faithfulness import faithfulness as faithfulness
+from neurograph.report.figures.draw_history import history as history
+from neurograph.report.figures.draw_masking import masking as masking
+from neurograph.report.figures.draw_quantile_bands import quantile_bands as quantile_bands
+from neurograph.report.figures.draw_responses import responses as responses
+from neurograph.report.figures.draw_separation import separation as separation
+from neurograph.report.figures.draw_shift import shift as shift

@@ -103,8 +103,8 @@ def distributions(
                 ax.set_xlabel("activation")
         handles = [key(color=colour, linestyle=dash) for colour, dash, _ in looks.values()]
         handles.append(key(color=GREY, marker="o", linewidth=1, markersize=4))
-        told = [_class_name(label, class_names) for label in labels]
-        legend(figure, handles, [*told, "middle 90 %, middle 50 %, median"])
+        names = [_class_name(label, class_names) for label in labels]
+        legend(figure, handles, [*names, "middle 90 %, middle 50 %, median"])
     return figure
 
 
@@ -115,7 +115,7 @@ def _columns(values: ClassValues, neuron: Neuron) -> dict[Any, NDArray[np.float6
             f"there are no values of layer {neuron.layer!r}; there are those of "
             f"{', '.join(values.values)}"
         )
-    found = {}
+    by_class = {}
     for label, rows in values.values[neuron.layer].items():
         if not (0 <= neuron.index < rows.shape[1] and neuron.position is None):
             raise OptionError(
@@ -125,10 +125,10 @@ def _columns(values: ClassValues, neuron: Neuron) -> dict[Any, NDArray[np.float6
         if not len(column) or not np.isfinite(column).all():
             what = "is not finite somewhere" if len(column) else "has no values"
             raise DataError(f"class {label!r} {what} at {neuron}")
-        found[label] = column
-    if not found:
+        by_class[label] = column
+    if not by_class:
         raise DataError(f"there is no class with values of layer {neuron.layer!r}")
-    return found
+    return by_class
 
 
 def _name(values: ClassValues, neuron: Neuron) -> str:
@@ -156,20 +156,20 @@ def _histograms(
     looks: Mapping[Any, tuple[str, Any, float]],
 ) -> None:
     edges = _edges(np.concatenate(list(by_class.values())))
-    found = {label: _density(column, edges) for label, column in by_class.items()}
-    top = max(float(density.max()) for density in found.values())
-    step = top * min(0.11, 0.6 / len(found))
-    for place, (label, density) in enumerate(found.items()):
+    densities = {label: _density(column, edges) for label, column in by_class.items()}
+    top = max(float(density.max()) for density in densities.values())
+    step = top * min(0.11, 0.6 / len(densities))
+    for place, (label, density) in enumerate(densities.items()):
         colour, dash, fill = looks[label]
         if fill:
             ax.stairs(density, edges, fill=True, color=colour, alpha=fill, linewidth=0)
         ax.stairs(density, edges, color=colour, linestyle=dash, linewidth=1.5)
-        height = 1.06 * top + step * (len(found) - place)
+        height = 1.06 * top + step * (len(densities) - place)
         _range(ax, by_class[label], height, colour)
     ticks = [tick for tick in ax.get_yticks() if 0 <= tick <= top]
     ax.set_yticks(ticks[:: max(1, len(ticks) // 3)])
     ax.spines["left"].set_bounds(0, top)
-    ax.set_ylim(0, 1.1 * top + step * (len(found) + 0.5))
+    ax.set_ylim(0, 1.1 * top + step * (len(densities) + 0.5))
 
 
 def _range(ax: Axes, column: NDArray[np.float64], height: float, colour: str) -> None:

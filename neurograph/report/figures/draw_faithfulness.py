@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from neurograph.errors import DataError, OptionError
+from neurograph.report.faithfulness_curves import (
+    CUT,
+    curve_limits,
+    curve_looks,
+    curves_of,
+    rankings_of,
+)
 from neurograph.report.figures.style import (
     DASHES,
     GREY,
@@ -32,18 +37,20 @@ if TYPE_CHECKING:
 __all__ = ["faithfulness"]
 
 _DIRECTIONS = {"keep": "kept alone", "knock_out": "knocked out"}
-_ORDERS = {"signed": (DASHES[0], "o"), "absolute": (DASHES[1], "s")}
-_KEPT = "*"
-_LOW, _HIGH = -1.0, 2.0  # beyond, a curve leaves the panel
+_ORDERS: dict[str, dict[str, Any]] = {
+    "signed": {"linestyle": DASHES[0], "marker": "o"},
+    "absolute": {"linestyle": DASHES[1], "marker": "s"},
+    "kept": {"linestyle": "", "marker": "*", "markersize": 12, "markeredgecolor": "black"},
+}
 _END: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
-def faithfulness(found: Faithfulness, *, rankings: Collection[str] | None = None) -> Figure:
+def faithfulness(result: Faithfulness, *, rankings: Collection[str] | None = None) -> Figure:
     """Draw curves of faithfulness, a panel for each ablation and direction.
 
     Parameters
     ----------
-    found : Faithfulness
+    result : Faithfulness
     rankings : collection of str, optional
         Which rankings, by name; all by default.
 
@@ -63,21 +70,21 @@ def faithfulness(found: Faithfulness, *, rankings: Collection[str] | None = None
     OptionError
         More rankings than can be told apart, or one that there is not.
     """
-    table = found.curves()
+    table = result.curves()
     columns = "ranking order ablation direction share faithfulness".split()
     check_columns(table, [*columns, "faithfulness_low", "faithfulness_high"], "faithfulness")
     names = _chosen(table, rankings)
     ablations = list(dict.fromkeys(table["ablation"]))
     directions = [name for name in _DIRECTIONS if name in set(table["direction"])]
-    low, high, cut = _limits(table)
+    low, high, cut = curve_limits(table)
     title = (
-        f"Faithfulness to '{literal(found.target, 40)}' of circuits of {found.of}\n"
-        f"random: mean of the draws, {100 * found.confidence:g} % confidence interval"
+        f"Faithfulness to '{literal(result.target, 40)}' of circuits of {result.of}\n"
+        f"random: mean of the draws, {100 * result.confidence:g} % confidence interval"
     )
     with look():
         figure, axes = panels(
             len(directions) * len(ablations),
-            f"{title}; cut at {_LOW:g} and {_HIGH:g}" if cut else title,
+            f"{title}; cut at {CUT[0]:g} and {CUT[1]:g}" if cut else title,
             most=len(ablations) if len(ablations) > 1 else 2,
             option="ablations",
             sharex=True,
@@ -89,18 +96,18 @@ def faithfulness(found: Faithfulness, *, rankings: Collection[str] | None = None
             _panel(ax, table[here], names)
             others = "others " if direction == "keep" else ""
             ax.set_title(f"{_DIRECTIONS[direction]}, {others}{ablation}")
-            ax.set_ylim(low, high)
+            ax.set_ylim(low - 0.08, high + 0.08)
             ax.tick_params(labelbottom=lowest, labelleft=first)
             if first:
                 ax.set_ylabel("faithfulness")
             if lowest:
-                ax.set_xlabel(f"share of the {found.of}, %")
+                ax.set_xlabel(f"share of the {result.of}, %")
         legend(figure, *_legend(table, names))
     return figure
 
 
 def _chosen(table: pd.DataFrame, rankings: Collection[str] | None) -> list[str]:
-    known = list(dict.fromkeys(table.loc[table["order"] != "random", "ranking"]))
+    known = rankings_of(table)
     chosen = known if rankings is None else list(rankings)
     for name in chosen:
         if name not in known:
@@ -115,53 +122,33 @@ def _chosen(table: pd.DataFrame, rankings: Collection[str] | None) -> list[str]:
     return chosen
 
 
-def _limits(table: pd.DataFrame) -> tuple[float, float, bool]:
-    """Limits that hold 0, 1 and all curves, if these do not go too far."""
-    held = table[["faithfulness", "faithfulness_low", "faithfulness_high"]].to_numpy()
-    held = held[np.isfinite(held)]
-    low, high = min([0.0, *held]), max([1.0, *held])
-    return max(low, _LOW) - 0.08, min(high, _HIGH) + 0.08, bool(low < _LOW or high > _HIGH)
-
-
 def _panel(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
     ax.set_xscale("log")
     ax.tick_params(which="minor", color="#666666", width=0.6, length=2)
     for end in (0, 1):
         ax.axhline(end, **_END)
-    random = rows[rows["order"] == "random"].sort_values("share")
-    if len(random):
-        share = 100 * random["share"]
-        low, high = random["faithfulness_low"], random["faithfulness_high"]
-        ax.fill_between(share, low, high, color=GREY, alpha=0.25, linewidth=0)
-        ax.plot(share, random["faithfulness"], color=GREY, linestyle=DASHES[2])
-    for name, colour in zip(names, PALETTE, strict=False):
-        for order, line in rows[rows["ranking"] == name].groupby("order", sort=False):
-            line = line.sort_values("share")
-            share, value = 100 * line["share"], line["faithfulness"]
-            if order == "kept":
-                ax.plot(share, value, _KEPT, color=colour, markersize=12, markeredgecolor="black")
-            elif order in _ORDERS:
-                dash, marker = _ORDERS[str(order)]
-                ax.plot(share, value, color=colour, linestyle=dash, marker=marker)
+    for order, place, _, points in curves_of(rows, names):
+        share = 100 * points["share"]
+        if order == "random":
+            low, high = points["faithfulness_low"], points["faithfulness_high"]
+            ax.fill_between(share, low, high, color=GREY, alpha=0.25, linewidth=0)
+        ax.plot(share, points["faithfulness"], **_look_of(order, place))
     ax.xaxis.set_major_formatter(lambda percent, _place: f"{percent:g}")
     if rows["faithfulness"].isna().all():
         ax.text(0.5, 0.5, "nothing kept is\nas good as all", ha="center", transform=ax.transAxes)
 
 
+def _look_of(order: str, place: int) -> dict[str, Any]:
+    if order == "random":
+        return {"color": GREY, "linestyle": DASHES[2]}
+    return {"color": PALETTE[place], **_ORDERS[order]}
+
+
 def _legend(table: pd.DataFrame, names: Sequence[str]) -> tuple[list[Line2D], list[str]]:
-    handles = []
-    labels = []
-    for name, colour in zip(names, PALETTE, strict=False):
-        orders = set(table.loc[table["ranking"] == name, "order"])
-        for order, (dash, marker) in _ORDERS.items():
-            if order in orders:
-                handles.append(key(color=colour, linestyle=dash, marker=marker))
-                labels.append(f"{literal(name, 24)}, {order}")
-        if "kept" in orders:
-            star: dict[str, Any] = {"marker": _KEPT, "markersize": 12, "markeredgecolor": "black"}
-            handles.append(key(color=colour, linestyle="", **star))
-            labels.append(f"{literal(name, 24)}, kept")
-    if "random" in set(table["order"]):
-        handles.append(key(color=GREY, linestyle=DASHES[2]))
-        labels.append("random")
+    looks = curve_looks(table, names)
+    handles = [key(**_look_of(order, place)) for order, place, _ in looks]
+    labels = [
+        "random" if order == "random" else f"{literal(name, 24)}, {order}"
+        for order, _, name in looks
+    ]
     return [*handles, key(**_END)], [*labels, "whole model and nothing"]

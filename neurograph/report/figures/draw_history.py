@@ -21,7 +21,7 @@ _COLUMNS = ("value", "null_low", "null_high")
 
 
 def history(
-    found: Comparisons,
+    comparisons: Comparisons,
     *,
     measures: Sequence[str] = ("neuron_jaccard", "edge_jaccard", "spearman"),
     at: Sequence[float] | None = None,
@@ -32,7 +32,7 @@ def history(
 
     Parameters
     ----------
-    found : Comparisons
+    comparisons : Comparisons
         Circuits compared with each other, in their order: checkpoints of a training.
     measures : sequence of str
         Of `Comparison.measures`.
@@ -55,11 +55,11 @@ def history(
         Circuits that were not all compared with each other, or a measure, name or number of places
         that does not fit them.
     """
-    if not found.is_square:
+    if not comparisons.is_square:
         raise OptionError("history needs circuits that were all compared with each other")
     if not measures:
         raise OptionError("measures is empty: choose one or more")
-    names = list(found.rows)
+    names = list(comparisons.rows)
     beside = names[-1] if beside is None else beside
     if beside not in names:
         raise OptionError(f"beside={beside!r} is none of {', '.join(names)}")
@@ -68,7 +68,9 @@ def history(
         raise OptionError(f"at has {len(places)} places for {len(names)} circuits")
     others = [i for i, name in enumerate(names) if name != beside]
     x = [places[i] for i in others]
-    tables = [{c: found.measure(name, column=c)[beside] for c in _COLUMNS} for name in measures]
+    tables = [
+        {c: comparisons.measure(name, column=c)[beside] for c in _COLUMNS} for name in measures
+    ]
     title = f"What circuits share with '{literal(beside, 40)}'"
     title += "\ngrey: 95 % of what permuted neurons share"
     with look():

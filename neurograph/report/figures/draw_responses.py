@@ -92,11 +92,11 @@ def responses(curves: ResponseCurves, *, most: int = 12) -> Figure:
     return figure
 
 
-def _curve(ax: Axes, points: pd.DataFrame, told: pd.Series) -> None:
-    colour, marker = _LOOKS[told["shape"]]
-    ax.axhspan(told["low"], told["high"], color=colour, alpha=0.13, linewidth=0)
+def _curve(ax: Axes, points: pd.DataFrame, summary: pd.Series) -> None:
+    colour, marker = _LOOKS[summary["shape"]]
+    ax.axhspan(summary["low"], summary["high"], color=colour, alpha=0.13, linewidth=0)
     ax.plot(points["level"], points["target"], color=colour, marker=marker, markersize=4.5)
     ax.set_xticks(_TICKS, ["0", "¼", "½", "¾", "1"])
     ax.set_xlim(-0.04, 1.04)
-    words = _WORDS[told["shape"]].format(told["variation"])
-    ax.set_title(f"{literal(told['name'], 22)}\n{words}")
+    words = _WORDS[summary["shape"]].format(summary["variation"])
+    ax.set_title(f"{literal(summary['name'], 22)}\n{words}")

@@ -130,9 +130,9 @@ def _counted(rows: pd.DataFrame, alpha: float) -> str:
     """How many neurons separate some classes, of how many, and how many have no q."""
     keys = [key for key in ("index", "position") if key in rows]
     by_neuron = rows.groupby(keys, dropna=False)["q"].min()
-    told = f"{(by_neuron < alpha).sum():,} of {len(by_neuron):,} separate"
+    counts = f"{(by_neuron < alpha).sum():,} of {len(by_neuron):,} separate"
     untested = int(by_neuron.isna().sum())
-    return told + (f", {untested:,} untested" if untested else "")
+    return counts + (f", {untested:,} untested" if untested else "")
 
 
 def _points(rows: pd.DataFrame, effect_size: str) -> pd.DataFrame:

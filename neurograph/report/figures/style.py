@@ -215,9 +215,9 @@ def key(**look_of: Any) -> Line2D:
 
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[object]) -> None:
     """Put one legend below all panels."""
-    told = [literal(label, 40) for label in labels]
+    names = [literal(label, 40) for label in labels]
     # A leading underscore would hide an entry.
-    shown = [f"\N{NO-BREAK SPACE}{text}" if text.startswith("_") else text for text in told]
+    shown = [f"\N{NO-BREAK SPACE}{text}" if text.startswith("_") else text for text in names]
     for columns in range(len(shown), 0, -1):
         # Matplotlib fills columns first, but rows are read first.
         order = [i for column in range(columns) for i in range(column, len(shown), columns)]

@@ -317,14 +317,14 @@
   }
 
   function neighbours(node, links, end, title) {
-    const found = node[links].map((e) => edges[e])
+    const linked = node[links].map((e) => edges[e])
       .sort((p, q) => size(q.effect) - size(p.effect) || p.e - q.e);
-    if (!found.length) return [];
-    const rows = found.slice(0, 5).map((edge) => el("tr", {
+    if (!linked.length) return [];
+    const rows = linked.slice(0, 5).map((edge) => el("tr", {
       class: edge.sign, click: () => goTo(nodes[edge[end]]) },
     el("td", { class: "value" }, el("button", { type: "button" }, effectChip(edge))),
     el("td", { class: "route" }, nodes[edge[end]].label)));
-    const rest3 = found.length > 5 ? ` strongest 5 of ${found.length}` : ` ${found.length}`;
+    const rest3 = linked.length > 5 ? ` strongest 5 of ${linked.length}` : ` ${linked.length}`;
     return [el("h3", {}, `${title} ·${rest3}`), el("table", {}, el("tbody", {}, ...rows))];
   }
 

@@ -110,11 +110,11 @@
   }
 
   function placesOf(node) {
-    const told = (ref) => `${ref[0]} · neuron ${ref[1]}`
+    const placed = (ref) => `${ref[0]} · neuron ${ref[1]}`
       + (ref[2] == null ? "" : ` · position ${ref[2]}`);
     const same = node.a && node.b && whole(node.a) === whole(node.b);
-    const where = same ? told(node.a)
-      : [node.a && `${names[0]}: ${told(node.a)}`, node.b && `${names[1]}: ${told(node.b)}`]
+    const where = same ? placed(node.a)
+      : [node.a && `${names[0]}: ${placed(node.a)}`, node.b && `${names[1]}: ${placed(node.b)}`]
         .filter(Boolean).join("; ");
     return where + (finite(node.similarity) ? ` · similarity ${number(node.similarity, 2)}` : "")
       + (node.tied ? " · tied: chance chose it" : "") + (node.target ? ` · read by ${target}` : "");
@@ -131,8 +131,8 @@
   // ---------------------------------------------------------------- tables
 
   const cell = (value, stderr) => {
-    const [told, spread] = withError(value, stderr);
-    return [told, spread ? el("small", {}, spread.trim()) : null];
+    const [effect, spread] = withError(value, stderr);
+    return [effect, spread ? el("small", {}, spread.trim()) : null];
   };
   const effects = [
     { key: "a", title: clipped(names[0], 14), hint: names[0], kind: "number",
@@ -143,7 +143,7 @@
       kind: "number", cell: (row) => cell(row.difference, row.stderr), value: (row) => row.change },
   ];
   const mark = { key: "status", title: "status", kind: "kind", cell: (row) => glyph(row.status) };
-  const titled = (title, told) => ({ key: "name", title, kind: "route", cell: told,
+  const titled = (title, named) => ({ key: "name", title, kind: "route", cell: named,
     value: (row) => row.name });
 
   function tableOf(id, rows, columnsOf, take, isDimmed) {
@@ -180,13 +180,13 @@
       (path) => again(path, takePath), () => false),
   };
 
-  const showTab = kit.tabs(["overview", "neurons", "edges", "paths", "layers"]);
+  const showTab = kit.tabs();
 
   /** Let the tables follow the selection. */
-  function chosen(found) {
+  function chosen(selected) {
     showPanel();
-    if (!found || found.kind === "neuron") {
-      const node = found?.node;
+    if (!selected || selected.kind === "neuron") {
+      const node = selected?.node;
       const through = (test) => node && { label: `through ${node.name}`, test };
       tables.edges.limit(through((edge) => edge.a === node.i || edge.b === node.i) ?? null);
       tables.paths.limit(through((path) => path.chain.includes(node.i)) ?? null);
@@ -195,39 +195,39 @@
       return;
     }
     tables.neurons.show();
-    if (found.kind === "edge") tables.edges.reveal(found.edge);
+    if (selected.kind === "edge") tables.edges.reveal(selected.edge);
     else tables.edges.show();
-    if (found.kind === "path") tables.paths.reveal(found.path);
+    if (selected.kind === "path") tables.paths.reveal(selected.path);
     else tables.paths.show();
   }
 
   // ---------------------------------------------------------------- panels
 
   function showPanel() {
-    const found = chosenNow();
-    const item = found && (found.node ?? found.edge ?? found.path);
+    const selected = chosenNow();
+    const item = selected && (selected.node ?? selected.edge ?? selected.path);
     $("neuron").hidden = !item;
     if (!item) return;
     const value = (label, x, stderr) => {
-      const [told, spread] = withError(x, stderr);
-      return el("div", {}, el("small", { title: label }, label), el("b", {}, told,
+      const [effect, spread] = withError(x, stderr);
+      return el("div", {}, el("small", { title: label }, label), el("b", {}, effect,
         el("small", {}, spread)));
     };
     const link = (tab, text) => el("button", { type: "button", class: "plain",
       click: () => showTab(tab, true) }, text);
     const links = [];
     let off = false;
-    if (found.node) {
+    if (selected.node) {
       off = !graph.state.nodeOn[item.i];
       const through = paths.filter((path) => path.chain.includes(item.i)).length;
       links.push(link("edges", plural(item.ins.length + item.outs.length, "edge")),
         link("paths", plural(through, "path")));
-    } else if (found.edge) off = !graph.state.edgeOn[item.e];
+    } else if (selected.edge) off = !graph.state.edgeOn[item.e];
     const close = el("button", { type: "button", class: "plain", click: graph.clear,
       "aria-label": "Clear the selection" }, "✕");
     $("neuron").replaceChildren(...[
       el("div", { class: "title-row" }, el("h2", {}, item.name), close),
-      found.node ? el("p", { class: "where" }, placesOf(item)) : null,
+      selected.node ? el("p", { class: "where" }, placesOf(item)) : null,
       el("div", { class: "pair" }, value(names[0], item.effect_a, item.stderr_a),
         value(names[1], item.effect_b, item.stderr_b),
         value("difference", item.difference, item.stderr)),
@@ -340,11 +340,11 @@
       return Boolean(node);
     },
     selection() {
-      const found = chosenNow();
-      if (!found) return null;
-      const item = found.node ?? found.edge ?? found.path;
-      return { kind: found.kind, name: item.name, status: item.status, row: item.row,
-        nodes: found.nodes.size, edges: found.edges.size };
+      const selected = chosenNow();
+      if (!selected) return null;
+      const item = selected.node ?? selected.edge ?? selected.path;
+      return { kind: selected.kind, name: item.name, status: item.status, row: item.row,
+        nodes: selected.nodes.size, edges: selected.edges.size };
     },
     visible: () => ({ nodes: graph?.state.shownNodes ?? 0, edges: graph?.state.shownEdges ?? 0 }),
     setThreshold,
@@ -353,8 +353,8 @@
 
   showSummary();
   listenLayers();
-  $("provenance").replaceChildren(...data.provenance.flatMap(([name, found]) =>
-    [el("h3", {}, name), provenance(found)]));
+  $("provenance").replaceChildren(...data.provenance.flatMap(([name, about]) =>
+    [el("h3", {}, name), provenance(about)]));
   if (nodes.length) {
     graph = kit.graph({
       nodes, edges, columns: columns.map(headed),

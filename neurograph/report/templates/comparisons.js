@@ -3,7 +3,6 @@
   const { $, MINUS, finite, number, signed, plural, many, el } = kit;
   const data = JSON.parse(document.getElementById("comparisons-data").textContent);
   const { rows, columns, square, measures, numbers } = data;
-  const TABS = [...Object.keys(data.stable), "pairs"];
   const state = { measure: measures[0]?.[0] ?? null, at: null };
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -13,7 +12,7 @@
     pairAt.set(`${pair.row},${pair.column}`, pair);
     if (square) pairAt.set(`${pair.column},${pair.row}`, pair);
   }
-  const told = (measure, key, [i, j]) => numbers[measure][key][i][j];
+  const numberAt = (measure, key, [i, j]) => numbers[measure][key][i][j];
   const written = (x) => (finite(x) ? x.toFixed(2).replace(/^-0\.00$/, "0.00").replace("-", MINUS) : "–");
   const writtenP = (p) => (!finite(p) ? "" : p < 0.001 ? "p < 0.001" : `p = ${number(p)}`);
   const marks = (p) => (!finite(p) || p >= 0.05 ? "" : p < 0.01 ? "••" : "•");
@@ -58,8 +57,8 @@
   // ---------------------------------------------------------------- the matrix
 
   function cellOf(scale, i, j) {
-    const value = told(state.measure, "value", [i, j]);
-    const p = told(state.measure, "p_value", [i, j]);
+    const value = numberAt(state.measure, "value", [i, j]);
+    const p = numberAt(state.measure, "p_value", [i, j]);
     const known = pairAt.has(`${i},${j}`);
     const chosen = state.at && state.at[0] === i && state.at[1] === j;
     const [a, b] = [rows[i], columns[j]];
@@ -133,10 +132,10 @@
       pair.counts[[3, 1, 2, 0][k]]) : pair.counts;
     const line = ([key, title, meaning]) => el("tr", { class: key === state.measure ? "chosen" : null,
       title: meaning }, el("td", {}, title),
-    el("td", { class: "num" }, written(told(key, "value", at))),
-    el("td", { class: "num" }, `${written(told(key, "null_mean", at))} [`
-      + `${written(told(key, "null_low", at))}, ${written(told(key, "null_high", at))}]`),
-    el("td", { class: "num" }, writtenP(told(key, "p_value", at))));
+    el("td", { class: "num" }, written(numberAt(key, "value", at))),
+    el("td", { class: "num" }, `${written(numberAt(key, "null_mean", at))} [`
+      + `${written(numberAt(key, "null_low", at))}, ${written(numberAt(key, "null_high", at))}]`),
+    el("td", { class: "num" }, writtenP(numberAt(key, "p_value", at))));
     const heads = ["Measure", "Value", "By chance", ""];
     $("pair").replaceChildren(...[
       el("h2", {}, `${a} and ${b}`),
@@ -146,7 +145,7 @@
       el("table", { class: "still" }, el("thead", {}, el("tr", {},
         ...heads.map((head) => el("th", { scope: "col" }, head)))),
       el("tbody", {}, ...measures.map(line))),
-      ...pair.told.map((text) => el("p", { class: "told" }, text)),
+      ...pair.sentences.map((text) => el("p", { class: "sentence" }, text)),
       ...pair.notes.map((text) => el("p", { class: "note" }, text))]);
   }
 
@@ -172,8 +171,8 @@
   }
 
   function stableTable(kind) {
-    const { rows: found, circuits, all } = data.stable[kind];
-    const listed = found.map((row, k) => ({ ...row, row: k }));
+    const { rows: shown, circuits, all } = data.stable[kind];
+    const listed = shown.map((row, k) => ({ ...row, row: k }));
     const one = { neurons: "Neuron", edges: "Edge", paths: "Path" }[kind];
     const columnsOf = [
       { key: "name", title: one, kind: "route", value: (row) => row.name, cell: (row) => row.name },
@@ -188,7 +187,7 @@
           ? el("small", {}, `std ${number(row.std)}`) : null] },
       { key: "each", title: "in each circuit", kind: "each", cell: (row) => bars(row, circuits) },
     ];
-    const left = all - found.length;
+    const left = all - shown.length;
     return kit.linkedTable({ place: $(`panel-${kind}`), rows: listed, columns: columnsOf, all,
       note: left > 0 ? `${plural(left, "further row")} left out of this page.` : null });
   }
@@ -202,9 +201,9 @@
       columns: [{ key: "name", title: "Pair", kind: "route", value: (row) => row.name,
         cell: (row) => row.name },
       ...measures.map(([key, title]) => ({ key, title, hint: key, kind: "number",
-        value: (row) => told(key, "value", row.at), cell: (row) => [
-          written(told(key, "value", row.at)),
-          el("small", {}, writtenP(told(key, "p_value", row.at)))] }))],
+        value: (row) => numberAt(key, "value", row.at), cell: (row) => [
+          written(numberAt(key, "value", row.at)),
+          el("small", {}, writtenP(numberAt(key, "p_value", row.at)))] }))],
       take: (row) => choose(row.at), isChosen: (row) => same(row.at) });
   }
 
@@ -214,10 +213,10 @@
   function narrow() {
     const layer = $("layer")?.value ?? "";
     const named = $("named").value.trim().toLowerCase();
-    for (const tab of TABS) {
+    for (const [tab, table] of Object.entries(tables)) {
       const has = (row) => row.name.toLowerCase().includes(named)
         && (tab === "pairs" || layer === "" || row.layer === layer);
-      tables[tab].limit({ label: named, test: has });
+      table.limit({ label: named, test: has });
     }
   }
 
@@ -231,7 +230,8 @@
     $("layer")?.addEventListener("change", narrow);
     $("named").addEventListener("input", narrow);
     dark.addEventListener("change", showMatrix);
-    kit.tabs(TABS, (tab) => {
+    kit.tabs((tab) => {
+      $("narrow").hidden = !(tab in tables);
       if ($("layer-of")) $("layer-of").hidden = tab === "pairs";
     });
   }

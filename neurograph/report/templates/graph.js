@@ -62,7 +62,7 @@ kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNod
 
   /** Everything on a shown path through a neuron, with its distance in edges. */
   function around(node) {
-    const found = { kind: "neuron", node, nodes: new Map([[node.i, 0]]), edges: new Map() };
+    const selected = { kind: "neuron", node, nodes: new Map([[node.i, 0]]), edges: new Map() };
     for (const [links, end] of [["ins", "a"], ["outs", "b"]]) {
       let front = [node.i];
       const seen = new Set(front);
@@ -72,17 +72,17 @@ kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNod
           for (const e of nodes[i][links]) {
             if (!state.edgeOn[e]) continue;
             const j = edges[e][end];
-            found.edges.set(e, hops);
+            selected.edges.set(e, hops);
             if (seen.has(j)) continue;
             seen.add(j);
-            found.nodes.set(j, hops);
+            selected.nodes.set(j, hops);
             next.push(j);
           }
         }
         front = next;
       }
     }
-    return found;
+    return selected;
   }
 
   function ends(edge) {
@@ -91,14 +91,14 @@ kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNod
   }
 
   function along(path) {
-    const found = { kind: "path", path, nodes: new Map(), edges: new Map() };
+    const selected = { kind: "path", path, nodes: new Map(), edges: new Map() };
     path.chain.forEach((i, k) => {
       if (i === null) return;
-      found.nodes.set(i, 0);
+      selected.nodes.set(i, 0);
       const e = k ? between.get(path.chain[k - 1] * nodes.length + i) : undefined;
-      if (e !== undefined) found.edges.set(e, 1);
+      if (e !== undefined) selected.edges.set(e, 1);
     });
-    return found;
+    return selected;
   }
 
   // ---------------------------------------------------------------- the painter
@@ -317,11 +317,11 @@ kit.graph = ({ nodes, edges, columns, kinds, colours, lastLabel, shows, paintNod
 
   let stamps = 0;
 
-  function choose(found, spoken) {
-    state.chosen = found;
-    if (found) found.stamp = stamps += 1;
+  function choose(selected, spoken) {
+    state.chosen = selected;
+    if (selected) selected.stamp = stamps += 1;
     $("live").textContent = spoken;
-    chosen(found);
+    chosen(selected);
     repaint();
   }
 

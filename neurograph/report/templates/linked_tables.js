@@ -124,8 +124,8 @@ kit.linkedTable = ({ place, rows, columns, filters = [], all, note, take, glyph,
   }
 
   /** List only some rows: `{ label, test }`, or all again. */
-  function limit(found) {
-    update({ limit: found, page: 0, focus: 0 });
+  function limit(filter) {
+    update({ limit: filter, page: 0, focus: 0 });
   }
 
   /** Turn to the page of the chosen row; filters that hide it are lifted. */

@@ -1,11 +1,12 @@
 "use strict";
-/** Tabs: a button `tab-NAME` and a panel `panel-NAME` of each name, walked with the arrow keys.
+/** The page's tabs: buttons `tab-NAME` with panels `panel-NAME`, walked with the arrow keys.
  *
  * Returns what shows one of them, and on request puts the keyboard's focus on its button. `shown`
  * hears of the name.
  */
-kit.tabs = (names, shown = () => {}) => {
+kit.tabs = (shown = () => {}) => {
   const { $ } = kit;
+  const names = [...document.querySelectorAll("[role=tab]")].map((tab) => tab.id.slice("tab-".length));
 
   function show(name, focus) {
     for (const other of names) {

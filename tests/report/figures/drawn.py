@@ -114,7 +114,7 @@ def kept(rankings: Sequence[str] = ("exact", "gradient"), **changed: Any) -> Fai
     table = table.assign(components=(1000 * table["share"]).astype(int), value=0.0, error=0.0)
     both = [table.assign(direction="keep")]
     both.append(table.assign(direction="knock_out", faithfulness=1 - table["faithfulness"]))
-    ends = pd.DataFrame({"ablation": ["mean", "zero"], "told": True})
+    ends = pd.DataFrame({"ablation": ["mean", "zero"], "significant": True})
     options = {
         "draws": pd.concat(both, ignore_index=True),
         "ends": ends,

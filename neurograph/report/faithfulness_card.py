@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from neurograph.report.faithfulness_curves import (
+    curve_limits,
+    curve_looks,
+    curves_of,
+    rankings_of,
+)
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from neurograph.ablation.faithfulness_result import Faithfulness
 
-__all__ = ["Card", "card"]
+__all__ = ["Card", "faithfulness_card"]
 
 _WIDTH, _HEIGHT = 300.0, 96.0  # of one panel's axes, in units of the SVG
-_LOW, _HIGH = -1.0, 2.0  # beyond, a curve leaves its panel
 _RANKINGS = 6  # so many can be told apart
-_ORDERS = ("signed", "absolute")
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of one ablation; heights of the two ends, and the ticks of the shares."""
+    """The curves of one ablation; heights of the ends, ticks, whether the ends differ."""
 
     ablation: str
     lines: tuple[Line, ...]
@@ -43,7 +48,7 @@ class Panel:
     full: float
     empty: float
     ticks: tuple[tuple[float, str], ...]
-    told: bool
+    significant: bool
 
 
 @dataclass(frozen=True)
@@ -79,55 +84,49 @@ class Card:
     cut: bool = False
 
 
-def card(found: Faithfulness) -> Card:
+def faithfulness_card(result: Faithfulness) -> Card:
     """Lay out what the page shows: of circuits kept alone, the areas and the curves."""
-    curves, summary = found.curves(), found.summary()
+    curves, summary = result.curves(), result.summary()
     curves = curves[curves["direction"] == "keep"]
-    names = list(dict.fromkeys(curves.loc[curves["order"] != "random", "ranking"]))[:_RANKINGS]
-    held = curves[["faithfulness", "faithfulness_low", "faithfulness_high"]].to_numpy()
-    held = held[np.isfinite(held)]
-    low, high = min([0.0, *held]), max([1.0, *held])
-    scale = _Scale(float(curves["share"].min()), max(low, _LOW), min(high, _HIGH))
+    names = rankings_of(curves)[:_RANKINGS]
+    low, high, cut = curve_limits(curves)
+    scale = _Scale(float(curves["share"].min()), low, high)
     ablations = list(dict.fromkeys(curves["ablation"]))
-    told = found.ends.set_index("ablation")["told"]
-    keys = [
-        (order, place, f"{name}, {order}")
-        for place, name in enumerate(names)
-        for order in (*_ORDERS, "kept")
-        if ((curves["ranking"] == name) & (curves["order"] == order)).any()
-    ]
-    if (curves["order"] == "random").any():
-        keys.append(("random", 0, "random"))
+    significant = result.ends.set_index("ablation")["significant"]
     return Card(
-        found.target,
-        found.of,
-        f"{found.components:,}",
+        result.target,
+        result.of,
+        f"{result.components:,}",
         tuple((name, _rows(summary[summary["ablation"] == name])) for name in ablations),
         tuple(
-            _panel(rows, str(name), names, scale, bool(told.get(name, True)))
+            _panel(rows, str(name), names, scale, bool(significant.get(name, True)))
             for name, rows in curves.groupby("ablation", sort=False)
         ),
-        tuple(keys),
-        cut=bool(low < _LOW or high > _HIGH),
+        tuple((order, i, _label(order, name)) for order, i, name in curve_looks(curves, names)),
+        cut=cut,
     )
+
+
+def _label(order: str, ranking: str) -> str:
+    return "random" if order == "random" else f"{ranking}, {order}"
 
 
 def _rows(summary: pd.DataFrame) -> tuple[tuple[str, str, str], ...]:
     return tuple(
         (
-            "random" if row.order == "random" else f"{row.ranking}, {row.order}",
-            _told(row.cpr, row.cpr_low),
-            _told(row.cmd, row.cmd_low),
+            _label(row.order, row.ranking),
+            _written(row.cpr, row.cpr_low),
+            _written(row.cmd, row.cmd_low),
         )
         for row in summary.itertuples()
     )
 
 
-def _told(value: float, low: float) -> str:
+def _written(value: float, low: float) -> str:
     if math.isnan(value):
         return "–"
-    written = f"{value:.2f}".replace("-", "−")
-    return written if math.isnan(low) else f"{written} ± {value - low:.2f}"
+    number = f"{value:.2f}".replace("-", "−")
+    return number if math.isnan(low) else f"{number} ± {value - low:.2f}"
 
 
 @dataclass(frozen=True)
@@ -149,12 +148,12 @@ class _Scale:
         return round(_HEIGHT * (self.high - value) / (self.high - self.low), 1)
 
     def path(self, shares: Sequence[float], values: Sequence[float]) -> str:
-        found = [
+        points = [
             f"{self.across(share)} {self.up(value)}"
             for share, value in zip(shares, values, strict=True)
             if np.isfinite(value)
         ]
-        return "M" + "L".join(found) if found else ""
+        return "M" + "L".join(points) if points else ""
 
     def ticks(self) -> tuple[tuple[float, str], ...]:
         shares = [10.0**power for power in range(-6, 1) if 10.0**power >= self.first * 0.999]
@@ -162,27 +161,21 @@ class _Scale:
 
 
 def _panel(
-    curves: pd.DataFrame, ablation: str, names: Sequence[str], scale: _Scale, told: bool
+    table: pd.DataFrame, ablation: str, names: Sequence[str], scale: _Scale, significant: bool
 ) -> Panel:
-    lines, stars = [], []
-    curves = curves.sort_values("share")
-    for place, name in enumerate(names):
-        for order, rows in curves[curves["ranking"] == name].groupby("order", sort=False):
-            values = rows["faithfulness"]
-            if order in _ORDERS:
-                path = scale.path(rows["share"], values)
-                lines.append(Line(f"{name}, {order}", str(order), place, path))
-            elif order == "kept" and np.isfinite(values.iloc[0]):
-                share, value = rows["share"].iloc[0], values.iloc[0]
-                label = f"{name}, kept: {100 * share:.3g} %, faithfulness {value:.2f}"
-                stars.append((label, place, scale.across(share), scale.up(value)))
-    random = curves[curves["order"] == "random"]
-    if len(random):
-        path = scale.path(random["share"], random["faithfulness"])
-        lines.insert(0, Line("random", "random", 0, path))
-    known = random[random["faithfulness_low"].notna()]
-    there = scale.path(known["share"], known["faithfulness_low"])
-    back = scale.path(known["share"][::-1], known["faithfulness_high"][::-1])
-    band = f"{there}L{back[1:]}Z" if there else ""
+    lines, stars, band = [], [], ""
+    for order, place, name, points in curves_of(table, names):
+        shares, values = points["share"], points["faithfulness"]
+        if order != "kept":
+            lines.append(Line(_label(order, name), order, place, scale.path(shares, values)))
+        elif np.isfinite(values.iloc[0]):
+            share, value = shares.iloc[0], values.iloc[0]
+            label = f"{name}, kept: {100 * share:.3g} %, faithfulness {value:.2f}"
+            stars.append((label, place, scale.across(share), scale.up(value)))
+        if order == "random":
+            known = points[points["faithfulness_low"].notna()]
+            there = scale.path(known["share"], known["faithfulness_low"])
+            back = scale.path(known["share"][::-1], known["faithfulness_high"][::-1])
+            band = f"{there}L{back[1:]}Z" if there else ""
     ends = scale.up(1), scale.up(0)
-    return Panel(ablation, tuple(lines), tuple(stars), band, *ends, scale.ticks(), told)
+    return Panel(ablation, tuple(lines), tuple(stars), band, *ends, scale.ticks(), significant)
