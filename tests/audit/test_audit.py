@@ -68,7 +68,9 @@ def claims_of(experiment: Experiment, seed: int, layers: int) -> list[Claim]:
 
 
 def study_of(model: nn.Module, data: Any, target: Any, **options: Any) -> Study:
-    return Study(model, data, target, progress=False, **options)
+    study = Study(model, data, target, progress=False, **options)
+    _ = study.experiment  # all that is found before anything is measured
+    return study
 
 
 def network_study(name: str, **options: Any) -> Study:

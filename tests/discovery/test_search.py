@@ -297,7 +297,7 @@ def test_a_model_that_was_trained_on_is_not_measured_with_old_outputs() -> None:
     assert again.effect == pytest.approx(circuit.strongest[0].effect, rel=1e-9)
     with torch.no_grad():
         sample.model.layers[0].weight += 0.1
-    with pytest.raises(ModelError, match="weights have changed since the search"):
+    with pytest.raises(ModelError, match="weights have changed since"):
         circuit.measure(circuit.strongest[:1])
     with pytest.raises(ModelError, match="not the model of the circuit"):
         circuit.attach(sample.model, X)
@@ -352,7 +352,8 @@ def test_model_that_raises_is_restored_and_its_error_kept(after: int) -> None:
 def calls_before_the_search() -> int:
     """How often profiling and recording run the model."""
     model = Failing(KeyboardInterrupt(), 10**9)
-    Study(model, torch.rand(20, 3), 1, progress=False)
+    study = Study(model, torch.rand(20, 3), 1, progress=False)
+    _ = study.statistics, study.experiment
     return next(model.calls) - 1
 
 

@@ -139,7 +139,7 @@ def test_pooled_statistics_spread_over_positions() -> None:
     X = torch.rand(6, 4, 2, dtype=torch.float64)
     study = Study(model, X, 1, reference=2, progress=False)
     layer = study.experiment.recording.layers["token"]
-    node = dict(study.layers.nodes["token"])
+    node = dict(study.statistics["token"])
     node["quantiles"] = node["quantiles"].mean(-1)  # as if pooled: [levels, neurons]
     actual = study.experiment.recording
     got = levels_of(Quantiles(), layer, node, actual, None)
