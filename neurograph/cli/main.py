@@ -38,6 +38,7 @@ from neurograph.cli.option_values import (
     read_names,
     read_positions,
 )
+from neurograph.effects.scorers import SCORERS
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.report import console_tables as tables
 
@@ -144,8 +145,8 @@ def explore(
     scorer: Annotated[
         str,
         typer.Option(
-            help="How effects are found: exact measures all; gradient, hybrid and integrated "
-            "estimate; auto measures what fits the budget."
+            help=f"How effects are found: {', '.join(SCORERS)}. Exact measures all, auto what fits "
+            "the budget; the others estimate."
         ),
     ] = "auto",
     budget: Annotated[
@@ -188,7 +189,7 @@ def explore(
             background=background,  # type: ignore[arg-type]  # checked there
             reference=int(reference) if reference.isdecimal() else load_data(reference, label),
             keep=keep,
-            scorer=scorer,  # type: ignore[arg-type]  # checked there
+            scorer=scorer,
             budget=int(budget) if budget.isdecimal() else budget,
             paths=paths,
             memory=memory,

@@ -128,7 +128,7 @@ def _score_layer(
     table: dict[str, np.ndarray] = {}
     if len(ways) == len(parts):
         whole = _through(experiment, found, layer, None, is_end)
-        _note(table, "", scorer.nodes(layer, whole, surely=chosen, alone=True))
+        _note(table, "", scorer.measuring(chosen, alone=True).nodes(layer, whole))
     elif ways:
         _note(table, "", *ways.values())
     else:  # what nothing kept reads does nothing through the circuit
@@ -142,7 +142,7 @@ def _score_layer(
         _note(table, "total_", ways["positive"])
     else:  # of inputs all are asked for, of other layers only the kept ones, where not all fit
         alone = not experiment.recording.layers[layer].is_input
-        _note(table, "total_", scorer.totals(layer, every, surely=chosen, alone=alone))
+        _note(table, "total_", scorer.measuring(chosen, alone=alone).totals(layer, every))
     if chosen and is_end and not is_last:
         effects = node_effects(experiment, layer, chosen, {TARGET: None})
         neurons = map(experiment.units(layer).neuron, chosen)

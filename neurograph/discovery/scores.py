@@ -16,11 +16,9 @@ from torch import nn
 from neurograph.audit.audit import take_slower
 from neurograph.audit.result import Audit
 from neurograph.discovery.claims import audit_result
-from neurograph.effects.auto import Auto
-from neurograph.effects.budget import parse_budget
+from neurograph.effects.budget import Schedule, parse_budget
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.scorer import Scored, Scorer
-from neurograph.effects.scorers import choose_scorer
+from neurograph.effects.scorer import Scored, Scorer, as_method, method_text
 from neurograph.effects.screening import Screening
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.neurons import Units
@@ -123,7 +121,7 @@ class Scores:
 
     def __repr__(self) -> str:
         kind = "edges" if "source_layer" in self.table else "neurons"
-        scorer = self.provenance["options"]["scorer"]
+        scorer = method_text(self.provenance["options"]["scorer"])
         told = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
         told = told if self.screening is None else f"{told}: {self.screening}"
         missed = int(self.table["effect"].isna().sum())
@@ -200,33 +198,31 @@ def score(
 def ask(study: Study, options: Mapping[str, Any]) -> Scores:
     """Score the neurons, or the edges, of a study; see `score`."""
     own = read_options(ScoreOptions, options, "score")
+    method = as_method(own["scorer"])
     of, start = own["of"], time.monotonic()
     chosen: Scorer | None = None
     pieces: list[_Piece] = []
 
     def scores() -> Scores:
         table = _joined(pieces, of, study.experiment.recording.size)
-        screening = None
-        if isinstance(chosen, Auto):
+        screening = chosen.report().get(_PHASES[of]) if chosen else None
+        if screening is not None:
             screening = replace(
-                chosen.report().get(_PHASES[of], Screening(0, 0)),
+                screening,
                 scored=int(table["effect"].notna().sum()),
                 measured=int(table["measured"].sum()),
             )
-        return Scores(table, study.target.name, screening, study.provenance_with(own), study)
+        provenance = study.provenance_with({**own, "scorer": method.as_json()})
+        return Scores(table, study.target.name, screening, provenance, study)
 
     def run() -> Scores:
         nonlocal chosen
         pieces.clear()
         with study.open() as experiment:
-            chosen = choose_scorer(
-                own["scorer"],
-                experiment,
-                budget=parse_budget(own["budget"]),
-                start=time.monotonic() if chosen else start,
-                seed=study.options["seed"],
-                phases={_PHASES[of]: 1.0},
-            )
+            begun = time.monotonic() if chosen else start
+            phases = {_PHASES[of]: 1.0}
+            schedule = Schedule(parse_budget(own["budget"]), begun, study.options["seed"], phases)
+            chosen = method.start(experiment, schedule)
             layers = _scored_layers(study, of)
             with Progress(
                 f"scoring {of}", study.options["progress"], total=len(layers), unit="layers"

@@ -19,9 +19,8 @@ from neurograph.circuit.paths import Path, PathQuery, name_of
 from neurograph.discovery.claims import audit_result
 from neurograph.discovery.frontier import Found, find_edges, find_neurons
 from neurograph.discovery.to_circuit import circuit_graph, to_circuit
-from neurograph.effects.auto import Auto
-from neurograph.effects.budget import parse_budget
-from neurograph.effects.scorers import choose_scorer
+from neurograph.effects.budget import Schedule, parse_budget
+from neurograph.effects.scorer import as_method
 from neurograph.effects.selection import SIGNS, Keep, as_keep
 from neurograph.errors import SearchInterrupted
 from neurograph.model.layers import Neuron
@@ -96,12 +95,13 @@ def search(
         Of each layer, of either sign, through the neurons that raise the target and through those
         that lower it: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
         ``"share:0.8"`` (of their sum), or ``"above:0.1"`` (in units of the target).
-    scorer : {"auto", "exact", "hybrid", "gradient", "integrated"}
+    scorer : str or Method
         ``"exact"`` measures every neuron and edge by intervention. Three estimate: ``"gradient"``
         is linear from the move to the target (edge attribution patching), ``"hybrid"`` computes
         the readers and is linear behind them, ``"integrated"`` averages gradients while all
         neurons move at once. ``"auto"`` measures everything if the budget allows; if not
         it screens by gradients, measures what they promise most, and says how well they ranked.
+        One with settings is an object: ``Integrated(steps=8)`` of `neurograph.effects.gradient`.
     budget : int or str
         For ``"auto"``: a time, like ``"60s"`` or ``"5min"``, for the whole search; or how many
         neurons of each layer and sign are measured, which is the same on every machine. Only
@@ -175,6 +175,7 @@ def ask(study: Study, options: Mapping[str, Any]) -> Circuit:
 def _provenance(study: Study, own: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
     keep = as_keep(own["keep"])
     described = {**own, "keep": {"type": type(keep).__name__, **asdict(keep)}}
+    described["scorer"] = as_method(own["scorer"]).as_json()
     return {**study.provenance_with(described), "complete": complete}
 
 
@@ -200,14 +201,9 @@ def _fill(study: Study, own: Mapping[str, Any], found: Found, start: float) -> N
             "searching", study.options["progress"], total=2 * len(study.layers), unit="steps"
         ) as bar,
     ):
-        scorer = choose_scorer(
-            own["scorer"],
-            experiment,
-            budget=parse_budget(own["budget"]),
-            start=start,
-            seed=study.options["seed"],
-            phases=_PHASES,
-        )
+        budget = parse_budget(own["budget"])
+        schedule = Schedule(budget, start, study.options["seed"], _PHASES)
+        scorer = as_method(own["scorer"]).start(experiment, schedule)
         try:
             for step, layer in itertools.chain(
                 _named("neurons of", find_neurons(experiment, scorer, keep, found)),
@@ -216,8 +212,7 @@ def _fill(study: Study, own: Mapping[str, Any], found: Found, start: float) -> N
                 bar.describe(f"{step} {layer}")
                 bar.advance()
         finally:
-            if isinstance(scorer, Auto):
-                found.screening = scorer.report()
+            found.screening = scorer.report()
 
 
 def _named(step: str, layers: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -232,7 +227,7 @@ def _strongest(
     Those that the budget leaves no time for are not among them: queries rank these by estimates.
     """
     budget = parse_budget(own["budget"])
-    timed = own["scorer"] == "auto" and budget.seconds is not None
+    timed = as_method(own["scorer"]).takes_budget and budget.seconds is not None
     until = start + (budget.seconds or 0.0) if timed else math.inf
     ranked: list[list[tuple[Neuron, ...]]] = []
     for sign in SIGNS:

@@ -69,8 +69,9 @@ def to_circuit(
         (only,) = (n for n in layers if layers.nodes[n]["type"] == INPUT_TYPE and n in found.scores)
         layers.nodes[only]["names"] = list(names)
     whole = {**provenance, "notes": [*provenance["notes"], *_notes(study, found)]}
-    if found.screening:
-        whole["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
+    screening = {phase: asdict(s) for phase, s in found.screening.items() if s.scored}
+    if screening:
+        whole["screening"] = screening
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
     return Circuit(graph, layers, study.target.name, paths, scores, whole, study)
 

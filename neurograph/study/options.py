@@ -14,8 +14,8 @@ import torch
 
 from neurograph.effects.budget import parse_budget
 from neurograph.effects.contrast import Background, Contrast, as_contrast
-from neurograph.effects.scorer import ScorerName
-from neurograph.effects.scorers import check_scorer
+from neurograph.effects.scorer import Method, as_method
+from neurograph.effects.scorers import SCORERS
 from neurograph.errors import OptionError
 from neurograph.model.layer_choice import Choice
 from neurograph.model.neurons import Groups
@@ -172,12 +172,12 @@ class StudyOptions(TypedDict, total=False):
 
 
 ScorerOption = Annotated[
-    ScorerName,
+    str | Method,
     Option(
         "auto",
-        "How effects are found: exact measures all; gradient, hybrid and integrated estimate; auto "
-        "measures what fits the budget.",
-        checked_by(check_scorer),
+        f"How effects are found: {', '.join(SCORERS)}. Exact measures all, auto what fits the "
+        "budget; the others estimate.",
+        checked_by(as_method),
     ),
 ]
 BudgetOption = Annotated[
