@@ -33,7 +33,7 @@ import neurograph
 from neurograph.demos import heart
 from neurograph.discovery.frontier import Found, find_neurons
 from neurograph.effects.contrast import SWEEP
-from neurograph.effects.scorers import Exact
+from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.effects.selection import SIGNS, TopQuantile
 from neurograph.questions.study import Study
 from peak_memory import PeakMemory
@@ -107,7 +107,7 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     def ours() -> Found:
         found = Found()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, Exact(experiment), keep, found):
+            for _ in find_neurons(experiment, ExactScorer(experiment), keep, found):
                 pass
         return found
 
@@ -164,7 +164,7 @@ def search_rate(width: int, depth: int) -> str:
     def search() -> None:
         found = Found()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, Exact(experiment), TopQuantile(0.95), found):
+            for _ in find_neurons(experiment, ExactScorer(experiment), TopQuantile(0.95), found):
                 pass
 
     with FlopCounterMode(display=False) as counter:

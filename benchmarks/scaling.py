@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import neurograph
 from neurograph.data.source import Source
 from neurograph.effects.exact import node_effects, total_effects
+from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.routes import TARGET, choose
 from neurograph.effects.scorer import Edges
-from neurograph.effects.scorers import Exact
 from neurograph.model.observe import call_model
 from neurograph.questions.study import Study
 from neurograph.utils.memory import parse_memory
@@ -162,7 +162,7 @@ def edge_cost(build: Build, width: int, neurons: int, outputs: int) -> float:
         wanted = {reader: range(outputs)}
 
         def work() -> list[Edges]:
-            return list(Exact(experiment).edges(writer, range(neurons), wanted))
+            return list(ExactScorer(experiment).edges(writer, range(neurons), wanted))
 
         return cpu_seconds(work) / sum(len(edges.pairs) for edges in work())
 
@@ -282,7 +282,7 @@ def edges_of(experiment: Experiment, writer: str) -> None:
     """Measure the edges of a few neurons to as many outputs of the first reader."""
     for reader in list(experiment.graph.successors(writer))[:1]:
         outputs = range(min(MOVED, len(experiment.units(reader).members)))
-        for _ in Exact(experiment).edges(writer, range(MOVED), {reader: outputs}):
+        for _ in ExactScorer(experiment).edges(writer, range(MOVED), {reader: outputs}):
             pass
 
 

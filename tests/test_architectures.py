@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.data.source import Batch
 from neurograph.effects.exact import node_effects, path_effects, total_effects
-from neurograph.effects.scorers import Exact
+from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.errors import NeurographError, OptionError
 from neurograph.model.layer_choice import find_sites
 from neurograph.questions.study import Study
@@ -122,7 +122,7 @@ def test_edge_effects(name: str) -> None:
                 case.check(edge_effects(experiment, writer, neurons, reader, output), wanted)
                 # As circuits are made: all edges at once, but for those that move nothing.
                 found = dict.fromkeys(range(len(neurons)), (0.0, 0.0))
-                for edges in Exact(experiment).edges(writer, neurons, seen):
+                for edges in ExactScorer(experiment).edges(writer, neurons, seen):
                     effects = edges.scored.effects
                     numbers = zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True)
                     found |= zip(edges.pairs[:, 0].tolist(), numbers, strict=True)

@@ -15,6 +15,7 @@ from neurograph.ablation.chosen_neurons import hidden_layers
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
 from neurograph.model.layers import Neuron
+from neurograph.model.neuron_index import PLACE, drop_empty_positions
 from neurograph.model.neurons import Units
 
 __all__ = ["Components", "Flags", "Of", "edges_of", "neurons_of"]
@@ -23,7 +24,6 @@ Of = Literal["neurons", "edges"]
 Flags = NDArray[np.bool_]
 """For each component, whether it is in a set."""
 
-_PLACE = ("layer", "index", "position")
 _ENDS = ("source_", "target_")
 
 
@@ -55,8 +55,8 @@ class Components:
     def columns(self) -> tuple[str, ...]:
         """What the levels of a ranking's index are called, with positions."""
         if self.of == "neurons":
-            return _PLACE
-        return tuple(end + name for end in _ENDS for name in _PLACE)
+            return PLACE
+        return tuple(end + name for end in _ENDS for name in PLACE)
 
     def starts(self) -> dict[tuple[str, ...], int]:
         """Number of the first component of each part."""
@@ -76,9 +76,7 @@ class Components:
     def places(self, numbers: NDArray[np.int64]) -> pd.DataFrame:
         """Say which components some numbers are: layers, indices, and positions where there are."""
         rows = [self._place(int(number)) for number in numbers]
-        table = pd.DataFrame(rows, columns=list(self.columns))
-        empty = [name for name in table if name.endswith("position") and table[name].isna().all()]
-        return table.drop(columns=empty)
+        return drop_empty_positions(pd.DataFrame(rows, columns=list(self.columns)))
 
     def _place(self, number: int) -> tuple[Any, ...]:
         for part, size in self.sizes.items():

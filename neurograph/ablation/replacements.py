@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from neurograph.effects.contrast import FromMean, FromZero, levels_of
+from neurograph.effects.contrast import FromMean, FromZero
 from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.observe import input_tensors
@@ -66,7 +66,7 @@ def ablated_values(study: BaseStudy, ablation: Ablation, seed: int) -> Ablated:
             return others.main(layer).flatten(1)
         contrast = FromMean() if ablation == "mean" else FromZero()
         statistics = study.statistics[layer]
-        return levels_of(contrast, recording.layers[layer], statistics, recording, None)[0].to(rows)
+        return contrast.first(recording.layers[layer], statistics, recording, None).to(rows)
 
     return values
 

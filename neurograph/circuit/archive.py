@@ -17,9 +17,11 @@ import numpy as np
 import safetensors.numpy
 
 from neurograph.circuit.circuit import Circuit, Path
+from neurograph.effects.effect_table import CIRCUIT
 from neurograph.effects.selection import sign_of
 from neurograph.errors import CircuitFileError, OptionError
 from neurograph.model.layers import Neuron
+from neurograph.model.neuron_index import PLACE
 from neurograph.utils.atomic import check_writable, write_atomically
 from neurograph.utils.checks import is_path, shown
 
@@ -42,7 +44,9 @@ FORMAT = "neurograph circuit"
 FORMAT_VERSION = 3
 _MEMBERS = ("circuit.json", "scores.safetensors")
 _LAYER: Mapping[str, type] = {"type": str, "neurons": int, "output": bool}
-_NUMBERS = re.compile(r"(effect|stderr|transfer)$|^(count|mean|std|min|max|q[\d.]+)$")
+_NUMBERS = re.compile(
+    rf"({CIRCUIT.effect}|{CIRCUIT.stderr}|transfer)$|^(count|mean|std|min|max|q[\d.]+)$"
+)
 
 
 def save(circuit: Circuit, path: str | FilePath) -> None:
@@ -198,11 +202,13 @@ def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
         data = circuit.layers.nodes[name]
         positions = [data["positions"]] if "positions" in data else []
         shape = (data["neurons"] // math.prod(positions), *positions)
-        if not {"effect", "stderr"} <= table.keys() or {x.shape for x in table.values()} != {shape}:
+        if not {CIRCUIT.effect, CIRCUIT.stderr} <= table.keys() or {
+            x.shape for x in table.values()
+        } != {shape}:
             raise ValueError(f"the scores of layer {name!r} are not of its neurons")
     for neuron, data in circuit.graph.nodes(data=True):
         _check_numbers(data, str(neuron))
-        named = tuple(data[key] for key in ("layer", "index", "position") if key in data)
+        named = tuple(data[key] for key in PLACE if key in data)
         if neuron.layer not in circuit.scores or named != neuron:
             raise ValueError(f"neuron {neuron} is in no layer with scores, or named as another")
         if not isinstance(data.get("name"), str):
@@ -226,9 +232,11 @@ def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
 def _check_numbers(data: Mapping[str, Any], where: str) -> None:
     """ValueError for an effect that is no number, or called by another sign than its own."""
     numbers = [value for key, value in data.items() if _NUMBERS.search(key)]
-    if not all(type(x) is bool for key, x in data.items() if key.endswith("measured")):
+    if not all(type(x) is bool for key, x in data.items() if key.endswith(CIRCUIT.measured)):
         raise ValueError(f"it is not known whether the effects of {where} were measured")
-    if not {"effect", "stderr"} <= data.keys() or not all(type(x) in (int, float) for x in numbers):
+    if not {CIRCUIT.effect, CIRCUIT.stderr} <= data.keys() or not all(
+        type(x) in (int, float) for x in numbers
+    ):
         raise ValueError(f"the effects of {where} are no numbers")
     if data.get("sign", sign_of(data["effect"])) != sign_of(data["effect"]):
         raise ValueError(f"the effect of {where} is not {data['sign']}")

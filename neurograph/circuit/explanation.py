@@ -7,18 +7,21 @@ from typing import Any
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import format_effect
+from neurograph.effects.effect_table import CIRCUIT, THROUGH, TOTAL, EffectKind
 from neurograph.model.layers import Neuron
 
 __all__ = ["explain"]
 
+_VERBS = {"positive": "raise", "negative": "lower"}
 
-def _effect(data: Mapping[str, Any], kind: str) -> str:
-    mark = "" if data.get(f"{kind}measured", True) else " (estimated)"
-    return format_effect(data[f"{kind}effect"], data[f"{kind}stderr"]) + mark
+
+def _effect(data: Mapping[str, Any], kind: EffectKind) -> str:
+    mark = "" if data.get(kind.measured, True) else " (estimated)"
+    return format_effect(data[kind.effect], data[kind.stderr]) + mark
 
 
 def _warning(data: Mapping[str, Any]) -> str:
-    return ": the signs disagree" if data["effect"] * data["total_effect"] < 0 else ""
+    return ": the signs disagree" if data[CIRCUIT.effect] * data[TOTAL.effect] < 0 else ""
 
 
 def _left_out(circuit: Circuit, neuron: Neuron) -> str:
@@ -26,9 +29,9 @@ def _left_out(circuit: Circuit, neuron: Neuron) -> str:
     data = {key: float(values[neuron[1:]]) for key, values in table.items()}
     names = circuit.layers.nodes[neuron.layer].get("names")
     name = names[neuron.index] if names else str(neuron)
-    told = [f"  effect on {circuit.target}: {_effect(data, '')} through the circuit"]
-    if "total_effect" in data:
-        told.append(f", {_effect(data, 'total_')} in total{_warning(data)}")
+    told = [f"  effect on {circuit.target}: {_effect(data, CIRCUIT)} through the circuit"]
+    if TOTAL.effect in data:
+        told.append(f", {_effect(data, TOTAL)} in total{_warning(data)}")
     return f"{name} ({neuron}), not kept\n{''.join(told)}"
 
 
@@ -39,14 +42,13 @@ def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
     data = circuit.graph.nodes[neuron]
     lines = [f"{data['name']} ({neuron}), {data['sign']}"]
     lines.append(
-        f"  effect on {circuit.target}: {_effect(data, '')} through the circuit (the kept neurons "
-        f"that read it), {_effect(data, 'total_')} in total{_warning(data)}"
+        f"  effect on {circuit.target}: {_effect(data, CIRCUIT)} through the circuit (the kept "
+        f"neurons that read it), {_effect(data, TOTAL)} in total{_warning(data)}"
     )
-    parts = {"raise": "through_positive_", "lower": "through_negative_"}
     told = [
-        f"{_effect(data, kind)} through those that {way} {circuit.target}"
-        for way, kind in parts.items()
-        if f"{kind}effect" in data
+        f"{_effect(data, kind)} through those that {_VERBS[sign]} {circuit.target}"
+        for sign, kind in THROUGH.items()
+        if kind.effect in data
     ]
     if len(told) > 1:
         lines.append(f"  of that: {', '.join(told)}")

@@ -17,6 +17,7 @@ from neurograph.circuit.circuit import Circuit
 from neurograph.matching.layers_of import is_end, size_of
 from neurograph.matching.matching import Matching
 from neurograph.model.layers import Neuron
+from neurograph.model.neuron_index import neuron_at, number_of
 
 __all__ = ["EffectArray", "Numbers", "Side", "inverse", "partners", "share", "side_of"]
 
@@ -38,7 +39,7 @@ class Span(NamedTuple):
 
     def number(self, neuron: Neuron) -> int:
         """Number a neuron of this layer."""
-        return self.start + neuron.index * (self.positions or 1) + (neuron.position or 0)
+        return self.start + number_of(neuron, self.positions)
 
 
 Spans = Mapping[str, Span]
@@ -88,10 +89,7 @@ class Side:
     def neuron(self, number: int) -> Neuron:
         """Name the neuron with a number."""
         layer, span = self._owners[bisect.bisect_right(self._starts, number) - 1]
-        unit = number - span.start
-        if span.positions is None:
-            return Neuron(layer, unit)
-        return Neuron(layer, *divmod(unit, span.positions))
+        return neuron_at(layer, number - span.start, span.positions)
 
     @functools.cached_property
     def _owners(self) -> list[tuple[str, Span]]:

@@ -12,6 +12,7 @@ import pandas as pd
 from neurograph.comparison.circuit_arrays import EffectArray, Side
 from neurograph.comparison.differences import Samples, paired_stderr
 from neurograph.comparison.pairs import Pairs
+from neurograph.effects.effect_table import TOTAL
 from neurograph.matching.matching import Matching
 from neurograph.model.layers import Neuron
 
@@ -55,10 +56,10 @@ def compared_neurons(
     table = pd.DataFrame(
         {"neuron_a": column_of(neurons[0]), "neuron_b": column_of(neurons[1]), "name": names}
     )
-    totals = [[_total(s, n) for n in ns] for s, ns in zip((a, b), neurons, strict=True)]
-    for letter, total in zip("ab", totals, strict=True):
-        effects[f"total_effect_{letter}"] = [effect for effect, _ in total]
-        effects[f"total_stderr_{letter}"] = [stderr for _, stderr in total]
+    for letter, side, own in zip("ab", (a, b), neurons, strict=True):
+        totals = [_total(side, neuron) for neuron in own]
+        effects[f"{TOTAL.effect}_{letter}"] = [effect for effect, _ in totals]
+        effects[f"{TOTAL.stderr}_{letter}"] = [stderr for _, stderr in totals]
     table = pd.concat([table, effects], axis=1)
     table["similarity"] = [similarity for similarity, _ in alike]
     table["tied"] = np.array([tied for _, tied in alike], dtype=bool)
@@ -70,9 +71,10 @@ def compared_neurons(
 def _total(side: Side, neuron: Neuron | None) -> tuple[float, float]:
     """Total effect of a neuron and its standard error; NaN where it was not scored."""
     table = {} if neuron is None else side.circuit.scores.get(neuron.layer, {})
-    if neuron is None or "total_effect" not in table:
+    if neuron is None or TOTAL.effect not in table:
         return math.nan, math.nan
-    return float(table["total_effect"][neuron[1:]]), float(table["total_stderr"][neuron[1:]])
+    one = TOTAL.read(table).at(neuron[1:])
+    return float(one.effect), float(one.stderr)
 
 
 def compared_edges(

@@ -7,11 +7,11 @@ from typing import Any
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.comparison.compare_options import CompareOptions
+from neurograph.effects.scorer import as_method, method_text
 from neurograph.errors import OptionError
 
 __all__ = ["check_comparable", "same_data"]
 
-_ESTIMATES = frozenset({"gradient", "hybrid", "integrated"})
 _MEANING = ("layers", "groups", "positions", "contrast", "background", "reference", "keep")
 
 
@@ -70,9 +70,18 @@ def _options(a: Circuit, b: Circuit, names: tuple[str, str]) -> Iterator[str]:
     """Say which options of the searches give effects or neurons another meaning."""
     one, other = (circuit.provenance.get("options", {}) for circuit in (a, b))
     scorers = [options.get("scorer") for options in (one, other)]
-    if scorers[0] != scorers[1] and not _ESTIMATES.isdisjoint(scorers):
-        yield f"scorer= differs: {scorers[0]} for {names[0]}, {scorers[1]} for {names[1]}"
+    if scorers[0] != scorers[1] and any(map(_gives_estimates, scorers)):
+        here, there = map(method_text, scorers)
+        yield f"scorer= differs: {here} for {names[0]}, {there} for {names[1]}"
     for key in _MEANING:
         values: list[Any] = [options.get(key) for options in (one, other)]
         if values[0] != values[1]:
             yield f"{key}= differs: {values[0]} for {names[0]}, {values[1]} for {names[1]}"
+
+
+def _gives_estimates(scorer: Any) -> bool:
+    """Whether a scorer, as a search's options tell it, estimates; one of the user's own may."""
+    try:
+        return scorer is not None and as_method(scorer).estimates
+    except OptionError:
+        return True

@@ -51,6 +51,7 @@ __all__ = [
     "Batch",
     "Source",
     "as_batch",
+    "check_columns",
     "concatenate",
     "describe_shapes",
     "draw",
@@ -520,6 +521,17 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
         start += batch.size
     kept.sort(key=lambda item: item[1])
     return concatenate([b for _, _, b in kept]), tuple(position for _, position, _ in kept)
+
+
+def check_columns(source: Source, other: Source, option: str) -> None:
+    """DataError for a table whose columns are not those of the data, in their order."""
+    known, found = source.feature_names, other.feature_names
+    if known is not None and found is not None and known != found:
+        first = next((n for n, m in zip(found, known, strict=False) if n != m), found[-1])
+        raise DataError(
+            f"{option}: its columns are not those of the data in the same order ({first!r} is the "
+            "first that differs): reorder them, as other[list(data.columns)]"
+        )
 
 
 def _row(batch: Batch, row: int) -> Batch:

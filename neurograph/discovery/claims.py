@@ -14,6 +14,7 @@ from neurograph.audit.audit import audit_effects, choose
 from neurograph.audit.hooked import TARGET
 from neurograph.audit.result import Audit, Claim
 from neurograph.circuit.circuit import Circuit
+from neurograph.effects.effect_table import CIRCUIT, TOTAL
 from neurograph.effects.exact import total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.model.layers import Neuron
@@ -124,26 +125,19 @@ def _of_neurons(
     """Total effects; or those through what is kept of each layer's readers, where it is given."""
     if not layers:
         return
-    kind = "total_" if through is None else ""
-    tables = [circuit.scores[layer] for layer in layers]
-    effects = np.concatenate([_measured(table, kind) for table in tables])
-    errors = np.concatenate([table[f"{kind}stderr"].reshape(-1) for table in tables])
-    sizes = [table[f"{kind}effect"].size for table in tables]
-    names = np.repeat(np.array(layers, dtype=object), sizes)
-    units = np.concatenate([np.arange(size) for size in sizes])
+    kind = TOTAL if through is None else CIRCUIT
+    tables = [kind.read(circuit.scores[layer]).reshaped(-1) for layer in layers]
+    # NaN where they are estimates, which are no claims.
+    effects = np.concatenate([np.where(t.measured, t.effect, np.nan) for t in tables])
+    errors = np.concatenate([table.stderr for table in tables])
+    names = np.repeat(np.array(layers, dtype=object), [len(table) for table in tables])
+    units = np.concatenate([np.arange(len(table)) for table in tables])
     for i in choose(names, effects, seed=seed, most=most):
         layer = str(names[i])
         neuron = experiment.units(layer).neuron(int(units[i]))
         seen = None if through is None else through[layer]
         name = "total" if through is None else "node"
         yield Claim(name, (neuron,), float(effects[i]), float(errors[i]), seen)
-
-
-def _measured(table: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
-    """Effects of a layer, NaN where they are estimates."""
-    effects = table[f"{kind}effect"].reshape(-1)
-    known = table.get(f"{kind}measured")
-    return effects if known is None else np.where(known.reshape(-1), effects, np.nan)
 
 
 def _of_edges(circuit: Circuit, experiment: Experiment, most: int, seed: int) -> Iterator[Claim]:
@@ -170,10 +164,10 @@ def _of_paths(circuit: Circuit, most: int, seed: int) -> Iterator[Claim]:
 
 def _estimates(circuit: Circuit) -> int:
     known = [
-        table[key]
+        kind.read(table).measured
         for table in circuit.scores.values()
-        for key in ("measured", "total_measured")
-        if key in table
+        for kind in (CIRCUIT, TOTAL)
+        if kind.effect in table
     ]
     edges = sum(not measured for _, _, measured in circuit.graph.edges(data="measured"))
     return edges + sum(int((~measured).sum()) for measured in known)

@@ -8,6 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from neurograph.effects.effect_table import (
+    CIRCUIT,
+    THROUGH,
+    TOTAL,
+    EffectArrays,
+    EffectKind,
+    EffectTable,
+)
 from neurograph.effects.effects import Effects
 from neurograph.effects.exact import node_effects
 from neurograph.effects.experiment import Experiment
@@ -18,7 +26,7 @@ from neurograph.effects.selection import SIGNS, Above, Keep, Sign, TopK, select
 from neurograph.model.layers import Neuron
 from neurograph.replay.wiring import target_layers
 
-__all__ = ["Edges", "Found", "Measured", "find_edges", "find_neurons"]
+__all__ = ["Found", "FoundEdges", "Measured", "find_edges", "find_neurons"]
 
 Measured = tuple[float, float]
 """An effect and its standard error."""
@@ -28,27 +36,25 @@ _MOST_EDGES = 100_000  # in a circuit: as many as a graph can be queried and dra
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
+class FoundEdges:
     """Edges from one layer's neurons to another's, as arrays ``[edges]``.
 
-    `pairs` ``[edges, 2]`` are numbers of neurons; `measured` says whether by intervention.
+    `pairs` ``[edges, 2]`` are numbers of neurons.
     """
 
     writer: str
     reader: str
     pairs: np.ndarray
-    effect: np.ndarray
-    stderr: np.ndarray
-    measured: np.ndarray
+    effects: EffectArrays
     transfer: np.ndarray
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def at(self, which: np.ndarray) -> Edges:
+    def at(self, which: np.ndarray) -> FoundEdges:
         """Return some of the edges."""
-        keys = ("pairs", "effect", "stderr", "measured", "transfer")
-        return replace(self, **{key: getattr(self, key)[which] for key in keys})
+        pairs, effects, transfer = self.pairs[which], self.effects.at(which), self.transfer[which]
+        return replace(self, pairs=pairs, effects=effects, transfer=transfer)
 
 
 @dataclass
@@ -59,7 +65,7 @@ class Found:
     ----------
     kept : layer to numbers of its kept neurons, the strongest of each ranking first
     ends : layers that nothing but the target reads
-    scores : layer to arrays of the effects of all its neurons, as `Circuit.scores` has them
+    scores : layer to the effects of all its neurons
     direct : effects of kept neurons on a target that reads them, through glue alone
     edges : those among kept neurons, pair of layers by pair of layers
     edges_left : how many weaker edges are not among them, since there were too many
@@ -68,9 +74,9 @@ class Found:
 
     kept: dict[str, list[int]] = field(default_factory=dict)
     ends: set[str] = field(default_factory=set)
-    scores: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    scores: dict[str, EffectTable] = field(default_factory=dict)
     direct: dict[Neuron, Measured] = field(default_factory=dict)
-    edges: list[Edges] = field(default_factory=list)
+    edges: list[FoundEdges] = field(default_factory=list)
     edges_left: int = 0
     screening: dict[str, Screening] = field(default_factory=dict)
 
@@ -79,10 +85,10 @@ class Found:
         kept = sorted(self.kept.get(layer, ()))
         if sign is None or not kept:
             return kept
-        raises = self.scores[layer]["total_effect"] >= 0
+        raises = self.scores[layer][TOTAL].effect >= 0
         return [i for i in kept if raises[i] == (sign == "positive")]
 
-    def add_edges(self, edges: Edges) -> None:
+    def add_edges(self, edges: FoundEdges) -> None:
         """Take in edges, and let go of the weakest where there are too many."""
         self.edges.append(edges)
         count = sum(map(len, self.edges))
@@ -91,7 +97,7 @@ class Found:
 
     def cut_edges(self) -> None:
         """Keep no more of the strongest edges than a circuit may hold."""
-        strength = np.concatenate([np.abs(e.effect) for e in self.edges] or [np.zeros(0)])
+        strength = np.concatenate([np.abs(e.effects.effect) for e in self.edges] or [np.zeros(0)])
         if len(strength) <= _MOST_EDGES:
             return
         chosen = np.zeros(len(strength), dtype=bool)
@@ -125,28 +131,29 @@ def _score_layer(
     ways = {sign: scorer.nodes(layer, through) for sign, through in parts.items() if through}
     rankings = ((scored, sign) for scored in ways.values() for sign in SIGNS)
     chosen = list(dict.fromkeys(i for ranking in rankings for i in _select(*ranking, keep)))
-    table: dict[str, np.ndarray] = {}
+    neurons = len(experiment.units(layer))
+    table: dict[EffectKind, EffectArrays] = {}
     if len(ways) == len(parts):
         whole = _through(experiment, found, layer, None, is_end)
-        _note(table, "", scorer.nodes(layer, whole, surely=chosen, alone=True))
+        scored = scorer.measuring(chosen, alone=True).nodes(layer, whole)
+        table[CIRCUIT] = EffectArrays.of(scored)
     elif ways:
-        _note(table, "", *ways.values())
+        table[CIRCUIT] = EffectArrays.of(*ways.values())
     else:  # what nothing kept reads does nothing through the circuit
-        table["effect"] = table["stderr"] = np.zeros(len(experiment.units(layer)))
-    for sign, scored in ways.items():
-        _note(table, f"through_{sign}_", scored)
-    every = range(len(experiment.units(layer)))
+        table[CIRCUIT] = EffectArrays.none(neurons)
+    table |= {THROUGH[sign]: EffectArrays.of(scored) for sign, scored in ways.items()}
     is_last = is_end and not experiment.graph.out_degree(layer)  # there the target sees everything
     found.ends |= {layer} if is_last else set()
     if is_last:
-        _note(table, "total_", ways["positive"])
+        table[TOTAL] = table[THROUGH["positive"]]
     else:  # of inputs all are asked for, of other layers only the kept ones, where not all fit
         alone = not experiment.recording.layers[layer].is_input
-        _note(table, "total_", scorer.totals(layer, every, surely=chosen, alone=alone))
+        scored = scorer.measuring(chosen, alone=alone).totals(layer, range(neurons))
+        table[TOTAL] = EffectArrays.of(scored)
     if chosen and is_end and not is_last:
         effects = node_effects(experiment, layer, chosen, {TARGET: None})
-        neurons = map(experiment.units(layer).neuron, chosen)
-        found.direct |= zip(neurons, _pairs(effects), strict=True)
+        named = map(experiment.units(layer).neuron, chosen)
+        found.direct |= zip(named, _pairs(effects), strict=True)
     found.scores[layer] = table
     if chosen:
         found.kept[layer] = chosen
@@ -161,15 +168,6 @@ def _through(
         reader: part for reader in readers if (part := found.part(reader, sign))
     }
     return through | ({TARGET: None} if is_end and sign != "negative" else {})
-
-
-def _note(table: dict[str, np.ndarray], kind: str, scored: Scored) -> None:
-    effects, measured = scored
-    # "effect" and "stderr" through the circuit; "through_positive_effect", "total_stderr", …
-    table[f"{kind}effect"] = effects.effect.cpu().numpy()
-    table[f"{kind}stderr"] = effects.stderr.cpu().numpy()
-    if measured is not None:
-        table[f"{kind}measured"] = measured.cpu().numpy()
 
 
 def _select(scores: Scored, sign: Sign, keep: Keep) -> list[int]:
@@ -216,15 +214,6 @@ def _score_edges(
     for edges in scorer.edges(writer, sources, readers):
         i, j = edges.pairs.cpu().numpy().T
         numbers = np.array(sources)[i], np.array(readers[edges.reader])[j]
-        effects, measured = edges.scored
-        found.add_edges(
-            Edges(
-                writer,
-                edges.reader,
-                np.stack(numbers, axis=1),
-                effects.effect.cpu().numpy(),
-                effects.stderr.cpu().numpy(),
-                np.ones(len(i), dtype=bool) if measured is None else measured.cpu().numpy(),
-                edges.transfer.cpu().numpy(),
-            )
-        )
+        pairs, effects = np.stack(numbers, axis=1), EffectArrays.of(edges.scored)
+        transfer = edges.transfer.cpu().numpy()
+        found.add_edges(FoundEdges(writer, edges.reader, pairs, effects, transfer))

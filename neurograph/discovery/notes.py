@@ -8,6 +8,7 @@ import numpy as np
 
 from neurograph.circuit.paths import format_effect
 from neurograph.discovery.frontier import Found
+from neurograph.effects.effect_table import CIRCUIT, TOTAL, EffectArrays, EffectTable
 from neurograph.effects.selection import SENSE, SIGNS, Sign
 
 __all__ = ["search_notes"]
@@ -65,8 +66,15 @@ def _nothing(found: Found, target: str) -> str:
     )
 
 
-def _does_anything(table: Mapping[str, np.ndarray]) -> bool:
-    return any(np.nan_to_num(np.abs(values)).any() for values in table.values())
+def _does_anything(table: EffectTable) -> bool:
+    return any(map(_is_any, table.values()))
+
+
+def _is_any(effects: EffectArrays) -> bool:
+    """Whether an effect is not 0, or may not be: estimates of 0 beside what was measured."""
+    doubtful = effects.measured.any() and not effects.measured.all()
+    numbers = (effects.effect, effects.stderr)
+    return bool(doubtful or any(np.nan_to_num(values).any() for values in numbers))
 
 
 def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
@@ -85,7 +93,8 @@ def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
         without = [
             layer
             for layer, kept in found.kept.items()
-            if layer in layers and not (SENSE[sign] * found.scores[layer]["effect"][kept] > 0).any()
+            if layer in layers
+            and not (SENSE[sign] * found.scores[layer][CIRCUIT].effect[kept] > 0).any()
         ]
         if without:
             yield (
@@ -102,9 +111,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _left_out(found: Found, layer: str, name: Callable[[str, int], str]) -> str | None:
     """Neurons that were not kept though in total they do more than a kept one."""
-    table, kept = found.scores[layer], found.kept.get(layer, [])
-    total, stderr = table["total_effect"], np.nan_to_num(table["total_stderr"])
-    certain = np.abs(total) > stderr
+    totals, kept = found.scores[layer][TOTAL], found.kept.get(layer, [])
+    total, certain = totals.effect, totals.certain
     larger: list[int] = []
     for sense in SENSE.values():
         own = sense * total[kept]
@@ -114,8 +122,8 @@ def _left_out(found: Found, layer: str, name: Callable[[str, int], str]) -> str 
     if not larger:
         return None
     first = larger[0]
-    strongest = f"{name(layer, first)} {format_effect(total[first], stderr[first])}"
-    if "total_measured" in table and not table["total_measured"][first]:
+    strongest = f"{name(layer, first)} {_shown(totals, first)}"
+    if not totals.measured[first]:
         strongest += ", estimated"
     return f"{len(larger)} of {layer!r} (the strongest {strongest})"
 
@@ -124,14 +132,13 @@ def _disagreeing(
     found: Found, layers: Sequence[str], name: Callable[[str, int], str]
 ) -> Iterator[str]:
     for layer in layers:
-        table = found.scores[layer]
-        effect, total = table["effect"], table["total_effect"]
-        certain = np.abs(effect) > np.nan_to_num(table["stderr"])
-        certain &= np.abs(total) > np.nan_to_num(table["total_stderr"])
+        through, total = (found.scores[layer][kind] for kind in (CIRCUIT, TOTAL))
+        differ = through.certain & total.certain & (through.effect * total.effect < 0)
         for i in found.part(layer, None):
-            if certain[i] and effect[i] * total[i] < 0:
-                here, in_all = (
-                    format_effect(table[f"{kind}effect"][i], table[f"{kind}stderr"][i])
-                    for kind in ("", "total_")
-                )
+            if differ[i]:
+                here, in_all = _shown(through, i), _shown(total, i)
                 yield f"{name(layer, i)} ({here} through the circuit, {in_all} in total)"
+
+
+def _shown(effects: EffectArrays, unit: int) -> str:
+    return format_effect(effects.effect[unit], effects.stderr[unit])

@@ -18,6 +18,7 @@ from neurograph.effects.effects import Effects, rounding
 from neurograph.effects.exact import total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
+from neurograph.model.neuron_index import place_index
 from neurograph.model.neuron_names import Places
 from neurograph.model.observe import placed
 from neurograph.study.base_study import BaseStudy
@@ -155,11 +156,9 @@ def _default(study: BaseStudy) -> list[str]:
 def _names(study: BaseStudy, layer: str, units: Sequence[int]) -> pd.DataFrame:
     """Which neurons these are, a row for each."""
     known, tokens = study.experiment.units(layer), study.tokens(layer)
-    found = [known.neuron(unit) for unit in units]
-    table = pd.DataFrame({"layer": layer, "index": [neuron.index for neuron in found]})
-    if known.positions is not None:
-        table["position"] = [neuron.position for neuron in found]
-    table["name"] = [study.name(neuron, tokens) for neuron in found]
+    neurons = [known.neuron(unit) for unit in units]
+    table = place_index(neurons).to_frame(index=False)
+    table["name"] = [study.name(neuron, tokens) for neuron in neurons]
     return table
 
 

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from neurograph.audit.audit import take_slower
 from neurograph.audit.result import Audit
 from neurograph.discovery.claims import audit_result
-from neurograph.effects.auto import Auto
-from neurograph.effects.budget import parse_budget
+from neurograph.effects.budget import Schedule, parse_budget
+from neurograph.effects.effect_table import EffectArrays
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.scorer import Scored, Scorer
-from neurograph.effects.scorers import choose_scorer
+from neurograph.effects.scorer import Scored, Scorer, as_method, method_text
 from neurograph.effects.screening import Screening
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.neurons import Units
@@ -109,7 +108,7 @@ class Scores:
 
     def __repr__(self) -> str:
         kind = "edges" if "source_layer" in self.table else "neurons"
-        scorer = self.provenance["options"]["scorer"]
+        scorer = method_text(self.provenance["options"]["scorer"])
         told = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
         told = told if self.screening is None else f"{told}: {self.screening}"
         missed = int(self.table["effect"].isna().sum())
@@ -122,33 +121,31 @@ class Scores:
 def find_scores(study: BaseStudy, options: Mapping[str, Any]) -> Scores:
     """Score the neurons, or the edges, of a study; see `score`."""
     own = read_options(ScoreOptions, options, "score")
+    method = as_method(own["scorer"])
     of, start = own["of"], time.monotonic()
     chosen: Scorer | None = None
     pieces: list[_Piece] = []
 
     def scores() -> Scores:
         table = _joined(pieces, of, study.experiment.recording.size)
-        screening = None
-        if isinstance(chosen, Auto):
+        screening = chosen.report().get(_PHASES[of]) if chosen else None
+        if screening is not None:
             screening = replace(
-                chosen.report().get(_PHASES[of], Screening(0, 0)),
+                screening,
                 scored=int(table["effect"].notna().sum()),
                 measured=int(table["measured"].sum()),
             )
-        return Scores(table, study.target.name, screening, study.provenance_with(own), study)
+        provenance = study.provenance_with({**own, "scorer": method.as_json()})
+        return Scores(table, study.target.name, screening, provenance, study)
 
     def run() -> Scores:
         nonlocal chosen
         pieces.clear()
         with study.open() as experiment:
-            chosen = choose_scorer(
-                own["scorer"],
-                experiment,
-                budget=parse_budget(own["budget"]),
-                start=time.monotonic() if chosen else start,
-                seed=study.options["seed"],
-                phases={_PHASES[of]: 1.0},
-            )
+            begun = time.monotonic() if chosen else start
+            phases = {_PHASES[of]: 1.0}
+            schedule = Schedule(parse_budget(own["budget"]), begun, study.options["seed"], phases)
+            chosen = method.start(experiment, schedule)
             layers = _scored_layers(study, of)
             with Progress(
                 f"scoring {of}", study.options["progress"], total=len(layers), unit="layers"
@@ -190,20 +187,15 @@ class _Piece:
     """Scores of some neurons, or of some edges, by their numbers."""
 
     ends: tuple[tuple[Units, NDArray[np.int64]], ...]
-    effect: NDArray[np.float64]
-    stderr: NDArray[np.float64]
-    measured: NDArray[np.bool_]
+    effects: EffectArrays
 
     @staticmethod
     def of(ends: Sequence[tuple[Units, torch.Tensor]], scored: Scored | None) -> _Piece:
         """Scores of what scorers gave; without any, effects of 0 that were measured."""
         numbers = tuple((units, chosen.cpu().numpy()) for units, chosen in ends)
-        none = np.zeros(len(numbers[0][1]))
         if scored is None:
-            return _Piece(numbers, none, none, none == 0)
-        effects, measured = scored
-        told = none == 0 if measured is None else measured.cpu().numpy()
-        return _Piece(numbers, effects.effect.cpu().numpy(), effects.stderr.cpu().numpy(), told)
+            return _Piece(numbers, EffectArrays.none(len(numbers[0][1])))
+        return _Piece(numbers, EffectArrays.of(scored))
 
 
 def _pieces(experiment: Experiment, scorer: Scorer, layer: str, of: str) -> Iterator[_Piece]:
@@ -237,7 +229,7 @@ def _joined(pieces: Sequence[_Piece], of: str, samples: int) -> pd.DataFrame:
     if not pieces:
         raise OptionError(f"there are no {of} to score: no layer has neurons, or is read by one")
     columns: dict[str, Any] = {}
-    lengths = [len(piece.effect) for piece in pieces]
+    lengths = [len(piece.effects) for piece in pieces]
     for end, prefix in enumerate([""] if of == "neurons" else ["source_", "target_"]):
         units, numbers = zip(*(piece.ends[end] for piece in pieces), strict=True)
         names = np.array([one.layer for one in units], dtype=object)
@@ -249,11 +241,11 @@ def _joined(pieces: Sequence[_Piece], of: str, samples: int) -> pd.DataFrame:
             single = np.repeat([one.positions is None for one in units], lengths)
             columns[f"{prefix}position"] = pd.array(whole % places, dtype="Int64")
             columns[f"{prefix}position"][single] = pd.NA
-    effect = np.concatenate([piece.effect for piece in pieces])
-    stderr = np.concatenate([piece.stderr for piece in pieces])
+    effect = np.concatenate([piece.effects.effect for piece in pieces])
+    stderr = np.concatenate([piece.effects.stderr for piece in pieces])
     # Mean square = square of the mean + variance, and the error is its root by n − 1.
     rms = np.sqrt(effect**2 + np.nan_to_num(stderr) ** 2 * (samples - 1))
-    measured = np.concatenate([piece.measured for piece in pieces])
+    measured = np.concatenate([piece.effects.measured for piece in pieces])
     columns |= {"effect": effect, "stderr": stderr, "rms": rms, "measured": measured}
     strongest = np.argsort(-np.abs(effect), kind="stable")
     return pd.DataFrame(columns).take(strongest).reset_index(drop=True)

@@ -17,9 +17,8 @@ from neurograph.circuit.paths import Path, PathQuery, name_of
 from neurograph.discovery.claims import audit_result
 from neurograph.discovery.frontier import Found, find_edges, find_neurons
 from neurograph.discovery.to_circuit import circuit_graph, to_circuit
-from neurograph.effects.auto import Auto
-from neurograph.effects.budget import parse_budget
-from neurograph.effects.scorers import choose_scorer
+from neurograph.effects.budget import Schedule, parse_budget
+from neurograph.effects.scorer import as_method
 from neurograph.effects.selection import SIGNS, as_keep
 from neurograph.errors import SearchInterrupted
 from neurograph.model.layers import Neuron
@@ -56,6 +55,7 @@ def find_circuit(study: BaseStudy, options: Mapping[str, Any]) -> Circuit:
 def _provenance(study: BaseStudy, own: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
     keep = as_keep(own["keep"])
     described = {**own, "keep": {"type": type(keep).__name__, **asdict(keep)}}
+    described["scorer"] = as_method(own["scorer"]).as_json()
     return {**study.provenance_with(described), "complete": complete}
 
 
@@ -81,14 +81,9 @@ def _fill(study: BaseStudy, own: Mapping[str, Any], found: Found, start: float) 
             "searching", study.options["progress"], total=2 * len(study.layers), unit="steps"
         ) as bar,
     ):
-        scorer = choose_scorer(
-            own["scorer"],
-            experiment,
-            budget=parse_budget(own["budget"]),
-            start=start,
-            seed=study.options["seed"],
-            phases=_PHASES,
-        )
+        budget = parse_budget(own["budget"])
+        schedule = Schedule(budget, start, study.options["seed"], _PHASES)
+        scorer = as_method(own["scorer"]).start(experiment, schedule)
         try:
             for step, layer in itertools.chain(
                 _named("neurons of", find_neurons(experiment, scorer, keep, found)),
@@ -97,8 +92,7 @@ def _fill(study: BaseStudy, own: Mapping[str, Any], found: Found, start: float) 
                 bar.describe(f"{step} {layer}")
                 bar.advance()
         finally:
-            if isinstance(scorer, Auto):
-                found.screening = scorer.report()
+            found.screening = scorer.report()
 
 
 def _named(step: str, layers: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -113,7 +107,7 @@ def _strongest(
     Those that the budget leaves no time for are not among them: queries rank these by estimates.
     """
     budget = parse_budget(own["budget"])
-    timed = own["scorer"] == "auto" and budget.seconds is not None
+    timed = as_method(own["scorer"]).takes_budget and budget.seconds is not None
     until = start + (budget.seconds or 0.0) if timed else math.inf
     ranked: list[list[tuple[Neuron, ...]]] = []
     for sign in SIGNS:

@@ -7,14 +7,24 @@ from dataclasses import asdict
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import Path
-from neurograph.discovery.frontier import Edges, Found
+from neurograph.discovery.frontier import Found, FoundEdges
 from neurograph.discovery.notes import search_notes
-from neurograph.effects.selection import SIGNS, sign_of
+from neurograph.effects.effect_table import (
+    CIRCUIT,
+    DIRECT,
+    THROUGH,
+    TOTAL,
+    EffectKind,
+    EffectTable,
+    columns_of,
+)
+from neurograph.effects.selection import sign_of
 from neurograph.model.layers import INPUT_TYPE, Neuron, channels_first
 from neurograph.study.base_study import BaseStudy
 
@@ -69,19 +79,27 @@ def to_circuit(
         (only,) = (n for n in layers if layers.nodes[n]["type"] == INPUT_TYPE and n in found.scores)
         layers.nodes[only]["names"] = list(names)
     whole = {**provenance, "notes": [*provenance["notes"], *_notes(study, found)]}
-    if found.screening:
-        whole["screening"] = {phase: asdict(s) for phase, s in found.screening.items()}
+    screening = {phase: asdict(s) for phase, s in found.screening.items() if s.scored}
+    if screening:
+        whole["screening"] = screening
     scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
     return Circuit(graph, layers, study.target.name, paths, scores, whole, study)
 
 
-def _edges(study: BaseStudy, edges: Edges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
+def _edges(study: BaseStudy, edges: FoundEdges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
     start, end = study.experiment.units(edges.writer), study.experiment.units(edges.reader)
-    keys = ("effect", "stderr", "measured", "transfer")
-    rows = zip(edges.pairs.tolist(), *(getattr(edges, key).tolist() for key in keys), strict=True)
-    for (i, j), *values in rows:
-        told = dict(zip(keys, values, strict=True))
-        yield start.neuron(i), end.neuron(j), told | {"sign": sign_of(told["effect"])}
+    effects = edges.effects
+    columns = {
+        CIRCUIT.effect: effects.effect,
+        CIRCUIT.stderr: effects.stderr,
+        CIRCUIT.measured: effects.measured,
+        "transfer": edges.transfer,
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    for (i, j), numbers in zip(edges.pairs.tolist(), values, strict=True):
+        attributes = dict(zip(columns, numbers, strict=True))
+        attributes["sign"] = sign_of(attributes[CIRCUIT.effect])
+        yield start.neuron(i), end.neuron(j), attributes
 
 
 def _notes(study: BaseStudy, found: Found) -> list[str]:
@@ -92,12 +110,12 @@ def _notes(study: BaseStudy, found: Found) -> list[str]:
     return [*branches, *search_notes(found, study.target.name, name)]
 
 
-def _by_position(study: BaseStudy, layer: str, table: dict[str, Any]) -> dict[str, Any]:
+def _by_position(study: BaseStudy, layer: str, table: EffectTable) -> dict[str, np.ndarray]:
     """Scores as ``[neurons, positions]`` where each position has neurons of its own."""
     positions = study.experiment.units(layer).positions
-    if positions is None:
-        return table
-    return {key: values.reshape(-1, positions) for key, values in table.items()}
+    if positions is not None:
+        table = {kind: effects.reshaped(-1, positions) for kind, effects in table.items()}
+    return columns_of(table)
 
 
 def _names(study: BaseStudy, neuron: Neuron, tokens: Sequence[str] | None) -> dict[str, Any]:
@@ -114,22 +132,22 @@ def _effects(study: BaseStudy, found: Found, neuron: Neuron, unit: int) -> dict[
     """Attributes that say what a neuron does."""
     table = found.scores[neuron.layer]
 
-    def numbers(kind: str) -> dict[str, Any]:
-        return {f"{kind}{key}": float(table[f"{kind}{key}"][unit]) for key in ("effect", "stderr")}
+    def numbers(kind: EffectKind) -> dict[str, Any]:
+        one = table[kind].at(unit)
+        return kind.numbers(float(one.effect), float(one.stderr))
 
-    def measured(kind: str) -> bool:
-        return bool(table[f"{kind}measured"][unit]) if f"{kind}measured" in table else True
+    def measured(kind: EffectKind) -> dict[str, bool]:
+        return {kind.measured: bool(table[kind].measured[unit])}
 
-    attributes = numbers("")
-    attributes |= {"measured": measured(""), "sign": sign_of(attributes["effect"])}
-    attributes |= numbers("total_") | {"total_measured": measured("total_")}
+    attributes = numbers(CIRCUIT) | measured(CIRCUIT)
+    attributes["sign"] = sign_of(attributes[CIRCUIT.effect])
+    attributes |= numbers(TOTAL) | measured(TOTAL)
     attributes["target"] = bool(study.layers.nodes[neuron.layer]["output"])
     if neuron in found.direct:
-        direct, direct_stderr = found.direct[neuron]
-        attributes |= {"direct_effect": direct, "direct_stderr": direct_stderr}
-    for sign in SIGNS:
-        if f"through_{sign}_effect" in table:
-            attributes |= numbers(f"through_{sign}_")
+        attributes |= DIRECT.numbers(*found.direct[neuron])
+    for kind in THROUGH.values():
+        if kind in table:
+            attributes |= numbers(kind)
     return attributes
 
 

@@ -7,29 +7,31 @@ ranks; then the others, from the largest estimate down, while the time lasts.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neurograph.effects.budget import Allowance, Budget
+from neurograph.effects.budget import Allowance, Budget, Schedule
 from neurograph.effects.differentiable import blind_layers, find_blocked
 from neurograph.effects.edges import Probe, probe_edges
 from neurograph.effects.effects import Effects
 from neurograph.effects.exact import node_effects, total_effects
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.gradient import Gradient
+from neurograph.effects.gradient import GradientScorer
 from neurograph.effects.routes import Through, fits_narrow
-from neurograph.effects.scorer import Edges, Scored
+from neurograph.effects.scorer import Edges, Method, Scored, Scorer
 from neurograph.effects.screening import Screened, Screening
 from neurograph.effects.slopes import Background
 
-__all__ = ["Auto", "Verifier"]
+__all__ = ["Auto", "AutoScorer", "Verifier"]
 
 _SURELY = 5e7  # bytes of rows that any machine runs in a second
 _FEWEST_SPOT = 8
@@ -219,31 +221,34 @@ class _Pieces:
         return items[:done]
 
 
-class Auto:
+@dataclass(frozen=True)
+class Auto(Method):
+    """Measure what fits the budget: gradients screen, interventions verify what they promise."""
+
+    estimates = False
+    takes_budget = True
+
+    def start(self, experiment: Experiment, schedule: Schedule) -> Scorer:
+        """Make the scorer for one experiment."""
+        return AutoScorer(experiment, schedule)
+
+
+class AutoScorer(Scorer):
     """Gradients screen, interventions verify.
 
     Parameters
     ----------
     experiment : Experiment
-    budget : Budget
-    start : float
-        When the time began, as `time.monotonic` has it.
-    seed : int
-    phases : mapping of str to float
-        Until which share of the time there are ``nodes``, ``totals`` and ``edges``; those of one
-        share come by turns.
+    schedule : Schedule
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        budget: Budget,
-        start: float,
-        seed: int,
-        phases: Mapping[str, float],
-    ) -> None:
+    def __init__(self, experiment: Experiment, schedule: Schedule) -> None:
         self.experiment, self.point = experiment, Background(experiment)
-        self.screen = Gradient(experiment, [self.point])
+        self.screen = GradientScorer(experiment, [self.point])
+        self._blind = functools.cache(self._find_blind)
+        self._surely: Sequence[int] = ()
+        self._alone = False
+        budget, phases = schedule.budget, schedule.phases
         graph = experiment.graph
         layers = [name for name in graph if experiment.recording.layers[name].neurons]
         nodes = sum(self._work(name, len(experiment.units(name))) for name in layers)
@@ -253,7 +258,7 @@ class Auto:
         for phase, share in phases.items():
             together[share] += costs[phase]
         allowances = {
-            share: Allowance(start + share * (budget.seconds or 0.0), cost)
+            share: Allowance(schedule.start + share * (budget.seconds or 0.0), cost)
             for share, cost in together.items()
         }
         self.verifiers = {}
@@ -261,18 +266,21 @@ class Auto:
             among = budget
             if budget.count is not None and phase == "edges":
                 among = Budget(count=budget.count**2)
-            self.verifiers[phase] = Verifier(among, seed, allowances[share])
+            self.verifiers[phase] = Verifier(among, schedule.seed, allowances[share])
 
-    @functools.cached_property
-    def blind(self) -> frozenset[str]:
+    def measuring(self, some: Sequence[int], *, alone: bool) -> Scorer:
+        """The same scorer, which measures these in any case."""
+        scorer = copy.copy(self)
+        scorer._surely, scorer._alone = some, alone
+        return scorer
+
+    def _find_blind(self) -> frozenset[str]:
         """Layers of which gradients do not tell everything."""
         layers = self.experiment.recording.layers
         routed = {name for name in self.experiment.graph if layers[name].routed}
         return blind_layers(self.experiment, find_blocked(self.experiment)) | routed
 
-    def nodes(
-        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
-    ) -> Scored:
+    def nodes(self, writer: str, through: Through) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
         neurons = len(self.experiment.units(writer))
         work = self._work(writer, neurons)
@@ -282,18 +290,11 @@ class Auto:
             lambda some: node_effects(self.experiment, writer, some.tolist(), through),
             work=work,
             cost=work,
-            surely=surely,
-            alone=alone,
+            surely=self._surely,
+            alone=self._alone,
         )
 
-    def totals(
-        self,
-        writer: str,
-        neurons: Sequence[int],
-        *,
-        surely: Sequence[int] = (),
-        alone: bool = False,
-    ) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
         """Effects of neurons through everything."""
         chosen = torch.as_tensor(list(neurons))
         work = self._work(writer, len(chosen))
@@ -303,8 +304,8 @@ class Auto:
             lambda some: total_effects(self.experiment, writer, chosen[some.cpu()].tolist()),
             work=work,
             cost=self._work(writer, len(self.experiment.units(writer))),
-            surely=surely,
-            alone=alone,
+            surely=self._surely,
+            alone=self._alone,
         )
 
     def edges(
@@ -354,24 +355,23 @@ class Auto:
         verifier.allowance.left -= cost * len(left)
 
     def _nodes(self, writer: str, through: Through) -> Effects:
-        if writer in self.blind:
+        if writer in self._blind():
             return _nothing(self.experiment, writer, len(self.experiment.units(writer)))
         return self.screen.nodes(writer, through).effects
 
     def _totals(self, writer: str, neurons: Sequence[int]) -> Effects:
-        if writer in self.blind:
+        if writer in self._blind():
             return _nothing(self.experiment, writer, len(neurons))
         return self.screen.totals(writer, neurons).effects
 
     def _estimate(self, probe: Probe) -> Effects:
-        if probe.reader in self.blind:
+        if probe.reader in self._blind():
             return _nothing(self.experiment, probe.reader, len(probe.pairs))
         return probe.estimate(self.point.slope(probe.reader))
 
     def report(self) -> dict[str, Screening]:
-        """Say for each phase that scored anything what was screened and verified."""
-        found = {phase: verifier.report() for phase, verifier in self.verifiers.items()}
-        return {phase: screening for phase, screening in found.items() if screening.scored}
+        """Say for each phase what was screened and verified."""
+        return {phase: verifier.report() for phase, verifier in self.verifiers.items()}
 
     def _work(self, layer: str, moves: int) -> float:
         """Bytes of the rows that so many moves of a layer's neurons take, all layers together."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neurograph.errors import OptionError
 from neurograph.utils.checks import is_number, shown, whole
 
-__all__ = ["Allowance", "Budget", "parse_budget"]
+__all__ = ["Allowance", "Budget", "Schedule", "parse_budget"]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
@@ -42,6 +43,28 @@ def parse_budget(budget: int | str) -> Budget:
             "of each layer and sign to measure"
         )
     return Budget(seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What verifying may take, and when: for scorers that choose what to measure.
+
+    Attributes
+    ----------
+    budget : Budget
+    start : float
+        When the time began, as `time.monotonic` has it.
+    seed : int
+        Chooses what is measured at random.
+    phases : mapping of str to float
+        Until which share of the time there are ``nodes``, ``totals`` and ``edges``; those of one
+        share come by turns.
+    """
+
+    budget: Budget
+    start: float
+    seed: int
+    phases: Mapping[str, float]
 
 
 class Allowance:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import abc
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol
 
 import networkx as nx
 import numpy as np
@@ -12,8 +14,11 @@ import torch
 from torch import Tensor
 
 from neurograph.activations.profile import QUANTILES
+from neurograph.effects.counterfactual import Reference, record_twins
+from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.layers import Layer, channels_first
+from neurograph.model.observe import input_tensors
 from neurograph.replay.recording import Recording
 from neurograph.utils.checks import shown
 
@@ -26,6 +31,8 @@ __all__ = [
     "FromZero",
     "Quantiles",
     "Resample",
+    "ToActual",
+    "Twins",
     "as_contrast",
     "with_background",
 ]
@@ -33,8 +40,114 @@ __all__ = [
 Background = Literal["data", "mean", "zero"]
 
 
+class Twins(Protocol):
+    """Something that has other rows of each layer, as a `Recording` of twins has."""
+
+    def main(self, name: str, /) -> Tensor:
+        """Return the rows of a layer, ``[samples, …]``."""
+        ...
+
+
+class Contrast(abc.ABC):
+    """Values between which neurons move: what they need, and what they are for a layer.
+
+    Subclasses are frozen dataclasses. One that JSON can hold is read back by its fields.
+
+    Attributes
+    ----------
+    needs_statistics : bool
+        Whether values come from statistics of the neurons over the data.
+    needs_twins : bool
+        Whether values come from other samples, each the twin of a reference sample.
+    """
+
+    needs_statistics: ClassVar[bool] = False
+    needs_twins: ClassVar[bool] = False
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """Levels of the quantiles that the statistics must have."""
+        return ()
+
+    def twins(self, reference: Reference) -> Twins | None:
+        """Find the other samples; None where there are none."""
+        return None
+
+    @abc.abstractmethod
+    def levels_of(
+        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+    ) -> Tensor:
+        """Values between which a layer's neurons move.
+
+        Parameters
+        ----------
+        layer : Layer
+        statistics : mapping
+            The layer's node of a profiled graph.
+        actual : Recording
+            The reference samples as they are.
+        twins : optional
+            What they move from, where that is other samples.
+
+        Returns
+        -------
+        Tensor
+            ``[levels, samples or 1, elements]``: for every element of a row, in the layer's units.
+        """
+
+    def as_json(self) -> dict[str, Any]:
+        """Describe it as `as_contrast` reads it; a switch that is off is left out."""
+        # Lists for tuples, so that it is equal to what is read back from a file.
+        values = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
+        on = {key: value for key, value in values.items() if value is not False}
+        return {"type": type(self).__name__, **on}
+
+    @classmethod
+    def from_json(cls, known: Mapping[str, Any]) -> Contrast:
+        """Read what `as_json` wrote."""
+        values = {one.name: known.get(one.name, False) for one in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+class ToActual(Contrast):
+    """A contrast that ends at a neuron's actual value in each sample."""
+
+    def levels_of(
+        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+    ) -> Tensor:
+        """From the first value to the actual one, ``[2, samples, elements]``."""
+        first = self.first(layer, statistics, actual, twins)
+        return torch.stack([first, actual.main(layer.name).flatten(1)])
+
+    @abc.abstractmethod
+    def first(
+        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+    ) -> Tensor:
+        """Where neurons begin, ``[samples, elements]``; arguments as for `levels_of`."""
+
+
+class FromTwins(ToActual):
+    """A contrast that begins at the values of other samples."""
+
+    needs_twins = True
+
+    def first(
+        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+    ) -> Tensor:
+        """Rows of the twins."""
+        if twins is None:
+            raise OptionError(f"a {type(self).__name__} contrast needs its twins recorded")
+        rows, twin = actual.main(layer.name), twins.main(layer.name)
+        if twin.shape != rows.shape:
+            raise OptionError(
+                f"layer {layer.name!r} returns {tuple(rows.shape)} for the clean samples but "
+                f"{tuple(twin.shape)} for the corrupt ones: pairs must have the same shape"
+            )
+        return twin.flatten(1)
+
+
 @dataclass(frozen=True)
-class Quantiles:
+class Quantiles(Contrast):
     """A neuron moves through quantiles of its own activations over the data.
 
     Levels ascend; the effect is between the first and the last of them. Each position has
@@ -45,6 +158,8 @@ class Quantiles:
     levels: tuple[float, ...] = (0.05, 0.95)
     pooled: bool = False
 
+    needs_statistics = True
+
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
         inside = all(0 <= level <= 1 for level in self.levels)
@@ -53,19 +168,52 @@ class Quantiles:
                 f"contrast levels {self.levels} must be two or more ascending quantiles in [0, 1]"
             )
 
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """The levels."""
+        return self.levels
+
+    def levels_of(
+        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+    ) -> Tensor:
+        """Quantiles, ``[levels, 1, elements]``."""
+        rows = actual.main(layer.name)
+        values = channels_first(rows, layer.channel_dim)
+        table = _quantiles(self.levels, layer, statistics)
+        if self.pooled and table.dim() == values.dim():  # else the profile has pooled them
+            table = _pooled(self.levels, values)
+        return _as_rows(_at_positions(table, values), layer, rows)[:, None]
+
 
 @dataclass(frozen=True)
-class FromMean:
+class FromMean(ToActual):
     """A neuron moves from its mean over the data to its actual value in each sample."""
 
+    needs_statistics = True
+
+    def first(
+        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+    ) -> Tensor:
+        """Means, the same in all samples."""
+        rows = actual.main(layer.name)
+        values = channels_first(rows, layer.channel_dim)
+        mean = _at_positions(statistics["mean"].to(values)[None], values)
+        return _as_rows(mean, layer, rows).expand(len(rows), -1)
+
 
 @dataclass(frozen=True)
-class FromZero:
+class FromZero(ToActual):
     """A neuron moves from zero to its actual value in each sample."""
+
+    def first(
+        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+    ) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(actual.main(layer.name).flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
-class Counterfactual:
+class Counterfactual(FromTwins):
     """A neuron moves from its value in a corrupt twin of each sample to its actual value.
 
     `data` holds one corrupt sample for each sample of the search's data, in the same order and
@@ -74,9 +222,22 @@ class Counterfactual:
 
     data: Any
 
+    def twins(self, reference: Reference) -> Twins:
+        """The corrupt samples as the model runs them."""
+        return record_twins(self.data, reference)
+
+    def as_json(self) -> dict[str, Any]:
+        """Name it alone: it holds data."""
+        return {"type": type(self).__name__}
+
+    @classmethod
+    def from_json(cls, known: Mapping[str, Any]) -> Contrast:
+        """OptionError: its data must be given again."""
+        raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
+
 
 @dataclass(frozen=True)
-class Resample:
+class Resample(FromTwins):
     """A neuron moves from its value in another reference sample to its actual value in each.
 
     In sequences it is the value at a random position of that sample, since what says where
@@ -99,16 +260,14 @@ class Resample:
 
     positions: bool = True
 
+    def twins(self, reference: Reference) -> Twins:
+        """Other reference samples, and other positions of them."""
+        actual, seed = reference.actual, reference.seed
+        inputs = input_tensors(reference.model, actual.batch)
+        donors = draw_donors(actual.size, seed)
+        return Resampled(actual, inputs, donors, seed if self.positions else None)
 
-class Twins(Protocol):
-    """Something that has other rows of each layer, as a `Recording` of twins has."""
 
-    def main(self, name: str, /) -> Tensor:
-        """Return the rows of a layer, ``[samples, …]``."""
-        ...
-
-
-Contrast = Quantiles | FromMean | FromZero | Counterfactual | Resample
 SWEEP = Quantiles(QUANTILES)
 _NAMED: dict[str, Contrast] = {
     "quantiles": Quantiles(),
@@ -120,8 +279,13 @@ _NAMED: dict[str, Contrast] = {
 }
 
 
-def as_contrast(contrast: str | tuple[float, ...] | Contrast) -> Contrast:
-    """Read a contrast as users write it.
+_BY_TYPE: dict[str, type[Contrast]] = {
+    kind.__name__: kind for kind in (Counterfactual, *map(type, _NAMED.values()))
+}
+
+
+def as_contrast(contrast: str | tuple[float, ...] | Contrast | Mapping[str, Any]) -> Contrast:
+    """Read a contrast as users write it, or as `Contrast.as_json` does.
 
     Examples
     --------
@@ -131,11 +295,15 @@ def as_contrast(contrast: str | tuple[float, ...] | Contrast) -> Contrast:
     Quantiles(levels=(0.25, 0.75), pooled=False)
     >>> as_contrast("mean")
     FromMean()
+    >>> as_contrast({"type": "Resample", "positions": True})
+    Resample(positions=True)
     """
     if isinstance(contrast, Contrast):
         return contrast
     if isinstance(contrast, str) and contrast in _NAMED:
         return _NAMED[contrast]
+    if isinstance(contrast, Mapping) and contrast.get("type") in _BY_TYPE:
+        return _BY_TYPE[contrast["type"]].from_json(contrast)
     if isinstance(contrast, (tuple, list)):
         try:
             return Quantiles(tuple(float(level) for level in contrast))
@@ -148,63 +316,6 @@ def as_contrast(contrast: str | tuple[float, ...] | Contrast) -> Contrast:
     )
 
 
-def levels_of(
-    contrast: Contrast,
-    layer: Layer,
-    statistics: Mapping[str, Any],
-    actual: Recording,
-    twins: Twins | None,
-) -> Tensor:
-    """Values between which a layer's neurons move.
-
-    Parameters
-    ----------
-    contrast : Contrast
-    layer : Layer
-    statistics : mapping
-        The layer's node of a profiled graph.
-    actual : Recording
-        The reference samples as they are.
-    twins : optional
-        What they move from, under a `Counterfactual` or `Resample`.
-
-    Returns
-    -------
-    Tensor
-        ``[levels, samples or 1, elements]``: for every element of a row, in the layer's units.
-    """
-    rows = actual.main(layer.name)
-    values = channels_first(rows, layer.channel_dim)
-
-    def flat(found: Tensor) -> Tensor:
-        """From ``[levels, …, neurons, *positions]`` to the order of the rows."""
-        return found.movedim(-values.dim() + 1, layer.channel_dim - rows.dim()).flatten(
-            -values.dim() + 1
-        )
-
-    if isinstance(contrast, Quantiles):
-        table = _quantiles(contrast.levels, layer, statistics)
-        if contrast.pooled and table.dim() == values.dim():  # else the profile has pooled them
-            table = _pooled(contrast.levels, values)
-        return flat(_at_positions(table, values))[:, None]
-    if isinstance(contrast, FromMean):
-        mean = _at_positions(statistics["mean"].to(values)[None], values)
-        low = flat(mean).expand(len(rows), -1)
-    elif isinstance(contrast, FromZero):
-        low = torch.zeros_like(rows.flatten(1))
-    else:
-        if twins is None:
-            raise OptionError(f"a {type(contrast).__name__} contrast needs its twins recorded")
-        twin = twins.main(layer.name)
-        if twin.shape != rows.shape:
-            raise OptionError(
-                f"layer {layer.name!r} returns {tuple(rows.shape)} for the clean samples but "
-                f"{tuple(twin.shape)} for the corrupt ones: pairs must have the same shape"
-            )
-        low = twin.flatten(1)
-    return torch.stack([low, rows.flatten(1)])
-
-
 def _quantiles(levels: tuple[float, ...], layer: Layer, statistics: Mapping[str, Any]) -> Tensor:
     known = list(statistics["levels"])
     missing = [level for level in levels if level not in known]
@@ -215,6 +326,12 @@ def _quantiles(levels: tuple[float, ...], layer: Layer, statistics: Mapping[str,
         )
     table: Tensor = statistics["quantiles"][[known.index(level) for level in levels]]
     return table
+
+
+def _as_rows(values: Tensor, layer: Layer, rows: Tensor) -> Tensor:
+    """From ``[levels, neurons, *positions]`` to ``[levels, elements]``, in the rows' order."""
+    behind = rows.dim() - 1
+    return values.movedim(-behind, layer.channel_dim - rows.dim()).flatten(-behind)
 
 
 def _pooled(levels: tuple[float, ...], values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint as checkpoints
 
 from neurograph.effects.exact import node_effects, total_effects
+from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.routes import Through
 from neurograph.effects.scorer import Edges, Scored, Scorer
@@ -134,8 +135,10 @@ def _leaves(value: Tensor, names: Mapping[int, str]) -> set[str]:
     return found
 
 
-class Checked:
+class Checked(Scorer):
     """A scorer that estimates by gradients, and refuses where those say nothing.
+
+    What runs on some rows only, which gradients do not see, is measured.
 
     Parameters
     ----------
@@ -143,6 +146,8 @@ class Checked:
     scorer : Scorer
     name : str
         As users call it.
+    inputs : bool
+        Whether gradients must pass from the model's inputs to their readers, too.
 
     Raises
     ------
@@ -151,13 +156,16 @@ class Checked:
         which all estimates are 0 though moving its neurons has effects.
     """
 
-    def __init__(self, experiment: Experiment, scorer: Scorer, name: str) -> None:
-        self.experiment, self.scorer, self.name = experiment, scorer, name
+    def __init__(
+        self, experiment: Experiment, scorer: Scorer, name: str, *, inputs: bool = True
+    ) -> None:
+        self.experiment, self.scorer, self.name, self.inputs = experiment, scorer, name, inputs
+        self._exact = ExactScorer(experiment)
         self._passes = functools.cache(self._check)
 
     def _check(self) -> None:
         blocked = find_blocked(self.experiment)
-        if self.name == "hybrid":  # what a model's inputs do to their readers is executed
+        if not self.inputs:
             blocked = [edge for edge in blocked if self.experiment.graph.in_degree(edge[0])]
         if blocked:
             writer, reader = blocked[0]
@@ -168,28 +176,23 @@ class Checked:
                 "scorer='exact' or 'auto'"
             )
 
-    def nodes(
-        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
-    ) -> Scored:
+    def nodes(self, writer: str, through: Through) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""
+        if self._is_routed(writer):
+            return self._exact.nodes(writer, through)
         self._passes()
-        scored = self.scorer.nodes(writer, through, surely=surely, alone=alone)
+        scored = self.scorer.nodes(writer, through)
         if self._is_flat(scored):
             some = range(len(self.experiment.units(writer)))[:_FEW]
             self._refuse_if(node_effects(self.experiment, writer, some, through).effect, writer)
         return scored
 
-    def totals(
-        self,
-        writer: str,
-        neurons: Sequence[int],
-        *,
-        surely: Sequence[int] = (),
-        alone: bool = False,
-    ) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
         """Effects of neurons through everything."""
+        if self._is_routed(writer):
+            return self._exact.totals(writer, neurons)
         self._passes()
-        scored = self.scorer.totals(writer, neurons, surely=surely, alone=alone)
+        scored = self.scorer.totals(writer, neurons)
         if self._is_flat(scored):
             some = list(neurons)[:_FEW]
             self._refuse_if(total_effects(self.experiment, writer, some).effect, writer)
@@ -204,6 +207,9 @@ class Checked:
         transfers: bool = True,
     ) -> Iterator[Edges]:
         """Effects of edges."""
+        if self._is_routed(writer):
+            yield from self._exact.edges(writer, neurons, readers, transfers=transfers)
+            return
         self._passes()
         for edges in self.scorer.edges(writer, neurons, readers, transfers=transfers):
             if self._is_flat(edges.scored):
@@ -213,6 +219,9 @@ class Checked:
                     measured = node_effects(self.experiment, writer, [neurons[i]], through)
                     self._refuse_if(measured.effect, edges.reader)
             yield edges
+
+    def _is_routed(self, layer: str) -> bool:
+        return self.experiment.recording.layers[layer].routed
 
     @staticmethod
     def _is_flat(scored: Scored) -> bool:

@@ -8,25 +8,67 @@ integrated gradients; see `neurograph.effects.slopes.along`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from neurograph.effects.differentiable import differentiable
+from neurograph.effects.budget import Schedule
+from neurograph.effects.differentiable import Checked, differentiable
 from neurograph.effects.edges import probe_edges
 from neurograph.effects.effects import Effects, estimate
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.linear_edges import LinearEdges
 from neurograph.effects.routes import TARGET, Through, fits_narrow
-from neurograph.effects.scorer import Edges, Scored
-from neurograph.effects.slopes import Point, by_output, gradients, pull_back, seen_slope
+from neurograph.effects.scorer import Edges, Method, Scored, Scorer
+from neurograph.effects.slopes import (
+    Background,
+    Point,
+    along,
+    by_output,
+    gradients,
+    pull_back,
+    seen_slope,
+)
+from neurograph.utils.checks import whole
 
-__all__ = ["Gradient"]
+__all__ = ["Gradient", "GradientScorer", "Integrated"]
 
 _FEW = 16  # neurons of a layer whose sums a matrix product gives faster than gathering
 
 
-class Gradient:
+@dataclass(frozen=True)
+class Gradient(Method):
+    """Estimate by gradients at the background: edge attribution patching."""
+
+    def start(self, experiment: Experiment, schedule: Schedule) -> Scorer:
+        """Make the scorer for one experiment."""
+        scorer = GradientScorer(experiment, [Background(experiment)])
+        return Checked(experiment, scorer, self.name)
+
+
+@dataclass(frozen=True)
+class Integrated(Method):
+    """Estimate by gradients averaged while all neurons move at once: integrated gradients.
+
+    Parameters
+    ----------
+    steps : int
+        At how many points of each move; 5 is what EAP-IG takes.
+    """
+
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        whole(self.steps, "scorer: steps", least=1)
+
+    def start(self, experiment: Experiment, schedule: Schedule) -> Scorer:
+        """Make the scorer for one experiment."""
+        scorer = GradientScorer(experiment, along(experiment, self.steps))
+        return Checked(experiment, scorer, self.name)
+
+
+class GradientScorer(Scorer):
     """Estimates from gradients at some points; remembers them within one experiment.
 
     Parameters
@@ -41,21 +83,12 @@ class Gradient:
         self._tables: dict[tuple[str, tuple[int, ...]], dict[str, Effects]] = {}
         self._sums: dict[str, Tensor] = {}
 
-    def nodes(
-        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
-    ) -> Scored:
+    def nodes(self, writer: str, through: Through) -> Scored:
         """Gradient through the readers' outputs in `through`, times the move."""
         parts = [point.weight * self._nodes(point, writer, through) for point in self.points]
         return Scored.estimated(estimate(self._added(writer, parts)))
 
-    def totals(
-        self,
-        writer: str,
-        neurons: Sequence[int],
-        *,
-        surely: Sequence[int] = (),
-        alone: bool = False,
-    ) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
         """Gradient through everything, times the move."""
         parts = [p.weight * self._moved(p, writer, p.slope(writer)) for p in self.points]
         return Scored.estimated(estimate(self._added(writer, parts)[list(neurons)]))

@@ -7,23 +7,36 @@ is the output's slope at the background times its change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from neurograph.effects.budget import Schedule
+from neurograph.effects.differentiable import Checked
 from neurograph.effects.edges import probe_edges
 from neurograph.effects.effects import estimate
 from neurograph.effects.exact import node_differences
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.linear_edges import LinearEdges
 from neurograph.effects.routes import TARGET, Through, fits_narrow
-from neurograph.effects.scorer import Edges, Scored
+from neurograph.effects.scorer import Edges, Method, Scored, Scorer
 from neurograph.effects.slopes import Background, seen_slope
 
-__all__ = ["Hybrid"]
+__all__ = ["Hybrid", "HybridScorer"]
 
 
-class Hybrid:
+@dataclass(frozen=True)
+class Hybrid(Method):
+    """Compute the readers, and estimate by gradients what they do to the target."""
+
+    def start(self, experiment: Experiment, schedule: Schedule) -> Scorer:
+        """Make the scorer for one experiment."""
+        # What a model's inputs do to their readers is executed: no gradient need pass there.
+        return Checked(experiment, HybridScorer(experiment), self.name, inputs=False)
+
+
+class HybridScorer(Scorer):
     """Estimates that are linear behind the readers.
 
     Parameters
@@ -34,20 +47,11 @@ class Hybrid:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment, self.point = experiment, Background(experiment)
 
-    def nodes(
-        self, writer: str, through: Through, *, surely: Sequence[int] = (), alone: bool = False
-    ) -> Scored:
+    def nodes(self, writer: str, through: Through) -> Scored:
         """Effects of all neurons of a layer through the readers' outputs in `through`."""
         return self._through(writer, range(len(self.experiment.units(writer))), through)
 
-    def totals(
-        self,
-        writer: str,
-        neurons: Sequence[int],
-        *,
-        surely: Sequence[int] = (),
-        alone: bool = False,
-    ) -> Scored:
+    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
         """Effects of neurons through all outputs of all readers, and glue."""
         graph, layers = self.experiment.graph, self.experiment.recording.layers
         through: dict[str, Sequence[int] | None] = {
@@ -63,7 +67,7 @@ class Hybrid:
         neurons: Sequence[int],
         readers: Mapping[str, Sequence[int]],
         *,
-        transfers: bool = True,
+        transfers: bool = True,  # they are computed in any case
     ) -> Iterator[Edges]:
         """Effects of the edges that move anything."""
         for probe in probe_edges(self.experiment, writer, neurons, readers):

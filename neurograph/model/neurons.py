@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from neurograph.errors import OptionError
 from neurograph.model.layer_choice import INPUT_SIDE, matches
 from neurograph.model.layers import Layer, Neuron
+from neurograph.model.neuron_index import neuron_at, number_of
 from neurograph.utils.checks import is_number, shown, whole
 
 __all__ = ["Groups", "Units", "describe_groups", "doubtful_heads", "find_groups", "units_of"]
@@ -73,15 +74,13 @@ class Units:
 
     def neuron(self, unit: int) -> Neuron:
         """Name the neuron with a number."""
-        if self.positions is None:
-            return Neuron(self.layer, unit)
-        return Neuron(self.layer, *divmod(unit, self.positions))
+        return neuron_at(self.layer, unit, self.positions)
 
     def unit(self, neuron: Neuron) -> int:
         """Number a neuron; OptionError if the layer has none such."""
         position, positions = neuron.position, self.positions
         if (position is None) == (positions is None):
-            unit = neuron.index * (positions or 1) + (position or 0)
+            unit = number_of(neuron, positions)
             if 0 <= unit < len(self) and 0 <= (position or 0) < (positions or 1):
                 return unit
         raise OptionError(f"the model has no neuron {neuron}")

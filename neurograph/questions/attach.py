@@ -9,7 +9,7 @@ from torch import nn
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import Path
-from neurograph.effects.contrast import Contrast, FromMean, FromZero, Quantiles, Resample
+from neurograph.effects.contrast import as_contrast
 from neurograph.effects.selection import SIGNS
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.target import describe_target
@@ -29,15 +29,15 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
     kind = known["target"].get("kind", "callable" if known["target"]["index"] is None else "index")
     if kind == "callable" and "target" not in given:
         raise OptionError("the circuit's target is a callable, which no file holds: pass target=")
-    if described["contrast"]["type"] == "Counterfactual" and "contrast" not in given:
-        raise OptionError("the circuit's contrast is a Counterfactual: pass contrast= again")
+    if "contrast" not in given:
+        given["contrast"] = as_contrast(described["contrast"])
     if described["reference"] == "given" and "reference" not in given:
         raise OptionError("the circuit's reference samples were given: pass reference= again")
     if described["profile"] == "given" and "profile" not in given:
         raise OptionError("the circuit was found with a profile of its own: pass profile= again")
     target = given.pop("target", known["target"]["index"])
     options = {n: v for n, v in described.items() if n in OPTIONS[StudyOptions]}
-    options |= {"profile": None, "contrast": _read_contrast(described["contrast"])} | given
+    options |= {"profile": None} | given
     study = Study(model, data, target, **options)
     found = study.provenance
     for part, key, error in (("model", "hash", ModelError), ("data", "fingerprint", DataError)):
@@ -53,14 +53,6 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
     attached = replace(circuit, _study=study)
     _check_agreement(circuit, attached, study)
     return attached
-
-
-def _read_contrast(described: dict[str, Any]) -> Contrast | str:
-    if described["type"] == "Quantiles":
-        return Quantiles(tuple(described["levels"]), described.get("pooled", False))
-    if described["type"] == "Resample":
-        return Resample(described.get("positions", False))
-    return FromMean() if described["type"] == "FromMean" else FromZero()
 
 
 def _check_agreement(circuit: Circuit, attached: Circuit, study: Study) -> None:

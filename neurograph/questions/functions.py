@@ -58,12 +58,13 @@ def search(
         Of each layer, of either sign, through the neurons that raise the target and through those
         that lower it: ``"quantile:0.95"`` (of the effects of that sign), ``"top:20"``,
         ``"share:0.8"`` (of their sum), or ``"above:0.1"`` (in units of the target).
-    scorer : {"auto", "exact", "hybrid", "gradient", "integrated"}
+    scorer : str or Method
         ``"exact"`` measures every neuron and edge by intervention. Three estimate: ``"gradient"``
         is linear from the move to the target (edge attribution patching), ``"hybrid"`` computes
         the readers and is linear behind them, ``"integrated"`` averages gradients while all
         neurons move at once. ``"auto"`` measures everything if the budget allows; if not
         it screens by gradients, measures what they promise most, and says how well they ranked.
+        One with settings is an object: ``Integrated(steps=8)`` of `neurograph.effects.gradient`.
     budget : int or str
         For ``"auto"``: a time, like ``"60s"`` or ``"5min"``, for the whole search; or how many
         neurons of each layer and sign are measured, which is the same on every machine. Only

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from neurograph.circuit.circuit_tables import strongest_features
+from neurograph.effects.effect_table import CIRCUIT, THROUGH, TOTAL
 from neurograph.effects.selection import SIGNS
 from neurograph.report.document import VIS_NETWORK, assemble
 from neurograph.report.faithfulness_card import faithfulness_card
@@ -30,12 +31,13 @@ _SCRIPTS = (VIS_NETWORK, "kit.js", "edges.js", "labels.js", "graph.js", "search.
 _PATHS_SHOWN = 20  # strongest paths of each sign that travel with the page
 _MOST_NEURONS, _MOST_EDGES = 2_000, 10_000  # what a browser draws and moves at once
 _SIGN_ORDER = {"positive": 0, "zero": 1, "negative": 2}
-_SHOWN = (
-    "position token target effect stderr total_effect total_stderr mean std min max count "
-    "through_positive_effect through_positive_stderr through_negative_effect "
-    "through_negative_stderr "
-    "q0 q5 q25 q50 q75 q95 q100 cut wasserstein_std mean_before mean_after"
-).split()
+_SHOWN = [
+    *"position token target".split(),
+    *(column for kind in (CIRCUIT, TOTAL) for column in (kind.effect, kind.stderr)),
+    *"mean std min max count".split(),
+    *(column for kind in THROUGH.values() for column in (kind.effect, kind.stderr)),
+    *"q0 q5 q25 q50 q75 q95 q100 cut wasserstein_std mean_before mean_after".split(),
+]
 
 
 def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
@@ -158,7 +160,7 @@ def _network(graph: Any, ids: dict[Node, str], places: Coordinates, radius: floa
 
 def _estimated(attributes: Any) -> dict[str, bool]:
     """Mark what was not measured by intervention."""
-    names = {"estimated": "measured", "total_estimated": "total_measured"}
+    names = {"estimated": CIRCUIT.measured, "total_estimated": TOTAL.measured}
     return {name: True for name, key in names.items() if not attributes.get(key, True)}
 
 

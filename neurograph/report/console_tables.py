@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neurograph.effects.effect_table import CIRCUIT, TOTAL
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -158,22 +160,22 @@ def effects_table(frame: pd.DataFrame) -> Table:
     """Table of neurons, each effect with its standard error: through the circuit, and in total."""
     from neurograph.circuit.paths import format_effect
 
-    kinds = {"effect": "stderr", "total_effect": "total_stderr"}
-    kinds = {key: error for key, error in kinds.items() if key in frame}
+    titles = {CIRCUIT: "effect through the circuit", TOTAL: "total effect"}
+    kinds = [kind for kind in titles if kind.effect in frame]
     table = Table(box=None, pad_edge=False)
     for title in ("neuron", "layer"):
         table.add_column(title, overflow="fold")
-    for key in kinds:
-        title = "total effect" if key == "total_effect" else "effect through the circuit"
-        table.add_column(title, justify="right", no_wrap=True)
+    for kind in kinds:
+        table.add_column(titles[kind], justify="right", no_wrap=True)
     table.add_column("")
     for row in frame.to_dict("records"):
         cells = [
-            Text(format_effect(row[key], row[error]), _COLOURS[row[key] > 0])
-            for key, error in kinds.items()
+            Text(format_effect(row[k.effect], row[k.stderr]), _COLOURS[row[k.effect] > 0])
+            for k in kinds
         ]
-        disagrees = len(kinds) > 1 and row["effect"] * row["total_effect"] < 0
-        mark = "signs disagree" if disagrees else "" if row.get("measured", True) else "estimated"
+        disagrees = len(kinds) > 1 and row[CIRCUIT.effect] * row[TOTAL.effect] < 0
+        is_measured = row.get(CIRCUIT.measured, True)
+        mark = "signs disagree" if disagrees else "" if is_measured else "estimated"
         table.add_row(_text(row["name"]), _text(row["layer"]), *cells, mark)
     return table
 

@@ -6,10 +6,8 @@ import contextlib
 import copy
 import functools
 import itertools
-import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from importlib import metadata
 from typing import Any, Self, Unpack
 
@@ -17,7 +15,7 @@ import networkx as nx
 from torch import nn
 
 from neurograph.activations.profile import model_hash
-from neurograph.effects.contrast import Contrast, Counterfactual, as_contrast
+from neurograph.effects.contrast import Contrast, as_contrast
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import ModelError, OptionError
@@ -288,18 +286,13 @@ def _describe(options: Mapping[str, Any], contrast: Contrast, sites: Sites) -> d
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
         "groups": describe_groups({} if options["groups"] is None else options["groups"]),
         "positions": options["positions"],
-        "contrast": {"type": type(contrast).__name__},
+        "contrast": contrast.as_json(),
         "background": options["background"],
         "reference": options["reference"] if isinstance(options["reference"], int) else "given",
         "memory": options["memory"],
         "seed": options["seed"],
         "profile": "made" if options["profile"] is None else "given",
     }
-    if not isinstance(contrast, Counterfactual):  # it holds data
-        # Lists for tuples, so that it is equal to what is read back from a file; a switch that is
-        # off is left out, as it was before there was one.
-        fields = json.loads(json.dumps(asdict(contrast)))
-        described["contrast"] |= {key: value for key, value in fields.items() if value is not False}
     for key in ("feature_names", "class_names"):
         names = options[key]
         described[key] = None if names is None else list(map(str, names))

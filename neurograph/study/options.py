@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
+from neurograph.effects.scorers import SCORERS
 from neurograph.errors import OptionError
 from neurograph.utils.checks import (
     a_share,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from neurograph.ablation.replacements import Ablation
     from neurograph.effects.contrast import Background, Contrast
-    from neurograph.effects.scorer import ScorerName
+    from neurograph.effects.scorer import Method
     from neurograph.effects.selection import Keep, Sign
     from neurograph.model.layer_choice import Choice
     from neurograph.model.neuron_names import Places
@@ -230,9 +231,9 @@ _STUDY = {
 
 _SCORER = Option(
     "auto",
-    "How effects are found: exact measures all; gradient, hybrid and integrated estimate; auto "
-    "measures what fits the budget.",
-    _readable("effects.scorers:check_scorer"),
+    f"How effects are found: {', '.join(SCORERS)}. Exact measures all, auto what fits the budget; "
+    "the others estimate.",
+    _readable("effects.scorer:as_method"),
 )
 _BUDGET = Option(
     "60s",
@@ -246,7 +247,7 @@ class SearchOptions(TypedDict, total=False):
     """Options of a search beside those of its study; `search` explains them."""
 
     keep: str | Keep
-    scorer: ScorerName
+    scorer: str | Method
     budget: int | str
     paths: int
 
@@ -267,7 +268,7 @@ class ScoreOptions(TypedDict, total=False):
     """Options of scoring beside those of a study; `score` explains them."""
 
     of: Literal["neurons", "edges"]
-    scorer: ScorerName
+    scorer: str | Method
     budget: int | str
 
 

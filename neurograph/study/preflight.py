@@ -103,7 +103,7 @@ def sampled(contrast: Contrast, profiled: nx.DiGraph) -> Iterator[str]:
     """Say that a contrast's quantiles are of some rows, where there were more than are kept."""
     errors = {name: data.get("rank_error", 0) for name, data in profiled.nodes(data=True)}
     drawn = [name for name, error in errors.items() if error]
-    if drawn and any(0 < level < 1 for level in getattr(contrast, "levels", ())):
+    if drawn and any(0 < level < 1 for level in contrast.quantiles):
         yield (
             f"quantiles of {'all layers' if len(drawn) > _SHOWN else ', '.join(drawn)} are of rows "
             "drawn at random, not of all: the share of rows below one is within "

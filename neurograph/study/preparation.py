@@ -18,20 +18,10 @@ from neurograph.activations.profile import (
     model_hash,
     wired,
 )
-from neurograph.data.source import Batch, Source, concatenate, draw, fingerprint
-from neurograph.effects.contrast import (
-    Background,
-    Contrast,
-    Counterfactual,
-    FromMean,
-    Quantiles,
-    Resample,
-    Twins,
-    levels_of,
-    with_background,
-)
+from neurograph.data.source import Batch, Source, check_columns, concatenate, draw, fingerprint
+from neurograph.effects.contrast import Background, Contrast, with_background
+from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
@@ -45,7 +35,7 @@ from neurograph.model.target import (
 )
 from neurograph.replay.padding import Padding, find_padding
 from neurograph.replay.plan import Plan
-from neurograph.replay.recording import Recording, capture, recapture
+from neurograph.replay.recording import Recording, capture
 from neurograph.replay.replay import Replay
 from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
 from neurograph.study.preflight import (
@@ -111,13 +101,12 @@ class Preparation:
 
         Those of a profile that was given, where there is one.
         """
-        wanted = contrast.levels if isinstance(contrast, Quantiles) else ()
         prepared, options = self.prepared, self.options
-        if self._statistics is not None and set(wanted) <= self._levels:
+        if self._statistics is not None and set(contrast.quantiles) <= self._levels:
             return self._statistics
         graph = prepared.profiled
         if prepared.example is not None:
-            graph, self._levels = graph.copy(), self._levels | set(wanted)
+            graph, self._levels = graph.copy(), self._levels | set(contrast.quantiles)
             with placed(self.model, options["device"]):
                 add_statistics(
                     graph,
@@ -147,19 +136,19 @@ class Preparation:
             Whether layers that run on some rows only are layers; else they are glue.
         """
         prepared, options = self.prepared, self.options
-        routed = routed and not isinstance(contrast, Counterfactual | Resample)
+        routed = routed and not contrast.needs_twins
         actual, graph = prepared.recording, self.wiring(routed=routed).layers
         statistics: Statistics = {}
-        if isinstance(contrast, Quantiles | FromMean) or background == "mean":
+        if contrast.needs_statistics or background == "mean":
             # Here, where no stand-ins are in the model that the pass would meet.
             statistics = self.statistics(contrast)
             graph = with_statistics(graph, statistics)
         with placed(self.model, options["device"]):
-            twins = _twins(contrast, self.model, prepared, options)
+            twins = contrast.twins(self._reference)
 
         def levels(layer: str) -> Tensor:
             known = statistics.get(layer, {})
-            values = levels_of(contrast, actual.layers[layer], known, actual, twins)
+            values = contrast.levels_of(actual.layers[layer], known, actual, twins)
             return values.to(actual.main(layer))
 
         key = background, self.wiring(routed=routed) is prepared.wiring
@@ -170,6 +159,16 @@ class Preparation:
             self._experiments[key] = self._on(recording, wiring, levels)
             return self._experiments[key]
         return self._experiments[key].with_levels(levels)
+
+    @property
+    def _reference(self) -> Reference:
+        """The reference samples, as what twins of them are found by."""
+        prepared, options = self.prepared, self.options
+        actual, is_drawn = prepared.recording, isinstance(options["reference"], int)
+        count = prepared.samples if is_drawn else actual.size
+        return Reference(
+            self.model, prepared.source, actual, prepared.reference, count, options["seed"]
+        )
 
     def _on(
         self, recording: Recording, wiring: Wiring, levels: Callable[[str], Tensor]
@@ -420,7 +419,7 @@ def _reference(
         for _ in hashed():
             pass
         given = Source(options["reference"], model)
-        _check_columns(source, given, "reference")
+        check_columns(source, given, "reference")
         try:
             batch = concatenate(list(given))
         except DataError as error:
@@ -494,67 +493,6 @@ def _check_profile(profiled: nx.DiGraph, actual: Recording, *, made: bool) -> No
             raise OptionError(
                 f"the profile has {known} neurons for layer {name!r}, the model {layer.neurons}"
             )
-
-
-def _twins(
-    contrast: Contrast, model: nn.Module, prepared: Prepared, options: Mapping[str, Any]
-) -> Twins | None:
-    """Find what neurons move from, where that is other samples."""
-    actual = prepared.recording
-    if isinstance(contrast, Counterfactual):
-        return _corrupt(contrast, model, prepared, drawn=isinstance(options["reference"], int))
-    if not isinstance(contrast, Resample):
-        return None
-    donors = draw_donors(actual.size, options["seed"])
-    seed = options["seed"] if contrast.positions else None
-    return Resampled(actual, prepared.inputs, donors, seed)
-
-
-def _check_columns(source: Source, other: Source, option: str) -> None:
-    """DataError for a table whose columns are not those of the data, in their order."""
-    known, found = source.feature_names, other.feature_names
-    if known is not None and found is not None and known != found:
-        first = next((n for n, m in zip(found, known, strict=False) if n != m), found[-1])
-        raise DataError(
-            f"{option}: its columns are not those of the data in the same order ({first!r} is the "
-            "first that differs): reorder them, as other[list(data.columns)]"
-        )
-
-
-def _corrupt(
-    contrast: Counterfactual, model: nn.Module, prepared: Prepared, *, drawn: bool
-) -> Recording:
-    """Record the counterfactual twins of the reference samples.
-
-    `drawn` says whether these were drawn from the data, so that each of the data has a twin.
-    """
-    source, actual = prepared.source, prepared.recording
-    count = prepared.samples if drawn else actual.size
-    twins = Source(contrast.data, model)
-    if source.shuffled or twins.shuffled:
-        raise DataError(
-            "contrast=Counterfactual(data): a loader that shuffles or draws gives no sample its "
-            "twin: pass data and counterfactuals in one order (shuffle=False)"
-        )
-    _check_columns(source, twins, "contrast=Counterfactual(data)")
-    try:
-        everything = concatenate(list(twins))
-    except DataError as error:
-        raise DataError(f"contrast=Counterfactual(data): {error}") from error
-    if everything.size != count:
-        raise DataError(
-            f"the counterfactual data has {everything.size} samples, not {count}: give each sample "
-            "of the data its twin, in the same order (of the reference samples, where reference= "
-            "holds them)"
-        )
-    batch = everything.map(lambda leaf: leaf[list(prepared.reference)])
-    for clean, twin in zip(actual.batch.tensors(), batch.tensors(), strict=True):
-        if clean.shape != twin.shape:
-            raise DataError(
-                f"a clean input has shape {tuple(clean.shape)} but its counterfactual "
-                f"{tuple(twin.shape)}: pairs must have the same shape"
-            )
-    return recapture(model, batch, actual)
 
 
 def _feature_names(

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurograph.effects.budget import Budget
+from neurograph.effects.budget import Budget, Schedule
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.routes import TARGET, Through
-from neurograph.effects.scorer import Scorer
-from neurograph.effects.scorers import choose_scorer
+from neurograph.effects.scorer import Scorer, as_method
 
 MakeScorer = Callable[[str, Experiment], Scorer]
 
@@ -24,14 +23,8 @@ def scorer_of() -> MakeScorer:
     """Make a scorer by name, with time for everything."""
 
     def make(name: str, experiment: Experiment) -> Scorer:
-        return choose_scorer(
-            name,  # type: ignore[arg-type]
-            experiment,
-            budget=Budget(seconds=1e9),
-            start=0.0,
-            seed=0,
-            phases={"nodes": 1e9, "totals": 1e9, "edges": 1e9},
-        )
+        phases = {"nodes": 1e9, "totals": 1e9, "edges": 1e9}
+        return as_method(name).start(experiment, Schedule(Budget(seconds=1e9), 0.0, 0, phases))
 
     return make
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.effects.contrast import Quantiles, as_contrast, levels_of
+from neurograph.effects.contrast import Counterfactual, Quantiles, Resample, as_contrast
 from neurograph.effects.effects import summarise
 from neurograph.effects.experiment import Moves
 from neurograph.errors import OptionError
@@ -142,7 +145,25 @@ def test_pooled_statistics_spread_over_positions() -> None:
     node = dict(study.statistics["token"])
     node["quantiles"] = node["quantiles"].mean(-1)  # as if pooled: [levels, neurons]
     actual = study.experiment.recording
-    got = levels_of(Quantiles(), layer, node, actual, None)
+    got = Quantiles().levels_of(layer, node, actual, None)
     by_channel = got.view(2, 1, *layer.shape).movedim(layer.channel_dim + 1, 2)
     assert by_channel.shape == (2, 1, 3, 4)
     assert torch.equal(by_channel[..., 0], by_channel[..., 3])
+
+
+@pytest.mark.parametrize(
+    "contrast",
+    ["quantiles", "sweep", "pooled", "mean", "zero", "resample", (0.1, 0.5), Resample(False)],
+)
+def test_contrasts_are_read_back_as_they_are_written(contrast: Any) -> None:
+    read = as_contrast(contrast)
+    written = json.loads(json.dumps(read.as_json()))
+    assert as_contrast(written) == read
+    assert False not in written.values()  # as files had it before there was a switch
+
+
+def test_counterfactual_data_are_in_no_file() -> None:
+    written = Counterfactual(torch.ones(3, 2)).as_json()
+    assert written == {"type": "Counterfactual"}
+    with pytest.raises(OptionError, match="pass contrast= again"):
+        as_contrast(written)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import neurograph as ng
+from neurograph.effects.budget import Schedule
+from neurograph.effects.effects import Effects
+from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.gradient import Gradient
-from neurograph.effects.hybrid import Hybrid
+from neurograph.effects.gradient import GradientScorer, Integrated
+from neurograph.effects.hybrid import HybridScorer
 from neurograph.effects.routes import TARGET, Through
-from neurograph.effects.scorer import Scorer
-from neurograph.effects.scorers import Exact
+from neurograph.effects.scorer import Method, Scored, Scorer, as_method
+from neurograph.effects.scorers import SCORERS
 from neurograph.effects.slopes import Background, along
 from neurograph.questions.study import Study
 from neurograph.utils.memory import PeakMeter
@@ -24,7 +30,6 @@ from tests.case import as_data
 
 SAMPLES = 4
 ESTIMATES = ["gradient", "hybrid", "integrated"]
-SCORERS = ["exact", *ESTIMATES, "auto"]
 SMOOTH = ["vit", "lstm", "lstm_cell", "convnext", "attention_weights", "gpt2", "gpt2_heads"]
 
 MakeScorer = Callable[[str, Experiment], Scorer]
@@ -99,7 +104,7 @@ def test_estimates_are_exact_where_the_model_is_affine(
         "progress": False,
     }
     with Study(model, x, 1, **options).open() as experiment:
-        tested, exact = scorer_of(scorer, experiment), Exact(experiment)
+        tested, exact = scorer_of(scorer, experiment), ExactScorer(experiment)
         for layer in experiment.graph:
             through = some_outputs(experiment, layer, 1)
             every = range(len(experiment.units(layer)))
@@ -125,7 +130,7 @@ def test_a_channel_that_stands_twice_in_a_padded_group_counts_once(
     options = {"groups": groups, "reference": SAMPLES, "progress": False}
     with Study(model, x, 1, **options).open() as experiment:
         through = {"up": None, "head": None}
-        tested, exact = scorer_of(scorer, experiment), Exact(experiment)
+        tested, exact = scorer_of(scorer, experiment), ExactScorer(experiment)
         found, wanted = tested.nodes("enter", through), exact.nodes("enter", through)
         torch.testing.assert_close(found.effects.effect, wanted.effects.effect)
         for writer in ("input", "enter", "up"):
@@ -160,7 +165,7 @@ def test_errors_shrink_quadratically(
             errors: dict[str, list[Tensor]] = {scorer: [] for scorer in ESTIMATES}
             for step in (2e-3, 1e-3):
                 set_moves(experiment, step)
-                exact = effects_of(Exact(experiment), layer, through, every, readers)
+                exact = effects_of(ExactScorer(experiment), layer, through, every, readers)
                 for scorer in ESTIMATES:
                     tested = scorer_of(scorer, experiment)
                     estimates = effects_of(tested, layer, through, every, readers)
@@ -208,13 +213,15 @@ def test_hybrid_is_exact_where_all_behind_the_readers_is_linear() -> None:
     model, x = bent(0, nn.Identity()), torch.randn(40, 5, dtype=torch.float64)
     model[0].weight.data *= 3  # moves far into the bends
     with Study(model, x, 1, progress=False).open() as experiment:
-        hybrid, exact = Hybrid(experiment), Exact(experiment)
+        hybrid, exact = HybridScorer(experiment), ExactScorer(experiment)
         for layer in ("0", "2"):
             through = {next(experiment.graph.successors(layer)): [0]}
             found, wanted = hybrid.nodes(layer, through), exact.nodes(layer, through)
             torch.testing.assert_close(found.effects.effect, wanted.effects.effect)
         gradient = (
-            Gradient(experiment, [Background(experiment)]).nodes("0", {"2": [0]}).effects.effect
+            GradientScorer(experiment, [Background(experiment)])
+            .nodes("0", {"2": [0]})
+            .effects.effect
         )
         gap = (gradient - exact.nodes("0", {"2": [0]}).effects.effect).abs().max()
         assert gap > 0.01, "nothing bends here: the test would prove nothing"
@@ -231,7 +238,7 @@ def test_integrated_effects_are_gradients_averaged_along_the_joint_move(contrast
     model, x = bent(1, nn.GELU()), torch.randn(40, 5, dtype=torch.float64)
     options, steps = {"contrast": contrast, "reference": SAMPLES, "progress": False}, 3
     with Study(model, x, 1, **options).open() as experiment:
-        scorer = Gradient(experiment, along(experiment, steps))
+        scorer = GradientScorer(experiment, along(experiment, steps))
         still = {n: experiment.recording.main(n) for n in ("input", "0", "2", "4")}
         ends = {n: [experiment.end(n, end) for end in (0, -1)] for n in still}
         wanted = {n: torch.zeros_like(rows) for n, rows in still.items()}
@@ -276,7 +283,7 @@ def test_estimates_average_over_samples() -> None:
         options = {"reference": reference, "progress": False}
         with Study(model, x, 1, **options).open() as experiment:
             points = [Background(experiment)], along(experiment, 3)
-            scorers: list[Scorer] = [Gradient(experiment, some) for some in points]
+            scorers: list[Scorer] = [GradientScorer(experiment, some) for some in points]
             found[len(reference)] = [
                 torch.from_numpy(all_edges(s, experiment, "0")["2"]) for s in scorers
             ] + [s.nodes("0", {"2": [1]}).effects.effect for s in scorers]
@@ -297,7 +304,7 @@ def test_gradients_take_a_few_copies_of_the_activations() -> None:
         copy = sum(experiment.recording.main(name).nbytes for name in layers)
         copy = max(copy, 16 * experiment.recording.row_bytes)
         with PeakMeter() as meter:
-            gradient = Gradient(experiment, [Background(experiment)])
+            gradient = GradientScorer(experiment, [Background(experiment)])
             for layer in neurons_of(experiment):
                 gradient.totals(layer, range(len(experiment.units(layer))))
                 all_edges(gradient, experiment, layer)
@@ -323,3 +330,57 @@ def test_every_scorer_scores_everything(name: str, scorer: str, scorer_of: MakeS
         assert (scored.measured is not None and not scored.measured.any()) == estimated
         for effects in all_edges(tested, experiment, layer).values():
             assert np.isfinite(effects).all()
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_scorers_are_read_back_as_they_are_written(name: str) -> None:
+    method = as_method(name)
+    assert (method.name, method.as_json(), as_method(method)) == (name, name, method)
+
+
+def test_a_scorer_with_settings_travels_with_the_circuit(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    options: dict[str, Any] = {"progress": False, "paths": 1}
+    X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    circuit = ng.search(network, X, 1, scorer=Integrated(steps=8), **options)
+    circuit.save(tmp_path / "net.circuit")
+    loaded = ng.load(tmp_path / "net.circuit")
+    assert loaded.provenance["options"]["scorer"] == {"name": "integrated", "steps": 8}
+    assert as_method(loaded.provenance["options"]["scorer"]) == Integrated(steps=8)
+    assert loaded.attach(network, X).is_attached
+    scores = ng.score(network, X, 1, scorer=Integrated(steps=2), progress=False)
+    assert "by integrated(steps=2)" in str(scores)
+    coarse, usual = (
+        ng.score(network, X, 1, scorer=scorer, progress=False).ranking()
+        for scorer in (Integrated(steps=1), "integrated")
+    )
+    assert not np.allclose(coarse, usual.loc[coarse.index], rtol=1e-6)
+
+
+class OneEach(ExactScorer):
+    """The number of each neuron for its effect: known, and no registry holds it."""
+
+    def totals(self, writer: str, neurons: Sequence[int]) -> Scored:
+        effect = torch.tensor(list(neurons), dtype=torch.float64)
+        unknown = torch.full_like(effect, torch.nan)
+        return Scored.estimated(Effects(effect, unknown, unknown[:, None]))
+
+
+@dataclass(frozen=True)
+class Numbers(Method):
+    """A scorer of a user's own."""
+
+    def start(self, experiment: Experiment, schedule: Schedule) -> Scorer:
+        return OneEach(experiment)
+
+
+def test_a_scorer_of_ones_own_is_passed_as_an_object() -> None:
+    scores = ng.score(
+        nn.Sequential(nn.Linear(3, 1)), torch.rand(9, 3), 1, scorer=Numbers(), progress=False
+    )
+    assert scores.provenance["options"]["scorer"] == "numbers"
+    assert scores.ranking().loc["input"].to_dict() == {0: 0.0, 1: 1.0, 2: 2.0}
+    with pytest.raises(ng.NeurographError, match="scorer='numbers' is none of 'auto', 'exact'"):
+        as_method("numbers")
+    with pytest.raises(ng.NeurographError, match="steps"):
+        Integrated(steps=0)

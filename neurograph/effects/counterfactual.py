@@ -1,0 +1,76 @@
+"""Counterfactual twins: the reference samples as others have them, run by the same model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from neurograph.data.source import Source, check_columns, concatenate
+from neurograph.errors import DataError
+from neurograph.replay.recording import Recording, recapture
+
+__all__ = ["Reference", "record_twins"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The reference samples and where they are from: all that twins of them are found by.
+
+    Attributes
+    ----------
+    model : Module
+    source : Source
+        The data.
+    actual : Recording
+        The reference samples as the model runs them.
+    positions : tuple of int
+        Which samples of the data they are, or of those that were given as references.
+    count : int
+        How many those are from which they come.
+    seed : int
+        Chooses whatever is drawn.
+    """
+
+    model: nn.Module
+    source: Source
+    actual: Recording
+    positions: tuple[int, ...]
+    count: int
+    seed: int
+
+
+def record_twins(data: Any, reference: Reference) -> Recording:
+    """Record the counterfactual twins of the reference samples.
+
+    Raises
+    ------
+    DataError
+        The data are shuffled, or do not hold a twin of the same shape for each sample.
+    """
+    twins = Source(data, reference.model)
+    if reference.source.shuffled or twins.shuffled:
+        raise DataError(
+            "contrast=Counterfactual(data): a loader that shuffles or draws gives no sample its "
+            "twin: pass data and counterfactuals in one order (shuffle=False)"
+        )
+    check_columns(reference.source, twins, "contrast=Counterfactual(data)")
+    try:
+        everything = concatenate(list(twins))
+    except DataError as error:
+        raise DataError(f"contrast=Counterfactual(data): {error}") from error
+    if everything.size != reference.count:
+        raise DataError(
+            f"the counterfactual data has {everything.size} samples, not {reference.count}: give "
+            "each sample of the data its twin, in the same order (of the reference samples, where "
+            "reference= holds them)"
+        )
+    batch = everything.map(lambda leaf: leaf[list(reference.positions)])
+    for clean, twin in zip(reference.actual.batch.tensors(), batch.tensors(), strict=True):
+        if clean.shape != twin.shape:
+            raise DataError(
+                f"a clean input has shape {tuple(clean.shape)} but its counterfactual "
+                f"{tuple(twin.shape)}: pairs must have the same shape"
+            )
+    return recapture(reference.model, batch, reference.actual)
