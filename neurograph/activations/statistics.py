@@ -7,42 +7,23 @@ Quantiles come from a uniform sample of whole rows: reservoir.py.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from neurograph.activations.reservoir import Choice, choose, choose_next, no_keys
 from neurograph.errors import DataError, OptionError
 
-__all__ = ["ActivationStatistics", "Statistics", "by_itself", "merged"]
+__all__ = ["ActivationStatistics", "Statistics", "merged"]
 
 _SORT_AT_ONCE = 2**22  # elements; bounds what quantiles take in memory beside the sample
 _ADD_AT_ONCE = 2**17  # elements for each thread, which stay in its cache from pass to pass
-
-_by_itself = ContextVar("_by_itself", default=False)
-
-
-@contextlib.contextmanager
-def by_itself() -> Iterator[None]:
-    """Compute statistics of this process's rows alone, however many processes there are.
-
-    For a process that computes while the others wait for it: they would never join the merging.
-    """
-    token = _by_itself.set(True)
-    try:
-        yield
-    finally:
-        _by_itself.reset(token)
+_ADD_ROWS = 32  # at least, so that adding their sums costs little beside making them
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +59,7 @@ class Statistics:
         raise OptionError(f"q={q} is not among levels={self.levels}: ask for it in `quantiles`.")
 
 
-class ActivationStatistics(Metric):
+class ActivationStatistics:
     """Count, mean, std, min, max and quantiles of each element of ``[rows, *shape]`` values.
 
     Parameters
@@ -90,13 +71,20 @@ class ActivationStatistics(Metric):
     reservoir : int
         Rows kept for quantiles, which are exact up to that many rows: the memory it takes.
     seed, stream : int
-        Choose the kept rows, with the ``torch.distributed`` rank. Metrics to be merged need a
+        Choose the kept rows, with the ``torch.distributed`` rank. Statistics to be merged need a
         ``stream`` each: rows at the same position of one stream are kept or dropped together.
     dtype : torch.dtype
         float32 or float64, of kept rows and results. Moments are float64, but squared deviations
         within a batch are summed in ``dtype``: beyond 1e18 use float64.
-    **kwargs
-        Options of `torchmetrics.Metric`.
+
+    Attributes
+    ----------
+    count : int
+        Rows seen.
+    keys : Tensor of float64, [reservoir]
+        Random key of each kept row; infinite where there is none yet.
+    rows : Tensor, [reservoir, *shape]
+        Kept rows. Empty, as all tensors here, until there is data.
 
     Examples
     --------
@@ -107,7 +95,7 @@ class ActivationStatistics(Metric):
     (3, [3.0, 40.0], [2.0, 20.0], 0.0)
     """
 
-    count: Tensor
+    count: int
     centre: Tensor
     gaps: Tensor
     squares: Tensor
@@ -125,73 +113,73 @@ class ActivationStatistics(Metric):
         seed: int = 0,
         stream: int = 0,
         dtype: torch.dtype = torch.float32,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         if reservoir < 1 or min(shape, default=1) < 1:
             raise OptionError(f"{reservoir=} and the sizes in shape={tuple(shape)} must be >= 1.")
         if dtype not in (torch.float32, torch.float64):
             raise OptionError(f"dtype={dtype} must be torch.float32 or torch.float64.")
         self.shape, self.levels, self.reservoir = tuple(shape), _levels(quantiles), reservoir
-        self.seed, self.stream, self._own = seed, stream, torch.empty(0)
-        double = torch.empty(0, dtype=torch.float64)
-        states = {"count": torch.tensor(0), "centre": double.to(dtype), "gaps": double}
-        states |= {"squares": double, "low": double.to(dtype), "high": double.to(dtype)}
-        states |= {"keys": double, "rows": double.to(dtype)}  # full sizes come with `_claim`
-        for name, state in states.items():
-            self.add_state(name, state, persistent=True)  # `sync` reduces rows with their keys
+        self.seed, self.stream, self.dtype = seed, stream, dtype
+        self._allocate(torch.device("cpu"), 0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.rows.device
 
     @property
     def sample(self) -> Tensor:
         """Kept rows in random order, ``[min(count, reservoir), *shape]``: a copy."""
-        return self.rows[self.keys.argsort()[: int(self.count)]]
+        return self.rows[self.keys.argsort()[: self.count]]
 
-    def forward(self, values: Tensor) -> None:
-        """Call ``update``: statistics of a batch alone would cost a copy of the kept rows."""
-        self.update(values)
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All that was seen, for `merge_state`, as tensors: to be saved or sent to a process."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return {"count": torch.tensor(self.count), **tensors}
+
+    def to(self, device: torch.device | str) -> ActivationStatistics:
+        """Move to a device; dtypes stay as they are."""
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name).to(device))
+        return self
 
     def update(self, values: Tensor) -> None:
         """Add ``[rows, *shape]`` values of any real dtype; `DataError` for another shape."""
         if values.ndim == 0 or values.shape[1:] != self.shape:
             raise DataError(f"values has shape {tuple(values.shape)}, not [rows, *{self.shape}].")
-        if not (total := len(values)):
+        values, total, before = values.detach(), len(values), self.count
+        if not total:
             return
-        self._claim()
-        before, dtype = int(self.count), self.low.dtype
+        if not before:
+            self._allocate(self.device, self.reservoir)
         # The centre is a mean of a quarter of all rows or more. From one of fewer, gaps could be so
         # large that float32 loses the spread in them, and that their sums all but cancel.
         if total > before:
-            self._recentre(values.mean(0, dtype=dtype))
+            self._recentre(values.mean(0, dtype=self.dtype))
         elif (before + total).bit_length() > before.bit_length():
-            self._recentre(self._mean().to(dtype))
-        for some in _portions(values):
-            some = some.to(dtype).contiguous()
-            torch.minimum(self.low, some.amin(0), out=self.low)
-            torch.maximum(self.high, some.amax(0), out=self.high)
-            gaps = some - self.centre
-            self.gaps.add_(gaps.sum(0))
-            self.squares.add_(gaps.mul_(gaps).sum(0))
+            self._recentre(self._mean().to(self.dtype))
+        self._add(values)
         self._keep(choose_next(self.keys, before, total, self.seed, self.stream), values)
-        self.count.add_(total)
+        self.count += total
 
     def reset(self) -> None:
         """Forget every row, and hand back the memory that they took."""
-        super().reset()
-        self._own = torch.empty(0)
+        self._allocate(self.device, 0)
 
     def compute(self) -> Statistics:
-        """Statistics of all rows, of all processes; `DataError` if there are none."""
-        quantiles, count = self.quantiles_at(self.levels), int(self.count)
+        """Statistics of all rows; `DataError` if there are none."""
+        quantiles, count = self.quantiles_at(self.levels), self.count
         low, high = self.low.clone(), self.high.clone()
-        mean = self._mean().to(low.dtype).clamp(low, high)
+        mean = self._mean().to(self.dtype).clamp(low, high)
         squares = (self.squares - self.gaps * self.gaps / count).clamp(min=0)
-        std = (squares / max(count - 1, 1)).sqrt().to(low.dtype)
+        std = (squares / max(count - 1, 1)).sqrt().to(self.dtype)
         std = std.masked_fill(low == high, 0)  # rounding must not make a constant vary
         error = math.sqrt(math.log(2 / 0.01) / 2 / self.reservoir) * (count > self.reservoir)
         return Statistics(count, mean, std, low, high, quantiles, self.levels, error)
 
     def quantiles_at(self, levels: Sequence[float]) -> Tensor:
-        """Quantiles at any levels of this process's rows, ``[len(levels), *shape]``; NaN if one is.
+        """Quantiles at any levels, ``[len(levels), *shape]``; NaN where a value is.
 
         `OptionError` for levels outside [0, 1], `DataError` if there are no rows.
         """
@@ -200,7 +188,7 @@ class ActivationStatistics(Metric):
         rows, parts = self.rows.flatten(1) if self.shape else self.rows[:, None], []
         if not len(levels):
             return self.rows.new_empty(0, *self.shape)
-        held = min(int(self.count), self.reservoir)
+        held = min(self.count, self.reservoir)
         place = torch.tensor(_levels(levels), dtype=torch.float64) * (held - 1)
         for some in rows.chunk(rows.numel() // _SORT_AT_ONCE + 1, dim=1):
             # numpy sorts several times faster than torch
@@ -212,14 +200,15 @@ class ActivationStatistics(Metric):
             out[i] = self.low if level == 0 else self.high if level == 1 else out[i]
         return out.masked_fill_(self.low.isnan(), math.nan)
 
-    def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
-        """Add the rows that another metric, or its ``metric_state``, has seen.
+    def merge_state(self, incoming_state: ActivationStatistics | Mapping[str, Tensor]) -> None:
+        """Add the rows that others, or their `state`, have seen: say in another process.
 
-        `OptionError` if its shape or reservoir differs, or if it drew from the same stream.
+        `OptionError` if shape or reservoir differ, or if they were drawn from the same stream.
         """
-        states: Any = getattr(incoming_state, "metric_state", incoming_state)
-        part = {name: states[name].to(self.device) for name in self._defaults}
-        if not part["count"]:
+        if isinstance(incoming_state, ActivationStatistics):
+            incoming_state = incoming_state.state
+        part = {name: tensor.to(self.device) for name, tensor in incoming_state.items()}
+        if not (extra := int(part["count"])):
             return
         if part["rows"].shape != (self.reservoir, *self.shape):
             raise OptionError(
@@ -231,49 +220,18 @@ class ActivationStatistics(Metric):
                 f"incoming_state has random keys of this metric (seed={self.seed}, stream="
                 f"{self.stream}): give each metric its own `stream`, and merge none twice."
             )
-        self._claim()
-        count, extra = int(self.count), int(part["count"])
+        if not (count := self.count):
+            self._allocate(self.device, self.reservoir)
         mine = count * self.centre.double() + self.gaps
         other = extra * part["centre"].double() + part["gaps"]
-        self._recentre(((mine + other) / (count + extra)).to(self.low.dtype))
+        self._recentre(((mine + other) / (count + extra)).to(self.dtype))
         shift = part["centre"].double() - self.centre
         self.squares.add_(part["squares"] + shift * (2 * part["gaps"] + extra * shift))
         self.gaps.add_(part["gaps"] + extra * shift)
         torch.minimum(self.low, part["low"], out=self.low)
         torch.maximum(self.high, part["high"], out=self.high)
-        new = part["keys"][:extra].cpu().numpy()
-        self._keep(choose(self.keys, count, new), part["rows"])
-        self.count.add_(extra)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Replace the states by the merged states of all processes, see `torchmetrics.Metric`."""
-        self._claim()  # a process without data must gather tensors of full size too
-        super().sync(*args, **kwargs)
-        if self.count.ndim:  # gathered states are stacked
-            states = {name: getattr(self, name).unbind() for name in self._defaults}
-            for name, (first, *_) in states.items():
-                setattr(self, name, first)
-            for i in range(1, len(states["count"])):
-                self.merge_state({name: state[i] for name, state in states.items()})
-
-    def _wrap_compute(self, compute: Callable[[], Statistics]) -> Callable[[], Statistics]:
-        @functools.wraps(compute)  # the base's wrapper squeezes tensors, refuses frozen dataclasses
-        def synced() -> Statistics:
-            try:
-                merge = self._to_sync and not _by_itself.get()
-                self.sync(dist_sync_fn=self.dist_sync_fn, should_sync=merge)
-                return compute()
-            finally:
-                self.unsync(should_unsync=self._is_synced)
-
-        return synced
-
-    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> Metric:
-        super()._apply(fn, exclude_state=tuple(self._defaults))
-        homes: list[dict[str, Any]] = [self._defaults, self.__dict__]
-        for home in homes:  # moved, never converted: `.to(torch.half)` would ruin the moments
-            home.update({name: home[name].to(self.device) for name in self._defaults})
-        return self
+        self._keep(choose(self.keys, count, part["keys"][:extra].cpu().numpy()), part["rows"])
+        self.count += extra
 
     def _mean(self) -> Tensor:
         return self.centre + self.gaps / self.count
@@ -284,41 +242,56 @@ class ActivationStatistics(Metric):
         self.gaps.add_(self.count * shift)
         self.centre = centre
 
+    def _add(self, values: Tensor) -> None:
+        """Add to extremes and moments, some rows and columns at a time."""
+        low, high, centre, gaps, squares = (
+            x.view(-1) for x in (self.low, self.high, self.centre, self.gaps, self.squares)
+        )
+        for some, part in _tiles(values, self.dtype):
+            torch.minimum(low[part], some.amin(0), out=low[part])
+            torch.maximum(high[part], some.amax(0), out=high[part])
+            gap = some - centre[part]
+            gaps[part].add_(gap.sum(0))
+            squares[part].add_(gap.mul_(gap).sum(0))
+
     def _keep(self, choice: Choice, rows: Tensor) -> None:
         self.keys = choice.keys
         for slots, chosen in choice.moves:
-            self.rows[slots] = rows[chosen].to(self.rows.dtype)
+            self.rows[slots] = rows[chosen].to(self.dtype)
 
-    def _claim(self) -> None:
-        if self.rows is self._own:
-            return
-        # States are written in place, so those that came from outside (loaded, restored after a
-        # sync, made in inference mode) are copied before the first write.
-        with torch.inference_mode(False):
-            for name in self._defaults:
-                setattr(self, name, getattr(self, name).clone())
-            if not len(self.rows):
-                self.centre = self.centre.new_zeros(self.shape)
-                self.gaps = self.gaps.new_zeros(self.shape)
-                self.squares = torch.zeros_like(self.gaps)
-                self.low = self.low.new_full(self.shape, math.inf)
-                self.high = -self.low
-                self.keys = no_keys(self.reservoir, self.keys.device)
-                self.rows = self.rows.new_empty(self.reservoir, *self.shape)
-            self._own = self.rows
+    def _allocate(self, device: torch.device, reservoir: int) -> None:
+        """Make what stands for no rows, with room for so many that are kept."""
+        self.count = 0
+        with torch.inference_mode(False):  # what is made there could not be written to elsewhere
+            shape = self.shape if reservoir else (0,)
+            self.low = torch.full(shape, math.inf, dtype=self.dtype, device=device)
+            self.high = -self.low
+            self.centre = torch.zeros_like(self.low)
+            self.gaps = torch.zeros_like(self.low, dtype=torch.float64)
+            self.squares = torch.zeros_like(self.gaps)
+            self.rows = self.low.new_empty(reservoir, *self.shape)
+            self.keys = no_keys(reservoir, self.rows.device)
 
 
-def _portions(values: Tensor) -> Iterator[Tensor]:
-    """Some rows at a time: as many as stay in the processor's cache."""
-    step = len(values)
+_TENSORS = ("centre", "gaps", "squares", "low", "high", "keys", "rows")
+
+
+def _tiles(values: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, slice]]:
+    """Some rows and columns at a time: as many as stay in the processor's cache."""
+    rows = wide = values.numel()
     if values.is_cpu:
-        step = max(1, _ADD_AT_ONCE * torch.get_num_threads() * step // values.numel())
-    for start in range(0, len(values), step):
-        yield values[start : start + step]
+        wide = _ADD_AT_ONCE * torch.get_num_threads() // _ADD_ROWS
+        rows = max(_ADD_ROWS, wide * _ADD_ROWS * len(values) // values.numel())
+    for start in range(0, len(values), rows):
+        some = values[start : start + rows].to(dtype).contiguous()
+        some = some.view(len(some), -1)
+        for first in range(0, some.shape[1], wide):
+            part = slice(first, first + wide)
+            yield some[:, part], part
 
 
 def merged(metrics: Sequence[ActivationStatistics]) -> ActivationStatistics:
-    """Return a new metric of the rows of all metrics, say one per class, each of its own stream."""
+    """Statistics of the rows of all metrics, say one per class, each of its own stream."""
     if not metrics:
         raise OptionError("metrics is empty: pass at least one metric.")
     result = deepcopy(metrics[0])

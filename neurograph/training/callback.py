@@ -17,7 +17,6 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from neurograph.activations.statistics import by_itself
 from neurograph.errors import OptionError
 from neurograph.model.target import TargetFunction
 from neurograph.questions.functions import search
@@ -216,7 +215,7 @@ class CircuitCallback(Callback):
         try:
             for generator in generators:
                 generator.manual_seed(self._seed)
-            with seeded(self._seed), by_itself():
+            with seeded(self._seed):
                 yield
         finally:
             for generator, state in zip(generators, states, strict=True):
