@@ -53,7 +53,7 @@ class Sample:
         return self.metric.compute().quantiles.numpy()
 
     def size(self) -> int:
-        return sum(state.nbytes for state in self.metric.metric_state.values())
+        return sum(state.nbytes for state in self.metric.state.values())
 
 
 class Kll:

@@ -1,50 +1,28 @@
-"""Signed neuron circuits of eager PyTorch models, every effect measured by intervention."""
+"""Signed neuron circuits of eager PyTorch models, every effect measured by intervention.
 
-from neurograph.ablation.causal_shift import causal_shift
-from neurograph.ablation.mask import mask_neurons
-from neurograph.ablation.masking_curves import masking_curves
-from neurograph.activations.profile import profile
-from neurograph.activations.separation import separation
-from neurograph.circuit.archive import load
-from neurograph.circuit.circuit import Circuit, Path
-from neurograph.comparison.compare import compare
-from neurograph.comparison.comparison import Comparison
-from neurograph.comparison.comparisons import Comparisons
-from neurograph.effects.contrast import Counterfactual
-from neurograph.errors import NeurographError
-from neurograph.model.layers import Neuron
-from neurograph.model.target import logit_difference
-from neurograph.questions.functions import (
-    faithfulness,
-    response_curves,
-    score,
-    search,
-    strongest_paths,
-)
-from neurograph.questions.study import Study
-from neurograph.replay.wiring import layer_graph
+A public name is imported when it is first used, from where `__init__.pyi` says: its one list.
+"""
 
-__all__ = [
-    "Circuit",
-    "Comparison",
-    "Comparisons",
-    "Counterfactual",
-    "NeurographError",
-    "Neuron",
-    "Path",
-    "Study",
-    "causal_shift",
-    "compare",
-    "faithfulness",
-    "layer_graph",
-    "load",
-    "logit_difference",
-    "mask_neurons",
-    "masking_curves",
-    "profile",
-    "response_curves",
-    "score",
-    "search",
-    "separation",
-    "strongest_paths",
-]
+import ast
+from importlib import import_module
+from pathlib import Path as _File
+from typing import Any
+
+_HOMES = {
+    alias.name: str(line.module)
+    for line in ast.parse(_File(__file__).with_suffix(".pyi").read_text("utf-8")).body
+    if isinstance(line, ast.ImportFrom)
+    for alias in line.names
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.integrate import trapezoid
 
 from neurograph.ablation.completeness import Circuits, Size, incompleteness, minimality
 from neurograph.ablation.masking_curves import interval
@@ -61,6 +60,8 @@ def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
     >>> areas([0.0, 0.5, 1.0], [0.0, 1.5, 1.0])
     Areas(cpr=1.0, cmd=0.5, average=0.833...)
     """
+    from scipy.integrate import trapezoid
+
     x, f = np.array(shares, dtype=float), np.array(faithfulness, dtype=float)
     under = float(trapezoid(f, x))
     return Areas(under, float(trapezoid(np.abs(1 - f), x)), float(f.mean()))

@@ -19,14 +19,8 @@ from neurograph.errors import OptionError
 from neurograph.model.batch import shape_of
 from neurograph.model.hooks import find_place, passing, unknown_layer
 from neurograph.model.layer_choice import INPUT_SIDE, find_sites, refuse_unsupported
-from neurograph.model.layers import (
-    Layer,
-    Layout,
-    Neuron,
-    has_channels_first,
-    has_channels_last,
-    is_convolution,
-)
+from neurograph.model.layers import Layer, Layout, Neuron
+from neurograph.model.module_types import has_channels_first, has_channels_last, is_convolution
 from neurograph.model.neurons import Groups, find_groups
 from neurograph.replay.recording import Recording, capture_few
 from neurograph.utils.checks import one_of, whole

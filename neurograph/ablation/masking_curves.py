@@ -6,13 +6,11 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 from torch import nn
-from torchmetrics import Metric
 
 from neurograph.ablation.chosen_neurons import Neurons, read_neurons
 from neurograph.ablation.mask import How, Masker
@@ -25,6 +23,9 @@ from neurograph.model.observe import undisturbed
 from neurograph.utils.checks import a_share, is_number, listed, whole
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["GROUPS", "MaskingCurves", "interval", "masking_curves"]
 
@@ -120,6 +121,8 @@ def interval(values: np.ndarray, confidence: float) -> tuple[float, float, float
     >>> interval(np.array([1.0, 2.0, 3.0]), 0.95)  # 2 ± 4.303 / √3
     (2.0, -0.484..., 4.484...)
     """
+    from scipy.special import stdtrit
+
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan, math.nan

@@ -7,13 +7,11 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from neurograph.ablation.index import Components, Flags
 from neurograph.ablation.keep_edges import KeepEdges
@@ -26,6 +24,9 @@ from neurograph.errors import ModelError, OptionError
 from neurograph.replay.recording import Recording
 from neurograph.replay.run import Outcome
 from neurograph.study.base_study import BaseStudy
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["Ends", "Measure", "Point", "Runs", "measuring"]
 
@@ -72,6 +73,8 @@ class Ends:
 
     def significant(self, samples: int, confidence: float = 0.95) -> bool:
         """Whether the difference is not 0, by Student's t over so many samples."""
+        from scipy.special import stdtrit
+
         gap = abs(self.full.value - self.empty.value)
         reach = stdtrit(max(samples - 1, 1), (1 + confidence) / 2) * self.stderr
         return not self.same and bool(gap > reach)

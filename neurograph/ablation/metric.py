@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from neurograph.data.source import Batch, Source, concatenate
 from neurograph.errors import DataError, OptionError
 from neurograph.model.observe import call_model
 from neurograph.model.target import logits_of
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 __all__ = ["Predict", "Score"]
 
@@ -48,6 +50,8 @@ class Score:
     def __init__(
         self, model: nn.Module, data: Any, metric: Metric, predictions: Predict | None, rows: int
     ) -> None:
+        from torchmetrics import Metric  # seconds, spent by who uses it
+
         if not isinstance(metric, Metric):
             raise OptionError(
                 f"metric is {type(metric).__name__}, not a torchmetrics.Metric: pass one, like "

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from neurograph.errors import OptionError
 from neurograph.model.hooks import Place, passing
-from neurograph.model.layers import is_convolution
+from neurograph.model.module_types import is_convolution
 
 __all__ = ["check_weights_serve", "zeroed"]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from neurograph.data.source import Batch
 from neurograph.errors import DataError
-from neurograph.model.layers import Layer, channels_first, main_index
+from neurograph.model.layers import Layer, channels_first
 from neurograph.model.observe import input_tensors, observe, undisturbed
 from neurograph.model.positions import attended
 from neurograph.replay.recording import Recording
-from neurograph.utils.nested import flatten
+from neurograph.utils.nested import flatten, main_index
 from neurograph.utils.progress import Progress
 
 __all__ = ["Arrived", "parts_that_fit", "stream"]

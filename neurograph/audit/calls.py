@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.model.layer_choice import INPUT_SIDE
-from neurograph.model.layers import Layer, main_index
+from neurograph.model.layers import Layer
 from neurograph.model.observe import call_name
-from neurograph.utils.nested import flatten, iter_tensors
+from neurograph.utils.nested import flatten, iter_tensors, main_index
 
 __all__ = ["Calls", "hooks"]
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.comparison.circuit_arrays import (
@@ -109,6 +108,8 @@ def _spearman(shared: Shared) -> float:
     """Spearman's rank correlation of effects; NaN for fewer than two, or if all are equal."""
     if len(shared.effects[0]) < 2:
         return math.nan
+    from scipy.stats import rankdata
+
     ranks: list[NDArray[np.float64]] = [rankdata(values) for values in shared.effects]
     first, second = (r - r.mean() for r in ranks)
     size = math.sqrt(float(first @ first) * float(second @ second))

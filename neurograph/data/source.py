@@ -42,10 +42,9 @@ from neurograph.model.batch import (
     shape_of,
     unknown_key,
 )
-from neurograph.model.layers import main_index
 from neurograph.model.state import ALONE, Generators, drawn_alike
 from neurograph.utils.checks import different_names
-from neurograph.utils.nested import flatten, iter_tensors, leaf_names, tree_map
+from neurograph.utils.nested import flatten, iter_tensors, leaf_names, main_index, tree_map
 
 __all__ = [
     "Batch",

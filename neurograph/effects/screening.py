@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
 
 __all__ = ["Screened", "Screening"]
 
@@ -40,6 +39,8 @@ class Screened:
         one, other = self.estimates[self.spot], self.effects[self.spot]
         if len(one) < 3 or (one == one[0]).all() or (other == other[0]).all():
             return math.nan
+        from scipy.stats import spearmanr
+
         return float(spearmanr(one, other).statistic)
 
     def found(self) -> tuple[float, float] | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from torch import Tensor
 
 from neurograph.errors import OptionError
 from neurograph.utils.checks import a_share, is_number, shown, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "SENSE",

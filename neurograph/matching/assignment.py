@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 __all__ = ["TOLERANCE", "Assignment", "assign"]
 
@@ -65,6 +62,8 @@ def assign(
     >>> assign(np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])).ties
     (((0, 1), (0,)),)
     """
+    from scipy.optimize import linear_sum_assignment
+
     cost = np.fmax(similarity, least, out=similarity if overwrite else None)  # NaN is least
     np.negative(cost, out=cost)
     i, j = linear_sum_assignment(cost)
@@ -83,6 +82,9 @@ def _exchangeable(
     cost: NDArray[np.float64], i: Indices, j: Indices, least: float
 ) -> tuple[Tie, ...]:
     """Groups of rows and columns that can be exchanged with each other, in ascending order."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows, columns = cost.shape
     nodes = np.arange(rows + columns)  # columns are numbered behind the rows
     group = nodes.copy()

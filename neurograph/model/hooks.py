@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from neurograph.data.source import Batch
 from neurograph.errors import DataError, OptionError
 from neurograph.model.layer_choice import INPUT_SIDE
-from neurograph.model.layers import main_index
 from neurograph.model.observe import call_name, input_name, input_tensors
-from neurograph.utils.nested import flatten, leaf_names
+from neurograph.utils.nested import flatten, leaf_names, main_index
 
 __all__ = ["Passage", "Place", "find_place", "passing", "unknown_layer"]
 

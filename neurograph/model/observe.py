@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from neurograph.errors import ModelError, NeurographError, OptionError
 from neurograph.model.batch import Batch, describe_shapes
 from neurograph.model.layer_choice import INPUT_SIDE, Sites
-from neurograph.model.layers import main_index
 from neurograph.model.state import ALONE, Generators, KeptModel, keeping, without_trace
 from neurograph.utils.checks import shown
-from neurograph.utils.nested import flatten, iter_tensors, leaf_names, tree_map
+from neurograph.utils.nested import flatten, iter_tensors, leaf_names, main_index, tree_map
 
 __all__ = [
     "Forward",

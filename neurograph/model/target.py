@@ -13,9 +13,8 @@ from torch import Tensor
 
 from neurograph.errors import DataError, ModelError, NeurographError, OptionError
 from neurograph.model.batch import Batch, shape_of
-from neurograph.model.layers import main_index
 from neurograph.utils.checks import printable, shown, whole
-from neurograph.utils.nested import flatten, leaf_names
+from neurograph.utils.nested import flatten, leaf_names, main_index
 
 __all__ = [
     "LogitDifference",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from neurograph.model.batch import Batch
-from neurograph.model.layers import has_channels_first, has_channels_last, is_convolution
+from neurograph.model.module_types import has_channels_first, has_channels_last, is_convolution
 from neurograph.model.observe import Forward, call_model, replaced_forwards, undisturbed
 from neurograph.utils.nested import iter_tensors
 

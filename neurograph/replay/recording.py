@@ -16,14 +16,14 @@ from neurograph.data.source import Batch, Source, concatenate, draw
 from neurograph.data.taking import FEW, output_of
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, find_sites, refuse_unsupported
-from neurograph.model.layers import INPUT_TYPE, Layer, Layout, main_index
+from neurograph.model.layers import INPUT_TYPE, Layer, Layout
 from neurograph.model.observe import input_tensors, not_replayed, undisturbed
 from neurograph.replay.layouts import Seen, find_layouts, watch
 from neurograph.replay.maps import Maps, find_maps
 from neurograph.replay.mixing import mixes_samples
 from neurograph.replay.repeat import check_repeats
 from neurograph.replay.routed import find_routed
-from neurograph.utils.nested import Rebuild
+from neurograph.utils.nested import Rebuild, main_index
 
 __all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 

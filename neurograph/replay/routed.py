@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from neurograph.errors import ModelError
 from neurograph.model.batch import Batch
 from neurograph.model.layer_choice import Sites
-from neurograph.model.layers import is_convolution, main_index
+from neurograph.model.module_types import is_convolution
 from neurograph.model.observe import observe, undisturbed
-from neurograph.utils.nested import flatten
+from neurograph.utils.nested import flatten, main_index
 
 __all__ = ["find_routed", "rows_of_blocks"]
 

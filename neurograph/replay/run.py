@@ -13,12 +13,12 @@ from torch import Tensor
 from neurograph.errors import ModelError
 from neurograph.model.batch import Batch
 from neurograph.model.layer_choice import INPUT_SIDE
-from neurograph.model.layers import Layer, Layout, main_index
+from neurograph.model.layers import Layer, Layout
 from neurograph.model.observe import Forward, StopReplay, call_name, main_argument
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Call, Recording
 from neurograph.replay.routed import rows_of_blocks
-from neurograph.utils.nested import flatten
+from neurograph.utils.nested import flatten, main_index
 
 __all__ = ["CHECKED", "Job", "Outcome", "Run"]
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from neurograph.effects.effect_table import CIRCUIT, TOTAL
 
 if TYPE_CHECKING:
     import networkx as nx
+    import pandas as pd
 
     from neurograph.circuit.circuit import Circuit
     from neurograph.circuit.paths import Path
@@ -182,9 +182,11 @@ def effects_table(frame: pd.DataFrame) -> Table:
 
 def frame_table(frame: pd.DataFrame) -> Table:
     """Table of a DataFrame, numbers with three digits behind the point."""
+    from pandas.api.types import is_numeric_dtype
+
     table = Table(box=None, pad_edge=False)
     for name in frame:
-        is_number = pd.api.types.is_numeric_dtype(frame[name])
+        is_number = is_numeric_dtype(frame[name])
         table.add_column(str(name), justify="right" if is_number else "left", overflow="fold")
     for row in frame.itertuples(index=False):
         table.add_row(*(_text(f"{x:.3f}" if isinstance(x, float) else x) for x in row))

@@ -14,7 +14,15 @@ from torch import Tensor
 # torch has no public pytree module yet; this one is stable and knows Hugging Face's outputs.
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path
 
-__all__ = ["dense_parts", "flatten", "iter_tensors", "leaf_names", "storages", "tree_map"]
+__all__ = [
+    "dense_parts",
+    "flatten",
+    "iter_tensors",
+    "leaf_names",
+    "main_index",
+    "storages",
+    "tree_map",
+]
 
 Rebuild = Callable[[Sequence[Any]], Any]
 
@@ -152,3 +160,11 @@ def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
                 yield part.untyped_storage()
             except (NotImplementedError, RuntimeError):
                 continue
+
+
+def main_index(leaves: list[Any]) -> int | None:
+    """Which leaf is the first floating-point tensor."""
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return index
+    return None

@@ -12,14 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from neurograph.model.layers import (
-    Layer,
-    Layout,
-    Neuron,
-    channels_first,
-    is_convolution,
-    main_index,
-)
+from neurograph.model.layers import Layer, Layout, Neuron, channels_first
+from neurograph.model.module_types import is_convolution
+from neurograph.utils.nested import main_index
 
 NEURONS = [Neuron("linear1", 37), Neuron("h.0:1.0", 0, 4), Neuron("cell#1:input", 2, 0)]
 

@@ -1,0 +1,107 @@
+"""Libraries are imported by what uses them; and no name has two meanings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import neurograph
+from neurograph.report import figures
+
+PACKAGE = Path(neurograph.__file__).parent
+HEAVY = {
+    *("IPython", "jinja2", "matplotlib", "networkx", "pandas", "pytorch_lightning", "pyvis"),
+    *("rich", "safetensors", "scipy", "tensorboard", "torch", "torchmetrics", "transformers"),
+    "typer",
+}
+TABLES = {"networkx", "pandas"}
+
+LOADED = f"""
+import json, sys
+def loaded():
+    print(json.dumps([name for name in {sorted(HEAVY)} if name in sys.modules]))
+"""
+STEPS = """
+import neurograph
+loaded()
+neurograph.search
+loaded()
+from neurograph import *
+loaded()
+"""
+COMMAND = """
+import atexit
+from neurograph.cli.main import main
+atexit.register(loaded)
+main()
+"""
+
+
+def run(code: str, *arguments: str) -> list[str]:
+    """Run code in a fresh interpreter; the lines that it prints."""
+    command = [sys.executable, "-c", LOADED + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_what_importing_loads() -> None:
+    nothing, search, everything = (set(json.loads(line)) for line in run(STEPS))
+    assert not nothing
+    assert search == {*TABLES, "torch", "rich"}
+    assert everything == {*TABLES, "torch", "rich", "safetensors", "scipy"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("circuit") / "x.circuit"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    neurograph.search(model, torch.rand(50, 3), keep="top:2").save(path)
+    return path
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["explore", "--help"]])
+def test_commands_that_say_how_to_use_them_load_no_tables(words: list[str]) -> None:
+    assert set(json.loads(run(COMMAND, *words)[-1])) <= {"rich", "typer"}
+
+
+@pytest.mark.parametrize("command", ["paths", "neurons"])
+def test_saved_circuits_are_queried_without_torch(command: str, file: Path) -> None:
+    *table, loaded = run(COMMAND, command, str(file), "--top", "3", "--format", "csv")
+    assert len(table) == 4
+    assert set(json.loads(loaded)) == {*TABLES, "rich", "safetensors", "typer"}
+
+
+def test_public_names() -> None:
+    assert set(neurograph.__all__) == set(dir(neurograph))
+    stub = (PACKAGE / "__init__.pyi").read_text().splitlines()
+    for name in neurograph.__all__:
+        value = getattr(neurograph, name)
+        assert value.__name__ == name
+        assert f"from {value.__module__} import {name} as {name}" in stub
+    with pytest.raises(AttributeError, match="no attribute 'serch'"):
+        _ = neurograph.serch  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("package", [neurograph, figures])
+def test_no_public_name_hides_a_module(package: object) -> None:
+    folder = Path(package.__file__).parent
+    modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not modules & set(package.__all__)
+
+
+def test_no_name_of_a_file_stands_twice() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")]
+    folders = [path for path in PACKAGE.rglob("*") if (path / "__init__.py").is_file()]
+    # A file may have the name of its own folder.
+    names = [path.stem for path in files if path.stem != path.parent.name]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+    assert {folder.name for folder in folders} & set(names) == set()
