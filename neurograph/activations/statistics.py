@@ -97,8 +97,7 @@ class ActivationStatistics:
 
     count: int
     centre: Tensor
-    gaps: Tensor
-    squares: Tensor
+    moments: Tensor  # sums of gaps to the centre and of their squares, [2, elements]
     low: Tensor
     high: Tensor
     keys: Tensor
@@ -156,9 +155,11 @@ class ActivationStatistics:
         # The centre is a mean of a quarter of all rows or more. From one of fewer, gaps could be so
         # large that float32 loses the spread in them, and that their sums all but cancel.
         if total > before:
-            self._recentre(values.mean(0, dtype=self.dtype))
+            self._recentre(values.mean(0, dtype=self.dtype).flatten())
         elif (before + total).bit_length() > before.bit_length():
-            self._recentre(self._mean().to(self.dtype))
+            self._recentre(mean := self._mean().to(self.dtype))
+            if (before * mean * mean <= 16 * self.moments[1]).all():  # 0 is as good, and quicker
+                self._recentre(torch.zeros_like(mean), at_zero=True)
         self._add(values)
         self._keep(choose_next(self.keys, before, total, self.seed, self.stream), values)
         self.count += total
@@ -170,11 +171,12 @@ class ActivationStatistics:
     def compute(self) -> Statistics:
         """Statistics of all rows; `DataError` if there are none."""
         quantiles, count = self.quantiles_at(self.levels), self.count
-        low, high = self.low.clone(), self.high.clone()
+        low, high, (gaps, squares) = self.low.clone(), self.high.clone(), self.moments
         mean = self._mean().to(self.dtype).clamp(low, high)
-        squares = (self.squares - self.gaps * self.gaps / count).clamp(min=0)
+        squares = (squares - gaps * gaps / count).clamp(min=0)
         std = (squares / max(count - 1, 1)).sqrt().to(self.dtype)
         std = std.masked_fill(low == high, 0)  # rounding must not make a constant vary
+        mean, std, low, high = (x.view(self.shape) for x in (mean, std, low, high))
         error = math.sqrt(math.log(2 / 0.01) / 2 / self.reservoir) * (count > self.reservoir)
         return Statistics(count, mean, std, low, high, quantiles, self.levels, error)
 
@@ -185,7 +187,7 @@ class ActivationStatistics:
         """
         if not self.count:
             raise DataError("there is no data: call `update` with at least one row first.")
-        rows, parts = self.rows.flatten(1) if self.shape else self.rows[:, None], []
+        rows, parts = self.rows.view(self.reservoir, -1), []
         if not len(levels):
             return self.rows.new_empty(0, *self.shape)
         held = min(self.count, self.reservoir)
@@ -195,10 +197,10 @@ class ActivationStatistics:
             columns = torch.from_numpy(np.sort(some[:held].cpu().T, axis=1))
             a, b = columns[:, place.floor().long()], columns[:, place.ceil().long()]
             parts.append(torch.where(a == b, a, a.double().lerp(b.double(), place.frac()).to(a)).T)
-        out = torch.cat(parts, dim=1).view(-1, *self.shape).to(self.device)
+        out = torch.cat(parts, dim=1).to(self.device)
         for i, level in enumerate(levels):
             out[i] = self.low if level == 0 else self.high if level == 1 else out[i]
-        return out.masked_fill_(self.low.isnan(), math.nan)
+        return out.masked_fill_(self.low.isnan(), math.nan).view(-1, *self.shape)
 
     def merge_state(self, incoming_state: ActivationStatistics | Mapping[str, Tensor]) -> None:
         """Add the rows that others, or their `state`, have seen: say in another process.
@@ -222,37 +224,36 @@ class ActivationStatistics:
             )
         if not (count := self.count):
             self._allocate(self.device, self.reservoir)
-        mine = count * self.centre.double() + self.gaps
-        other = extra * part["centre"].double() + part["gaps"]
+        mine = count * self.centre.double() + self.moments[0]
+        other = extra * part["centre"].double() + part["moments"][0]
         self._recentre(((mine + other) / (count + extra)).to(self.dtype))
         shift = part["centre"].double() - self.centre
-        self.squares.add_(part["squares"] + shift * (2 * part["gaps"] + extra * shift))
-        self.gaps.add_(part["gaps"] + extra * shift)
+        self.moments.add_(_moved(part["moments"], shift, extra))
         torch.minimum(self.low, part["low"], out=self.low)
         torch.maximum(self.high, part["high"], out=self.high)
         self._keep(choose(self.keys, count, part["keys"][:extra].cpu().numpy()), part["rows"])
         self.count += extra
 
     def _mean(self) -> Tensor:
-        return self.centre + self.gaps / self.count
+        return self.centre + self.moments[0] / self.count
 
-    def _recentre(self, centre: Tensor) -> None:
-        shift = self.centre.double() - centre
-        self.squares.add_(shift * (2 * self.gaps + self.count * shift))
-        self.gaps.add_(self.count * shift)
-        self.centre = centre
+    def _recentre(self, centre: Tensor, at_zero: bool = False) -> None:
+        self.moments = _moved(self.moments, self.centre.double() - centre, self.count)
+        self.centre, self._at_zero = centre, at_zero
 
     def _add(self, values: Tensor) -> None:
         """Add to extremes and moments, some rows and columns at a time."""
-        low, high, centre, gaps, squares = (
-            x.view(-1) for x in (self.low, self.high, self.centre, self.gaps, self.squares)
-        )
         for some, part in _tiles(values, self.dtype):
-            torch.minimum(low[part], some.amin(0), out=low[part])
-            torch.maximum(high[part], some.amax(0), out=high[part])
-            gap = some - centre[part]
-            gaps[part].add_(gap.sum(0))
-            squares[part].add_(gap.mul_(gap).sum(0))
+            low, high, centre, moments = self.low, self.high, self.centre, self.moments
+            if part is not None:
+                low, high, centre, moments = (x[..., part] for x in (low, high, centre, moments))
+            torch.minimum(low, some.amin(0), out=low)
+            torch.maximum(high, some.amax(0), out=high)
+            gaps = some if self._at_zero else some - centre
+            sums = gaps.new_empty(2, gaps.shape[1])
+            torch.sum(gaps, 0, out=sums[0])
+            torch.sum(gaps * gaps if self._at_zero else gaps.mul_(gaps), 0, out=sums[1])
+            moments.add_(sums)
 
     def _keep(self, choice: Choice, rows: Tensor) -> None:
         self.keys = choice.keys
@@ -261,30 +262,40 @@ class ActivationStatistics:
 
     def _allocate(self, device: torch.device, reservoir: int) -> None:
         """Make what stands for no rows, with room for so many that are kept."""
-        self.count = 0
+        self.count, self._at_zero = 0, False
         with torch.inference_mode(False):  # what is made there could not be written to elsewhere
-            shape = self.shape if reservoir else (0,)
-            self.low = torch.full(shape, math.inf, dtype=self.dtype, device=device)
+            elements = math.prod(self.shape) if reservoir else 0
+            self.low = torch.full((elements,), math.inf, dtype=self.dtype, device=device)
             self.high = -self.low
             self.centre = torch.zeros_like(self.low)
-            self.gaps = torch.zeros_like(self.low, dtype=torch.float64)
-            self.squares = torch.zeros_like(self.gaps)
+            self.moments = self.low.new_zeros(2, elements, dtype=torch.float64)
             self.rows = self.low.new_empty(reservoir, *self.shape)
             self.keys = no_keys(reservoir, self.rows.device)
 
 
-_TENSORS = ("centre", "gaps", "squares", "low", "high", "keys", "rows")
+_TENSORS = ("centre", "moments", "low", "high", "keys", "rows")
 
 
-def _tiles(values: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, slice]]:
-    """Some rows and columns at a time: as many as stay in the processor's cache."""
-    rows = wide = values.numel()
+def _moved(moments: Tensor, shift: Tensor, count: int) -> Tensor:
+    """Moments of so many rows about another centre: the old one less the new one is `shift`."""
+    gaps, squares = moments
+    more = count * shift
+    return torch.stack([gaps + more, squares + shift * (2 * gaps + more)])
+
+
+def _tiles(values: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, slice | None]]:
+    """Some rows and columns at a time, as many as stay in the processor's cache; None: all."""
+    total = len(values)
+    rows, wide = total, values.numel()
     if values.is_cpu:
         wide = _ADD_AT_ONCE * torch.get_num_threads() // _ADD_ROWS
-        rows = max(_ADD_ROWS, wide * _ADD_ROWS * len(values) // values.numel())
-    for start in range(0, len(values), rows):
-        some = values[start : start + rows].to(dtype).contiguous()
-        some = some.view(len(some), -1)
+        rows = max(_ADD_ROWS, wide * _ADD_ROWS * total // values.numel())
+    for start in range(0, total, rows):
+        some = values if rows >= total else values[start : start + rows]
+        some = some.to(dtype).contiguous().view(len(some), -1)
+        if some.shape[1] <= wide:
+            yield some, None
+            continue
         for first in range(0, some.shape[1], wide):
             part = slice(first, first + wide)
             yield some[:, part], part

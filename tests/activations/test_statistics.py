@@ -240,6 +240,15 @@ def test_std_survives_a_mean_that_drifts(drift: float, size: int) -> None:
     np.testing.assert_allclose(found.mean, values.double().numpy().mean(0), rtol=1e-7)
 
 
+@pytest.mark.parametrize("size", [7, 64, 1000])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 3.8, 4.2, 30.0])
+def test_std_is_as_good_wherever_gaps_are_taken_from(mean: float, size: int) -> None:
+    data = np.random.default_rng(6).normal(mean, 1, size=(4000, 3))
+    values = torch.from_numpy(data.astype(np.float32))
+    found = fed(values, in_batches(4000, size)).compute()
+    np.testing.assert_allclose(found.std, values.double().numpy().std(0, ddof=1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_std_survives_an_outlier_at_the_start(size: int) -> None:
     """All squares of gaps to it would round in the same direction, and all but cancel."""
@@ -431,7 +440,7 @@ def test_inference_mode_may_come_and_go() -> None:
 
 def test_moves_keep_dtypes() -> None:
     metric = fed(torch.randn(100, 2)).to("meta")
-    assert (metric.gaps.dtype, metric.rows.dtype) == (torch.float64, torch.float32)
+    assert (metric.moments.dtype, metric.rows.dtype) == (torch.float64, torch.float32)
     assert metric.device.type == "meta"
     assert all(tensor.is_meta for name, tensor in metric.state.items() if name != "count")
 
