@@ -27,7 +27,7 @@ from neurograph.model.positions import token_names
 from neurograph.model.target import Target, TargetFunction, describe_target
 from neurograph.replay.wiring import Wiring
 from neurograph.study.options import StudyOptions, read_options
-from neurograph.study.preflight import sampled, stillness
+from neurograph.study.preflight import routing, sampled, stillness
 from neurograph.study.preparation import Preparation, Statistics, with_statistics
 
 __all__ = ["BaseStudy"]
@@ -116,7 +116,12 @@ class BaseStudy:
     @property
     def wiring(self) -> Wiring:
         """Who reads whom, and the plans of replays that follow from it."""
-        return self._preparation.wiring(routed=self._routed)
+        return self._preparation.wiring(routed=self._has_routed)
+
+    @property
+    def _has_routed(self) -> bool:
+        """Whether layers that run on some rows only are layers; other samples may have no such."""
+        return self._routed and not self.contrast.needs_twins
 
     @property
     def layers(self) -> nx.DiGraph:
@@ -137,7 +142,7 @@ class BaseStudy:
     def experiment(self) -> Experiment:
         """All that stays fixed while effects are measured."""
         background = self.options["background"]
-        return self._preparation.experiment(self.contrast, background, routed=self._routed)
+        return self._preparation.experiment(self.contrast, background, routed=self._has_routed)
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:
@@ -153,6 +158,7 @@ class BaseStudy:
             *self._further_notes,
             *stillness(experiment, layers, names, self.options["positions"]),
             *self._preparation.prepared.notes,
+            *routing(self._preparation.prepared.recording, layers),
             *sampled(self.contrast, known),
         ]
         return tuple(dict.fromkeys(notes))

@@ -45,7 +45,6 @@ from neurograph.study.preflight import (
     habits,
     mixing,
     numberless,
-    routing,
 )
 from neurograph.utils.checks import shown
 from neurograph.utils.memory import parse_memory
@@ -136,7 +135,6 @@ class Preparation:
             Whether layers that run on some rows only are layers; else they are glue.
         """
         prepared, options = self.prepared, self.options
-        routed = routed and not contrast.needs_twins
         actual, graph = prepared.recording, self.wiring(routed=routed).layers
         statistics: Statistics = {}
         if contrast.needs_statistics or background == "mean":
@@ -314,7 +312,6 @@ def _prepare(
         *source.notes,
         *target.notes,
         *padding.notes,
-        *routing(actual, wiring.layers),
         *habits(model, actual),
         *mixing(model, target, actual),
         *coarsely,
