@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 
 import neurograph as ng
 from neurograph.ablation.faithfulness_result import areas
-from neurograph.study.options import SIZES
+from neurograph.preparation.options import SIZES
 from race.edges import GROUPS, LAYERS, READERS, edges
 from race.plan import CONTENDERS, ENTRIES, OWN
 from race.sides.neurograph import target

@@ -27,9 +27,9 @@ from neurograph.ablation.rankings import (
 from neurograph.ablation.replacements import Ablation, check_ablations
 from neurograph.effects.contrast import Counterfactual
 from neurograph.effects.experiment import Experiment
+from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.options import FaithfulnessOptions, read_options
 from neurograph.replay.recording import Recording
-from neurograph.study.base_study import BaseStudy
-from neurograph.study.options import FaithfulnessOptions, read_options
 from neurograph.utils.progress import Progress
 
 __all__ = ["find_faithfulness"]

@@ -27,8 +27,8 @@ from neurograph.model.layers import Layer
 from neurograph.model.neurons import Groups, find_groups
 from neurograph.model.observe import call_model, undisturbed, without_parameter_gradients
 from neurograph.model.target import Target, TargetFunction, check_rows, resolve_target
+from neurograph.preparation.base_study import BaseStudy
 from neurograph.replay.wiring import wire
-from neurograph.study.base_study import BaseStudy
 from neurograph.utils.checks import shown, whole
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.progress import Progress

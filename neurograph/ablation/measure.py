@@ -21,9 +21,9 @@ from neurograph.ablation.replacements import Ablated, Ablation, ablated_values
 from neurograph.effects.effects import rounding
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import ModelError, OptionError
+from neurograph.preparation.base_study import BaseStudy
 from neurograph.replay.recording import Recording
 from neurograph.replay.run import Outcome
-from neurograph.study.base_study import BaseStudy
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -12,7 +12,7 @@ from neurograph.effects.contrast import FromMean, FromZero
 from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.observe import input_tensors
-from neurograph.study.base_study import BaseStudy
+from neurograph.preparation.base_study import BaseStudy
 from neurograph.utils.checks import listed, one_of
 
 __all__ = ["Ablated", "Ablation", "ablated_values", "check_ablations"]

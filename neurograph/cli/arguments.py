@@ -12,7 +12,7 @@ import typer
 
 from neurograph.cli.option_values import read_contrast, read_groups, read_names, read_position
 from neurograph.errors import OptionError
-from neurograph.study.options import OPTIONS, Option, StudyOptions
+from neurograph.preparation.options import OPTIONS, Option, StudyOptions
 
 if TYPE_CHECKING:
     from torch import nn

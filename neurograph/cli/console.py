@@ -9,8 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from neurograph.errors import NeurographError
+from neurograph.preparation.options import OPTIONS, SearchOptions, StudyOptions
 from neurograph.report.console_tables import plain
-from neurograph.study.options import OPTIONS, SearchOptions, StudyOptions
 
 __all__ = ["Commands", "say"]
 

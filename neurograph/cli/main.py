@@ -36,8 +36,8 @@ from neurograph.cli.compare_command import compare
 from neurograph.cli.console import Commands, say
 from neurograph.cli.option_values import read_names
 from neurograph.errors import OptionError, SearchInterrupted
+from neurograph.preparation.options import SearchOptions, StudyOptions
 from neurograph.report import console_tables as tables
-from neurograph.study.options import SearchOptions, StudyOptions
 
 if TYPE_CHECKING:
     from neurograph.circuit.circuit import Circuit

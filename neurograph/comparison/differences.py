@@ -21,8 +21,8 @@ from neurograph.effects.budget import Budget
 from neurograph.effects.exact import node_differences, path_differences
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.routes import TARGET, Through
+from neurograph.preparation.base_study import BaseStudy
 from neurograph.replay.wiring import target_layers
-from neurograph.study.base_study import BaseStudy
 from neurograph.utils.progress import Progress
 
 __all__ = ["Samples", "Step", "paired_stderr", "same_samples", "sample_effects", "steps_of"]

@@ -14,7 +14,7 @@ from neurograph.ablation.rankings import inputs_of
 from neurograph.comparison.circuit_arrays import Numbers, Side
 from neurograph.comparison.compare_options import CompareOptions
 from neurograph.comparison.null import chance
-from neurograph.study.base_study import BaseStudy
+from neurograph.preparation.base_study import BaseStudy
 from neurograph.utils.progress import Progress
 
 __all__ = [

@@ -19,7 +19,7 @@ from neurograph.effects.exact import total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.model.layers import Neuron
 from neurograph.model.observe import placed
-from neurograph.study.base_study import BaseStudy
+from neurograph.preparation.base_study import BaseStudy
 
 __all__ = ["audit_result"]
 

@@ -21,9 +21,9 @@ from neurograph.errors import OptionError
 from neurograph.model.neuron_index import place_index
 from neurograph.model.neuron_names import Places
 from neurograph.model.observe import placed
-from neurograph.study.base_study import BaseStudy
-from neurograph.study.named_neurons import find_named
-from neurograph.study.options import ResponseOptions, read_options
+from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.named_neurons import find_named
+from neurograph.preparation.options import ResponseOptions, read_options
 from neurograph.utils.checks import one_of
 from neurograph.utils.progress import Progress
 

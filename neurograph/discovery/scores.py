@@ -22,8 +22,8 @@ from neurograph.effects.scorer import Scored, Scorer, as_method, method_text
 from neurograph.effects.screening import Screening
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.neurons import Units
-from neurograph.study.base_study import BaseStudy
-from neurograph.study.options import ScoreOptions, read_options
+from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.options import ScoreOptions, read_options
 from neurograph.utils.checks import one_of
 from neurograph.utils.progress import Progress
 

@@ -22,8 +22,8 @@ from neurograph.effects.scorer import as_method
 from neurograph.effects.selection import SIGNS, as_keep
 from neurograph.errors import SearchInterrupted
 from neurograph.model.layers import Neuron
-from neurograph.study.base_study import BaseStudy
-from neurograph.study.options import SearchOptions, read_options
+from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.options import SearchOptions, read_options
 from neurograph.utils.progress import Progress
 
 __all__ = ["find_circuit"]

@@ -21,9 +21,9 @@ from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.model.layers import Neuron
 from neurograph.model.neuron_names import Places
 from neurograph.model.observe import placed
-from neurograph.study.base_study import BaseStudy
-from neurograph.study.named_neurons import find_named
-from neurograph.study.options import PathOptions, read_options
+from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.named_neurons import find_named
+from neurograph.preparation.options import PathOptions, read_options
 from neurograph.utils.checks import whole
 from neurograph.utils.progress import Progress
 

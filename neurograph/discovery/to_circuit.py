@@ -26,7 +26,7 @@ from neurograph.effects.effect_table import (
 )
 from neurograph.effects.selection import sign_of
 from neurograph.model.layers import INPUT_TYPE, Neuron, channels_first
-from neurograph.study.base_study import BaseStudy
+from neurograph.preparation.base_study import BaseStudy
 
 __all__ = ["circuit_graph", "to_circuit"]
 

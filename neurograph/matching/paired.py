@@ -16,8 +16,8 @@ from neurograph.data.source import Batch, Source, draw
 from neurograph.data.taking import FEW
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.observe import placed
+from neurograph.preparation.base_study import BaseStudy
 from neurograph.replay.recording import Recording
-from neurograph.study.base_study import BaseStudy
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.nested import tree_map
 from neurograph.utils.progress import Progress

@@ -13,7 +13,7 @@ from neurograph.activations.streaming import parts_that_fit
 from neurograph.matching.cka import LayerCKA
 from neurograph.matching.correlation import Correlation, channels_of
 from neurograph.matching.paired import TwoModels
-from neurograph.study.base_study import BaseStudy
+from neurograph.preparation.base_study import BaseStudy
 
 __all__ = ["LayerPair", "LayerSimilarity", "layer_cka", "measure_pairs"]
 

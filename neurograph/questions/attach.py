@@ -13,8 +13,8 @@ from neurograph.effects.contrast import as_contrast
 from neurograph.effects.selection import SIGNS
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.target import describe_target
+from neurograph.preparation.options import OPTIONS, StudyOptions
 from neurograph.questions.study import Study
-from neurograph.study.options import OPTIONS, StudyOptions
 
 __all__ = ["attach"]
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
-from neurograph.ablation.faithfulness_result import Faithfulness
-from neurograph.ablation.rankings import options_of_ranking
 from neurograph.circuit.circuit import Circuit
 from neurograph.discovery.responses import ResponseCurves
 from neurograph.discovery.scores import Scores
 from neurograph.discovery.strongest_paths import StrongestPaths
 from neurograph.effects.contrast import Quantiles
 from neurograph.model.target import TargetFunction
-from neurograph.questions.study import Study
-from neurograph.study.options import (
+from neurograph.preparation.options import (
     FaithfulnessOptions,
     PathOptions,
     ResponseOptions,
@@ -26,6 +23,10 @@ from neurograph.study.options import (
     split_options,
     with_options,
 )
+from neurograph.questions.study import Study
+
+if TYPE_CHECKING:  # this needs SciPy, which takes a while to load
+    from neurograph.ablation.faithfulness_result import Faithfulness
 
 __all__ = ["faithfulness", "response_curves", "score", "search", "strongest_paths"]
 
@@ -410,6 +411,8 @@ def faithfulness(
      '  0.50           2    4.0          1.00',
      '  1.00           4    4.0          1.00']
     """
+    from neurograph.ablation.rankings import options_of_ranking
+
     of_study, own = split_options(FaithfulnessOptions, options, "faithfulness")
     known = {} if of_study.get("profile") is not None else options_of_ranking(ranking)
     given = {"reference": _SAMPLES, "contrast": "mean", **known, **of_study}

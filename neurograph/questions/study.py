@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
-from neurograph.ablation.faithfulness import find_faithfulness
-from neurograph.ablation.faithfulness_result import Faithfulness
-from neurograph.activations.separation import separation
 from neurograph.audit.result import Audit
 from neurograph.circuit.circuit import Circuit
 from neurograph.discovery.claims import audit_result
@@ -16,8 +13,8 @@ from neurograph.discovery.responses import ResponseCurves, find_responses
 from neurograph.discovery.scores import Scores, find_scores
 from neurograph.discovery.search import find_circuit
 from neurograph.discovery.strongest_paths import StrongestPaths, find_strongest_paths
-from neurograph.study.base_study import BaseStudy
-from neurograph.study.options import (
+from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.options import (
     FaithfulnessOptions,
     PathOptions,
     ResponseOptions,
@@ -27,6 +24,9 @@ from neurograph.study.options import (
     with_options,
 )
 from neurograph.utils.checks import whole
+
+if TYPE_CHECKING:  # these need SciPy, which takes a while to load
+    from neurograph.ablation.faithfulness_result import Faithfulness
 
 __all__ = ["Study"]
 
@@ -133,10 +133,14 @@ class Study(BaseStudy):
 
     def faithfulness(self, ranking: Any, **options: Unpack[FaithfulnessOptions]) -> Faithfulness:
         """Keep what a ranking puts first, ablate all else; as `neurograph.faithfulness`."""
+        from neurograph.ablation.faithfulness import find_faithfulness
+
         return find_faithfulness(self, ranking, options)
 
     def separation(self, labels: Any = None, *, alpha: float = 0.05) -> pd.DataFrame:
         """Test whether each neuron tells classes apart; as `neurograph.separation`."""
+        from neurograph.activations.separation import separation
+
         names = "layers memory seed device feature_names class_names progress".split()
         own = {name: self.options[name] for name in names}
         return separation(self.model, self.data, labels, alpha=alpha, **own)

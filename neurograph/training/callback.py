@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 
 from neurograph.errors import OptionError
 from neurograph.model.target import TargetFunction
+from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.options import SearchOptions, StudyOptions, read_options, split_options
 from neurograph.questions.functions import search
-from neurograph.study.base_study import BaseStudy
-from neurograph.study.options import SearchOptions, StudyOptions, read_options, split_options
 from neurograph.training.random_state import seeded
 from neurograph.training.snapshot import Snapshot
 from neurograph.utils.atomic import check_writable

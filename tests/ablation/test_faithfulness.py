@@ -18,7 +18,7 @@ from torchmetrics.classification import BinaryAccuracy
 import neurograph as ng
 from neurograph.ablation.faithfulness_result import Faithfulness, areas
 from neurograph.errors import DataError, OptionError
-from neurograph.study.options import SIZES
+from neurograph.preparation.options import SIZES
 from tests import zoo
 
 F64 = torch.float64

@@ -20,9 +20,9 @@ from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import ModelError, OptionError
 from neurograph.model.layers import Neuron
+from neurograph.preparation.preparation import Preparation
 from neurograph.questions.study import Study
 from neurograph.replay.wiring import Wiring
-from neurograph.study.preparation import Preparation
 from tests import zoo
 from tests.case import as_data
 

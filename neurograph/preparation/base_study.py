@@ -25,10 +25,10 @@ from neurograph.model.neurons import describe_groups
 from neurograph.model.observe import input_tensors, placed
 from neurograph.model.positions import token_names
 from neurograph.model.target import Target, TargetFunction, describe_target
+from neurograph.preparation.options import StudyOptions, read_options
+from neurograph.preparation.preflight import routing, sampled, stillness
+from neurograph.preparation.preparation import Preparation, Statistics, with_statistics
 from neurograph.replay.wiring import Wiring
-from neurograph.study.options import StudyOptions, read_options
-from neurograph.study.preflight import routing, sampled, stillness
-from neurograph.study.preparation import Preparation, Statistics, with_statistics
 
 __all__ = ["BaseStudy"]
 

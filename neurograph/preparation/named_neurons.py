@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neurograph.errors import OptionError
 from neurograph.model.neuron_names import Names, Places, name_table, read_places
-from neurograph.study.base_study import BaseStudy
+from neurograph.preparation.base_study import BaseStudy
 
 __all__ = ["find_named"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import neurograph as ng
 from neurograph.errors import ModelError, OptionError
-from neurograph.study.options import OPTIONS, StudyOptions
+from neurograph.preparation.options import OPTIONS, StudyOptions
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(60, 4, generator=GENERATOR, dtype=torch.float64)

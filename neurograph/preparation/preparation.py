@@ -33,12 +33,7 @@ from neurograph.model.target import (
     check_rows,
     resolve_target,
 )
-from neurograph.replay.padding import Padding, find_padding
-from neurograph.replay.plan import Plan
-from neurograph.replay.recording import Recording, capture
-from neurograph.replay.replay import Replay
-from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
-from neurograph.study.preflight import (
+from neurograph.preparation.preflight import (
     as_masked,
     check_samples,
     coarse,
@@ -46,6 +41,11 @@ from neurograph.study.preflight import (
     mixing,
     numberless,
 )
+from neurograph.replay.padding import Padding, find_padding
+from neurograph.replay.plan import Plan
+from neurograph.replay.recording import Recording, capture
+from neurograph.replay.replay import Replay
+from neurograph.replay.wiring import Wiring, confirm_wiring, without_layers
 from neurograph.utils.checks import shown
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.nested import flatten

@@ -1,0 +1,1 @@
+"""A model, data and a target made ready for whatever is asked of them."""

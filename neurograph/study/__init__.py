@@ -1,1 +1,0 @@
-"""A model, data and a target made ready to be asked."""
