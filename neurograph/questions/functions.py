@@ -104,6 +104,8 @@ def search(
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> with torch.no_grad():
     ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
@@ -158,6 +160,8 @@ def score(
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> with torch.no_grad():
     ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
@@ -233,6 +237,8 @@ def strongest_paths(
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> with torch.no_grad():
     ...     _ = model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
@@ -296,6 +302,8 @@ def response_curves(
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> with torch.no_grad():  # |x|
     ...     _ = model[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), model[0].bias.zero_()
@@ -395,10 +403,13 @@ def faithfulness(
 
     Examples
     --------
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))
     >>> with torch.no_grad():
     ...     _ = model[0].weight.copy_(torch.eye(4))
     ...     _ = model[1].weight.copy_(torch.tensor([[3.0, 1.0, 0.0, 0.0]]))
+    >>> import pandas as pd
     >>> index = pd.MultiIndex.from_product([["0"], range(4)], names=["layer", "index"])
     >>> found = faithfulness(
     ...     model, torch.ones(10, 4), 1, pd.Series([3.0, 1.0, 0.0, 0.0], index, name="weights"),

@@ -102,6 +102,7 @@ class Study(BaseStudy):
     Examples
     --------
     >>> import torch
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> with torch.no_grad():
     ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
