@@ -20,7 +20,7 @@ from neurograph.effects.effects import COARSE, rounding
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import DataError, ModelError, NeurographError, OptionError
 from neurograph.model.batch import Batch, shape_of
-from neurograph.model.observe import call_model, input_tensors, undisturbed
+from neurograph.model.observe import call_model, input_tensors, not_replayed, undisturbed
 from neurograph.model.positions import INVERTED, Positions
 from neurograph.model.target import (
     LogitDifference,
@@ -31,7 +31,9 @@ from neurograph.model.target import (
 )
 from neurograph.replay.mixing import differs, regrouped
 from neurograph.replay.padding import Padding
+from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
+from neurograph.replay.replay import Replay
 from neurograph.replay.run import Outcome
 from neurograph.utils.nested import iter_tensors
 
@@ -40,6 +42,7 @@ _COARSE = 0.01  # of the targets' spread
 
 __all__ = [
     "as_masked",
+    "check_replayed",
     "check_samples",
     "coarse",
     "habits",
@@ -229,6 +232,19 @@ def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]
             "ranges those of batches as the data were cut (batches of a loader; else at most 256, "
             "fewer where memory= allows fewer)"
         )
+
+
+def check_replayed(replay: Replay, target: Target) -> None:
+    """ModelError where the target is another though every layer returns what was recorded.
+
+    To be called after a run on other samples: what forward reads beside the layers' outputs, of a
+    global say, is then of these.
+    """
+    actual = replay.recording
+    output = replay.run(Plan(frozen=frozenset(actual.layers))).output
+    one, other = (target(out, lambda: actual.batch) for out in (actual.output, output))
+    if differs(one, other):
+        raise not_replayed(ModelError(f"the target {target.name!r} is another then"))
 
 
 def check_samples(

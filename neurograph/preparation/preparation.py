@@ -35,6 +35,7 @@ from neurograph.model.target import (
 )
 from neurograph.preparation.preflight import (
     as_masked,
+    check_replayed,
     check_samples,
     coarse,
     habits,
@@ -302,7 +303,9 @@ def _prepare(
     check_rows(target, actual.output, actual.batch)
     padding = _padding(model, actual, target, profiled)
     actual = padding.on(actual)
+    mixed = list(mixing(model, target, actual))  # runs other samples
     with Replay(model, actual) as replay:
+        check_replayed(replay, target)
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
     groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
@@ -313,7 +316,7 @@ def _prepare(
         *target.notes,
         *padding.notes,
         *habits(model, actual),
-        *mixing(model, target, actual),
+        *mixed,
         *coarsely,
     ]
     return Prepared(
