@@ -96,8 +96,8 @@ def test_public_names() -> None:
 def test_no_public_name_hides_a_module(package: ModuleType) -> None:
     folder = Path(str(package.__file__)).parent
     modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
-    loaded = {name for name, value in vars(package).items() if not isinstance(value, ModuleType)}
-    assert not modules & (loaded | set(dir(package)) - set(vars(package)))
+    names = {n for n in dir(package) if not isinstance(getattr(package, n), ModuleType)}
+    assert not modules & names
 
 
 def test_no_name_of_a_file_stands_twice() -> None:
