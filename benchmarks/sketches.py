@@ -129,7 +129,7 @@ the median and the worst of {COLUMNS} columns of {ROWS:,} rows, in batches of {B
 """
 CONCLUSION = f"""
 **Why a sample.** It is a handful of torch operations, so it stays on the model's device and no
-activation is copied off it. Its state is tensors of fixed shapes, which `state_dict`,
+activation is copied off it. Its `state` is tensors of fixed shapes, which
 safetensors and `torch.distributed` take as they are. Samples of several processes merge into a
 uniform sample of all rows, exactly; rows stay whole; a layer is updated far more quickly, with its
 moments. At the levels 0.05 and 0.95, the default contrast, the standard error of rank is

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 
 from neurograph.ablation.completeness import Circuits, Size, incompleteness, minimality
 from neurograph.ablation.masking_curves import interval
@@ -60,11 +61,9 @@ def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
     >>> areas([0.0, 0.5, 1.0], [0.0, 1.5, 1.0])
     Areas(cpr=1.0, cmd=0.5, average=0.833...)
     """
-    from scipy.integrate import trapezoid
-
     x, f = np.array(shares, dtype=float), np.array(faithfulness, dtype=float)
-    under = float(trapezoid(f, x))
-    return Areas(under, float(trapezoid(np.abs(1 - f), x)), float(f.mean()))
+    under = float(scipy.integrate.trapezoid(f, x))
+    return Areas(under, float(scipy.integrate.trapezoid(np.abs(1 - f), x)), float(f.mean()))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy
 from torch import nn
 
 from neurograph.ablation.chosen_neurons import Neurons, read_neurons
@@ -121,14 +122,13 @@ def interval(values: np.ndarray, confidence: float) -> tuple[float, float, float
     >>> interval(np.array([1.0, 2.0, 3.0]), 0.95)  # 2 ± 4.303 / √3
     (2.0, -0.484..., 4.484...)
     """
-    from scipy.special import stdtrit
-
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan, math.nan
     # Rounding must not make equal values vary.
     spread = 0.0 if np.ptp(values) == 0 else float(np.std(values, ddof=1))
-    reach = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * spread / math.sqrt(len(values))
+    t = float(scipy.special.stdtrit(len(values) - 1, (1 + confidence) / 2))
+    reach = t * spread / math.sqrt(len(values))
     return mean, mean - reach, mean + reach
 
 

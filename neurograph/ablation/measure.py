@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor, nn
 
@@ -73,10 +74,8 @@ class Ends:
 
     def significant(self, samples: int, confidence: float = 0.95) -> bool:
         """Whether the difference is not 0, by Student's t over so many samples."""
-        from scipy.special import stdtrit
-
         gap = abs(self.full.value - self.empty.value)
-        reach = stdtrit(max(samples - 1, 1), (1 + confidence) / 2) * self.stderr
+        reach = scipy.special.stdtrit(max(samples - 1, 1), (1 + confidence) / 2) * self.stderr
         return not self.same and bool(gap > reach)
 
     def faithfulness(self, value: float) -> float:

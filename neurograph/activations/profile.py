@@ -139,7 +139,7 @@ def add_statistics(
         for name, metrics in collect(parts, rows).items():
             _add_statistics(graph, name, metrics)
             for metric in metrics.values():
-                metric.reset()  # else its rows stay until the garbage collector finds them
+                metric.reset()  # its rows are of no more use, and others come
 
 
 def model_hash(model: nn.Module) -> str:

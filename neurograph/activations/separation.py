@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import stats
 from torch import nn
 
 from neurograph.activations.two_samples import SHAPIRO_MOST, compare_two, kruskal
@@ -189,11 +189,11 @@ def _table(
 
 def _correct(table: pd.DataFrame, alpha: float) -> None:
     """Add p-values corrected for the number of tests (false discovery rate)."""
-    q = stats.false_discovery_control(table["p"])
+    q = scipy.stats.false_discovery_control(table["p"])
     place = list(table).index("p") + 1
     table.insert(place, "q", q)
     table.insert(place + 1, "separates", q < alpha)
     if "kruskal_p" in table:
         once = ~table.duplicated(["layer", "index"])
-        corrected = stats.false_discovery_control(table.loc[once, "kruskal_p"])
+        corrected = scipy.stats.false_discovery_control(table.loc[once, "kruskal_p"])
         table["kruskal_q"] = np.repeat(corrected, table["class"].nunique())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 __all__ = [
     "SHAPIRO_MOST",
@@ -58,7 +58,7 @@ def _shapiro(values: np.ndarray) -> np.ndarray:
     if varied.any():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            p[varied] = stats.shapiro(few[varied], axis=1).pvalue
+            p[varied] = scipy.stats.shapiro(few[varied], axis=1).pvalue
     return p
 
 
@@ -122,13 +122,13 @@ def _location(a: np.ndarray, b: np.ndarray, ranks: Ranks, normal: np.ndarray) ->
     test = np.where(ranks.constant, "constant", np.where(normal, "welch", "mann-whitney"))
     some = test == "welch"
     if some.any():
-        done = stats.ttest_ind(a[some], b[some], axis=1, equal_var=False)
+        done = scipy.stats.ttest_ind(a[some], b[some], axis=1, equal_var=False)
         statistic[some], p[some] = done.statistic, done.pvalue
     some = test == "mann-whitney"
     statistic[some], p[some] = ranks.u[some], _u_p_values(ranks)[some]
     exact = some & (ranks.ties == 0) & (min(ranks.sizes) <= _EXACT_MOST)
     if exact.any():
-        p[exact] = stats.mannwhitneyu(a[exact], b[exact], axis=1, method="exact").pvalue
+        p[exact] = scipy.stats.mannwhitneyu(a[exact], b[exact], axis=1, method="exact").pvalue
     return {"test": test, "statistic": statistic, "p": p}
 
 
@@ -139,7 +139,7 @@ def _u_p_values(ranks: Ranks) -> np.ndarray:
     spread = np.sqrt(n * m / 12 * (total + 1 - ranks.ties / (total * (total - 1))))
     with np.errstate(divide="ignore", invalid="ignore"):
         z = (np.abs(ranks.u - n * m / 2) - 0.5) / spread
-    return np.where(spread > 0, np.clip(2 * stats.norm.sf(z), 0, 1), 1.0)
+    return np.where(spread > 0, np.clip(2 * scipy.stats.norm.sf(z), 0, 1), 1.0)
 
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -236,7 +236,7 @@ def _kolmogorov_smirnov(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     ordered = np.take_along_axis(both, order, axis=1)
     apart[:, :-1][ordered[:, 1:] == ordered[:, :-1]] = 0  # curves are compared behind ties
     root = np.sqrt(n * m / (n + m))
-    p: np.ndarray = stats.kstwobign.sf((root + 0.12 + 0.11 / root) * np.abs(apart).max(1))
+    p: np.ndarray = scipy.stats.kstwobign.sf((root + 0.12 + 0.11 / root) * np.abs(apart).max(1))
     return p
 
 
@@ -246,6 +246,8 @@ def kruskal(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     varied = (both != both[:1]).any(0)
     h, p = np.zeros(both.shape[1]), np.ones(both.shape[1])
     if varied.any():
-        done = stats.kruskal(*(group[:, varied].astype(np.float64) for group in groups), axis=0)
+        done = scipy.stats.kruskal(
+            *(group[:, varied].astype(np.float64) for group in groups), axis=0
+        )
         h[varied], p[varied] = done.statistic, done.pvalue
     return h, p

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 from neurograph.circuit.circuit import Circuit
@@ -108,9 +109,7 @@ def _spearman(shared: Shared) -> float:
     """Spearman's rank correlation of effects; NaN for fewer than two, or if all are equal."""
     if len(shared.effects[0]) < 2:
         return math.nan
-    from scipy.stats import rankdata
-
-    ranks: list[NDArray[np.float64]] = [rankdata(values) for values in shared.effects]
+    ranks: list[NDArray[np.float64]] = [scipy.stats.rankdata(values) for values in shared.effects]
     first, second = (r - r.mean() for r in ranks)
     size = math.sqrt(float(first @ first) * float(second @ second))
     # Equal effects must give exactly 1, which rounding would not.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 
 __all__ = ["Screened", "Screening"]
 
@@ -39,9 +40,7 @@ class Screened:
         one, other = self.estimates[self.spot], self.effects[self.spot]
         if len(one) < 3 or (one == one[0]).all() or (other == other[0]).all():
             return math.nan
-        from scipy.stats import spearmanr
-
-        return float(spearmanr(one, other).statistic)
+        return float(scipy.stats.spearmanr(one, other).statistic)
 
     def found(self) -> tuple[float, float] | None:
         """How many the strongest are, and about how many of them were measured.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
 __all__ = ["TOLERANCE", "Assignment", "assign"]
@@ -62,11 +63,9 @@ def assign(
     >>> assign(np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])).ties
     (((0, 1), (0,)),)
     """
-    from scipy.optimize import linear_sum_assignment
-
     cost = np.fmax(similarity, least, out=similarity if overwrite else None)  # NaN is least
     np.negative(cost, out=cost)
-    i, j = linear_sum_assignment(cost)
+    i, j = scipy.optimize.linear_sum_assignment(cost)
     made = cost[i, j] < -least
     i, j = i[made], j[made]
     ties = _exchangeable(cost, i, j, least)
@@ -82,9 +81,6 @@ def _exchangeable(
     cost: NDArray[np.float64], i: Indices, j: Indices, least: float
 ) -> tuple[Tie, ...]:
     """Groups of rows and columns that can be exchanged with each other, in ascending order."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     rows, columns = cost.shape
     nodes = np.arange(rows + columns)  # columns are numbered behind the rows
     group = nodes.copy()
@@ -92,8 +88,10 @@ def _exchangeable(
     for some, others in _exchanges(cost, i, j, least):
         if len(some):  # joined at once, as there may be as many as the matrix has entries
             ends = np.concatenate([nodes, some]), np.concatenate([group, others])
-            graph = coo_array((np.ones(len(ends[0]), bool), ends), shape=(len(nodes),) * 2)
-            group = _named_by_first(connected_components(graph, directed=False)[1])
+            made = np.ones(len(ends[0]), bool)
+            graph = scipy.sparse.coo_array((made, ends), shape=(len(nodes),) * 2)
+            _, joined = scipy.sparse.csgraph.connected_components(graph, directed=False)
+            group = _named_by_first(joined)
     large = np.flatnonzero(np.bincount(group, minlength=len(nodes)) > 2)
     groups = [np.flatnonzero(group == name) for name in large]
     return tuple(
