@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from neurograph.ablation.chosen_neurons import Neurons, features_of, groups_of, read_neurons
 from neurograph.ablation.fillings import Filling, Zeros, find_means, find_others
-from neurograph.ablation.zeroed_weights import check_weights_serve, zeroed
 from neurograph.activations.profile import profile
 from neurograph.data.source import Source
 from neurograph.errors import OptionError
@@ -27,8 +26,8 @@ from neurograph.utils.checks import one_of, whole
 
 __all__ = ["How", "Masker", "check_how", "mask_neurons"]
 
-How = Literal["weights", "zero", "mean", "resample"]
-"""What silencing means: no weights, an output of 0, of the mean, or of another sample."""
+How = Literal["zero", "mean", "resample"]
+"""What silencing means: an output of 0, of the mean, or of another sample."""
 
 
 @contextlib.contextmanager
@@ -56,13 +55,11 @@ def mask_neurons(
         model's input). ``(layer, index, position)`` is one position of a sequence. Any module's
         path will do for a layer. Of a circuit, its neurons in hidden layers;
         ``list(circuit.graph)`` has its features too.
-    how : {"zero", "weights", "mean", "resample"}
-        ``"zero"``: they pass on 0. ``"weights"``: their weights and biases are 0 meanwhile, which
-        gives the same, of Linears and convolutions. ``"mean"``: they pass on their mean over the
-        data, at each position where shapes are fixed, else over all positions. ``"resample"``:
-        each sample has the values that another, drawn at random for every run of the model,
-        gives them; all neurons have them from the same one, so that what they say together stays
-        plausible.
+    how : {"zero", "mean", "resample"}
+        ``"zero"``: they pass on 0. ``"mean"``: they pass on their mean over the data, at each
+        position where shapes are fixed, else over all positions. ``"resample"``: each sample has
+        the values that another, drawn at random for every run of the model, gives them; all
+        neurons have them from the same one, so that what they say together stays plausible.
     data : data of any kind, optional
         As for `search`; needed for ``"mean"`` and ``"resample"`` (of at most 2,048 samples), and
         wherever an example is needed to tell how a tensor is laid out: for the model's inputs,
@@ -82,9 +79,8 @@ def mask_neurons(
     Raises
     ------
     OptionError
-        An unknown layer or neuron, data that are needed but not given, a layer that the model was
-        run without calling, or ``how="weights"`` where weights are shared, computed, or make no
-        neurons.
+        An unknown layer or neuron, data that are needed but not given, or a layer that the model
+        was run without calling.
     ModelError, DataError
         As for `profile`.
 
@@ -94,8 +90,8 @@ def mask_neurons(
     that of causal scrubbing (Chan et al. 2022).
 
     Calls are counted from each call of the model, so run the model itself rather than parts of
-    it. To search a masked model use ``how="weights"``: a search keeps what layers computed, not
-    what hooks make of it.
+    it. A search keeps what layers computed, not what hooks make of it: to search a model without
+    some neurons, copy it and set their rows of weights and biases to 0.
 
     Examples
     --------
@@ -174,8 +170,6 @@ class Masker:
         self.groups: dict[str, list[list[int]]] = {}
         self.row_bytes = 0
         self._filling: Filling = Zeros()
-        if how == "weights":
-            check_weights_serve(model, self.places)
         if data is None:
             self._check_without(groups)
             return
@@ -249,9 +243,11 @@ class Masker:
         channels = [[n.index] if groups is None else groups[n.index] for n in neurons]
         if all(neuron.position is None for neuron in neurons):
             return _Part(sorted({channel for group in channels for channel in group}))
-        if known is None or self.how == "weights":
-            why = "needs data=, which tells how it lies" if known is None else "has no weights"
-            raise OptionError(f"one position of layer {layer!r} {why}: leave positions out")
+        if known is None:
+            raise OptionError(
+                f"one position of layer {layer!r} needs data=, which tells how it lies: leave "
+                "positions out"
+            )
         return _Part([], _elements(known, neurons, channels))
 
     @property
@@ -277,11 +273,6 @@ class Masker:
         """Silence some neurons for the length of a block; the seed is that of resampling."""
         parts = {layer: self._part(layer, neurons) for layer, neurons in chosen.items() if neurons}
         places = {layer: self.places[layer] for layer in parts}
-        if self.how == "weights":
-            channels = {layer: part.channels for layer, part in parts.items()}
-            with zeroed(self.model, channels, places):
-                yield
-            return
         fill = self._filling.start(seed)
 
         def change(layer: str, tensor: Tensor) -> Tensor:

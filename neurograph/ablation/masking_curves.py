@@ -175,7 +175,7 @@ def masking_curves(
         Shares of the number of important neurons, in (0, 1].
     draws : int
         How many sets of neurons of each group and share.
-    how : {"zero", "weights", "mean", "resample"}
+    how : {"zero", "mean", "resample"}
         As for `mask_neurons`.
     groups : mapping of str to groups, optional
         As for `search`, where the criterion's neurons are groups.

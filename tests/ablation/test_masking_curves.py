@@ -27,7 +27,7 @@ from neurograph.ablation.masking_curves import MaskingCurves, masking_curves
 from neurograph.errors import DataError, OptionError
 from tests import zoo
 
-HOWS = ("zero", "weights", "mean", "resample")
+HOWS = ("zero", "mean", "resample")
 MATTER = [("hidden", i) for i in (1, 4, 5, 8)]
 
 
