@@ -72,10 +72,6 @@ class KeepNeurons:
 
         What is no neuron, or may not move, such as padding, is left alone.
         """
-        members = self.experiment.units(layer).members
-        width = self.experiment.recording.main(layer)[0].numel()
-        on = torch.ones(len(kept), width, dtype=torch.bool, device=members.device)
-        for row, some in zip(on, torch.from_numpy(~kept).to(members.device), strict=True):
-            row[members[some].flatten()] = False
+        off = self.experiment.units(layer).mask(torch.from_numpy(~kept))[:, None]
         moving = self.experiment.moving(layer)
-        return on[:, None] if moving is None else on[:, None] | ~moving[samples]
+        return ~off if moving is None else ~(off & moving[samples])
