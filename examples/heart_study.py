@@ -24,7 +24,7 @@ from torchmetrics.classification import BinaryAccuracy
 
 import neurograph as ng
 from neurograph.ablation import importance
-from neurograph.ablation.masking_curves import interval
+from neurograph.ablation.intervals import interval
 from neurograph.activations.values import class_values
 from neurograph.demos import heart
 from neurograph.discovery.responses import SHAPES
@@ -183,9 +183,21 @@ for seed, (d, m, h) in enumerate(runs):
     tested = ng.separation(m, d.train, layers=HIDDEN, progress=False)
     kinds = {
         "separation": importance.by_separation(tested),
-        "circuit effect": importance.by_circuit(found),
-        "total effect": importance.by_total_effect(m, d.train, 1, progress=False),
-        "gradient × activation": importance.by_gradient(m, d.train, 1),
+        "circuit effect": importance.by_effect(found),
+        "total effect": importance.by_effect(
+            ng.score(m, d.train, 1, scorer="exact", progress=False)
+        ),
+        "gradient × activation": importance.by_effect(
+            ng.score(
+                m,
+                d.train,
+                1,
+                scorer="gradient",
+                contrast="zero",
+                reference=len(d.train.X),
+                progress=False,
+            )
+        ),
     }
     kinds["random"] = importance.at_random(kinds["circuit effect"].index, seed)
     for how in HOWS:
