@@ -241,12 +241,13 @@ tensors in place of the statistics. The aim is {AIM:g}; **bold** is more.
 | network | tensors | elements a sample | FLOP each | rows kept | start | steady | calls | once |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 WHY = """
-Six passes are made over the elements: least, largest, gap to the centre, sum, square, sum; five where
-gaps to 0 do as well. They work on portions that stay in the cache, so that only the first has to fetch
-them. One pass for all would need a compiled kernel. In narrow layers the calls cost as much as the work,
-for between two layers the model drives their code out of the cache; one update for all of them would
-cost more, as their values have to be copied side by side. In the start, each row is copied into memory
-that was never touched before; that ends with the rows to be kept."""
+Six passes are made over the elements: least, largest, gap to the centre, sum, square, sum; five
+where gaps to 0 do as well. They work on portions that stay in the cache, so that only the first
+has to fetch them. One pass for all would need a compiled kernel. In narrow layers the calls
+cost as much as the work, for between two layers the model drives their code out of the cache;
+one update for all of them would cost more, as their values have to be copied side by side. In
+the start, each row is copied into memory that was never touched before; that ends with the rows
+to be kept."""
 PROFILE = """
 `profile` as a whole, with the model's input among its layers: what a batch takes, read off the
 difference between once and twice the data, beside a plain forward pass. What it takes however long

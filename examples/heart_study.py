@@ -24,7 +24,7 @@ from torchmetrics.classification import BinaryAccuracy
 
 import neurograph as ng
 from neurograph.ablation import importance
-from neurograph.ablation.masking_curves import interval
+from neurograph.ablation.intervals import interval
 from neurograph.activations.values import class_values
 from neurograph.demos import heart
 from neurograph.discovery.responses import SHAPES
@@ -41,7 +41,7 @@ REDUCED, FOLDER = settings.reduced, settings.out
 SEEDS, EPOCHS, DRAWS = (2, 2, 2) if REDUCED else (5, 20, 10)
 SHARES = (0.5, 0.9) if REDUCED else tuple(i / 10 for i in range(1, 10))
 HIDDEN = ["linear1", "linear2"]
-HOWS = ("weights", "mean", "resample")
+HOWS = ("zero", "mean", "resample")
 
 RUNS = Path("outputs/heart_study")  # networks and circuits
 
@@ -172,8 +172,8 @@ note(
 #
 # Five ways to call a neuron important, each ranking the 1,536 hidden neurons; the better half is
 # "important". A share of it is silenced, as many neurons of the other half, and as many of all.
-# The original zeroed weights and biases; here the mean and the values of other patients stand
-# in besides, which do not push later layers where no patient ever was.
+# The original zeroed weights and biases, which makes outputs 0; here the mean and the values of
+# other patients stand in besides, which do not push later layers where no patient ever was.
 
 # %%
 note("## 5. Which importance predicts damage?")
@@ -183,9 +183,21 @@ for seed, (d, m, h) in enumerate(runs):
     tested = ng.separation(m, d.train, layers=HIDDEN, progress=False)
     kinds = {
         "separation": importance.by_separation(tested),
-        "circuit effect": importance.by_circuit(found),
-        "total effect": importance.by_total_effect(m, d.train, 1, progress=False),
-        "gradient × activation": importance.by_gradient(m, d.train, 1),
+        "circuit effect": importance.by_effect(found),
+        "total effect": importance.by_effect(
+            ng.score(m, d.train, 1, scorer="exact", progress=False)
+        ),
+        "gradient × activation": importance.by_effect(
+            ng.score(
+                m,
+                d.train,
+                1,
+                scorer="gradient",
+                contrast="zero",
+                reference=len(d.train.X),
+                progress=False,
+            )
+        ),
     }
     kinds["random"] = importance.at_random(kinds["circuit effect"].index, seed)
     for how in HOWS:
@@ -360,7 +372,7 @@ note(history.to_frame())
 normal = int(separation["normal"].sum())
 apart_at = int(separation["separates"].sum())
 uncorrected = int((separation["p"] < 0.05).sum())
-at_mean = by_seed[(by_seed["share"] == most) & (by_seed["how"] == "weights")]
+at_mean = by_seed[(by_seed["share"] == most) & (by_seed["how"] == "zero")]
 at_mean = at_mean.groupby(["criterion", "group"])["value"].mean()
 shapes = summary["shape"].value_counts()
 steps = [
@@ -385,7 +397,7 @@ steps = [
         "important and unimportant neurons masked",
         "`masking_curves`",
         f"{whole.mean():.3f}; {at_mean['separation', 'important']:.3f}; "
-        f"{at_mean['separation', 'unimportant']:.3f} (weights zeroed, by separation)",
+        f"{at_mean['separation', 'unimportant']:.3f} (zeroed, by separation)",
     ),
     (
         "positive and negative paths backward",

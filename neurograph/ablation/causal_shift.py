@@ -97,7 +97,7 @@ def causal_shift(
         As for `search`.
     neurons : neurons, mapping of layer to indices, or Circuit
         What is cut together, as for `mask_neurons`.
-    how : {"mean", "resample", "zero", "weights"}
+    how : {"mean", "resample", "zero"}
         What they are replaced by, see `mask_neurons`.
     labels : bool or one class for each sample, optional
         Also tell how well the classes separate before and after: True reads the labels in the

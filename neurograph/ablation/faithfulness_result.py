@@ -11,7 +11,7 @@ import pandas as pd
 import scipy
 
 from neurograph.ablation.completeness import Circuits, Size, incompleteness, minimality
-from neurograph.ablation.masking_curves import interval
+from neurograph.ablation.intervals import interval, means_over_draws
 from neurograph.ablation.rankings import Order
 from neurograph.ablation.replacements import Ablation
 from neurograph.errors import OptionError
@@ -125,14 +125,7 @@ class Faithfulness:
             are NaN for a single circuit, and know nothing of the chance that lies in the samples.
         """
         measured = ["value", "faithfulness", "error", *(["metric"] if self.metric else [])]
-        rows = []
-        for key, table in self.draws.groupby(_CURVE, sort=False):
-            row = [*key, len(table)]
-            for name in measured:
-                row += interval(table[name].to_numpy(), self.confidence)
-            rows.append(row)
-        columns = [f"{name}{end}" for name in measured for end in ("", "_low", "_high")]
-        return pd.DataFrame(rows, columns=[*_CURVE, "draws", *columns])
+        return means_over_draws(self.draws, _CURVE, measured, self.confidence)
 
     def summary(self) -> pd.DataFrame:
         """A line for each ranking, order and ablation; for random circuits with intervals.

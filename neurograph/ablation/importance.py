@@ -7,253 +7,77 @@ only the output reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
 from neurograph.ablation.chosen_neurons import hidden_layers
-from neurograph.activations.profile import check_weights
-from neurograph.circuit.circuit import Circuit
-from neurograph.data.source import Batch, Source
-from neurograph.effects.exact import total_effects
 from neurograph.errors import OptionError
-from neurograph.model.hooks import find_place, passing
-from neurograph.model.layer_choice import INPUT_SIDE, Choice, refuse_unsupported
-from neurograph.model.layers import Layer
-from neurograph.model.neurons import Groups, find_groups
-from neurograph.model.observe import call_model, undisturbed, without_parameter_gradients
-from neurograph.model.target import Target, TargetFunction, check_rows, resolve_target
-from neurograph.preparation.base_study import BaseStudy
-from neurograph.replay.wiring import wire
+from neurograph.model.layer_choice import INPUT_SIDE
 from neurograph.utils.checks import shown, whole
-from neurograph.utils.memory import parse_memory
-from neurograph.utils.progress import Progress
 
-__all__ = ["at_random", "by_circuit", "by_gradient", "by_separation", "by_total_effect"]
-
-_BATCH = 256
+__all__ = ["at_random", "by_effect", "by_separation"]
 
 
-def by_circuit(circuit: Circuit, *, inputs: bool = False) -> pd.Series:
-    """Importance by the effects that a search measured, of all neurons, kept or not.
+def by_effect(ranked: Any, *, inputs: bool = False) -> pd.Series:
+    """Importance by the size of effects: of a circuit through it, of scores through everything.
 
-    A neuron's absolute effect through the circuit; 0 where that does not reach it. Where each
-    position has neurons of its own, the largest of a channel's.
+    Where each position has neurons of its own, it is the largest of a channel's. What has no
+    effect that is known, as a circuit does not reach it, has 0.
 
     Parameters
     ----------
-    circuit : Circuit
-        With `groups`, an index is that of a group.
+    ranked : Circuit or Scores
+        From `search` or `score`: ``score(…, scorer="exact")`` gives ordinary ablation,
+        ``score(…, scorer="gradient", contrast="zero")`` gradient × activation (Shrikumar et al.
+        2016, arXiv:1605.01713). With `groups`, an index is that of a group.
     inputs : bool
         Include the model's inputs.
 
     Returns
     -------
     Series
-        Named ``circuit``, in units of the target.
-    """
-    if not isinstance(circuit, Circuit):
-        raise OptionError(f"circuit={shown(circuit)} is no Circuit: pass what search() returned")
-    each = circuit.provenance.get("options", {}).get("positions") == "each"
-    found: dict[str, np.ndarray] = {}
-    for layer, neurons in hidden_layers(circuit.layers, inputs=inputs).items():
-        if layer in circuit.scores:
-            found[layer] = _over_positions(np.nan_to_num(np.abs(circuit.effects_of(layer))))
-        elif not each:  # of a layer without scores only the number of neurons is known
-            found[layer] = np.zeros(neurons)
-    return _series("circuit", found)
-
-
-def by_total_effect(
-    model: nn.Module,
-    data: Any,
-    target: int | str | TargetFunction | None = None,
-    *,
-    inputs: bool = False,
-    **options: Any,
-) -> pd.Series:
-    """Importance by the absolute effect on the target through everything: ordinary ablation.
-
-    Parameters
-    ----------
-    model, data, target
-        As for `search`.
-    inputs : bool
-        Include the model's inputs.
-    **options
-        Of `search`: ``contrast``, ``background``, ``reference``, ``layers``, ``groups``,
-        ``profile``, ``memory``, ``seed``, ….
-
-    Returns
-    -------
-    Series
-        Named ``total effect``, in units of the target.
+        In units of the target.
 
     Raises
     ------
-    ModelError, DataError, OptionError
-        As for `search`.
+    OptionError
+        It is neither, it ranks edges, or the model has no hidden layers.
 
     Examples
     --------
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> import torch
+    >>> from neurograph import score
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     >>> with torch.no_grad():
     ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
     ...     _ = model[1].weight.copy_(torch.tensor([[3.0, -1.0]]))
-    >>> X = torch.linspace(0, 1, 101)[:, None].expand(101, 2)
-    >>> by_total_effect(model, X, target=1).round(3).to_dict()
-    {('0', 0): 2.7, ('0', 1): 0.9}
-    """
-    study = BaseStudy(model, data, target, **options).at(routed=False)
-    found: dict[str, np.ndarray] = {}
-    with study.open() as experiment:
-        layers = hidden_layers(experiment.graph, inputs=inputs)
-        with Progress(
-            "measuring", study.options["progress"], total=len(layers), unit="layers"
-        ) as bar:
-            for layer in layers:
-                units = experiment.units(layer)
-                effects = total_effects(experiment, layer, range(len(units))).effect
-                sizes = effects.abs().cpu().numpy()
-                found[layer] = _over_positions(sizes.reshape(-1, units.positions or 1))
-                bar.advance()
-    return _series("total effect", found)
-
-
-def by_gradient(
-    model: nn.Module,
-    data: Any,
-    target: int | str | TargetFunction | None = None,
-    *,
-    layers: Choice | None = None,
-    groups: Mapping[str, Groups] | None = None,
-    inputs: bool = False,
-    memory: int | str = "512MB",
-    progress: bool | None = None,
-) -> pd.Series:
-    """Importance by gradient times activation: what zeroing would do, to first order.
-
-    For each neuron the gradient of the target times its activation, summed over its positions,
-    averaged over all samples; of that the absolute value.
-
-    Parameters
-    ----------
-    model, data, target, layers, groups
-        As for `search`. The model is run in eval mode.
-    inputs : bool
-        Include the model's inputs.
-    memory : int or str
-        Bounds the samples run at once, where the data do not come in batches.
-    progress : bool, optional
-        Show progress; by default where a person watches.
-
-    Returns
-    -------
-    Series
-        Named ``gradient``, in units of the target.
-
-    Raises
-    ------
-    ModelError, DataError, OptionError
-        As for `search`.
-
-    Notes
-    -----
-    Shrikumar et al. 2016 (arXiv:1605.01713) multiply gradients by inputs; of hidden layers this is
-    layer gradient × activation. Effects of opposite signs in different samples cancel, as they do
-    in a mean effect.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    >>> with torch.no_grad():
-    ...     _ = model[0].weight.copy_(torch.eye(2)), model[0].bias.zero_()
-    ...     _ = model[1].weight.copy_(torch.tensor([[3.0, -1.0]]))
-    >>> by_gradient(model, torch.tensor([[1.0, 4.0], [2.0, 2.0]]), target=1).to_dict()
+    >>> X = torch.tensor([[1.0, 4.0], [2.0, 2.0]])
+    >>> by_effect(score(model, X, 1, scorer="gradient", contrast="zero")).to_dict()
     {('0', 0): 4.5, ('0', 1): 3.0}
     """
-    refuse_unsupported(model)
-    check_weights(model)
-    room = parse_memory(memory)
-    wiring, recording = wire(model, data, layers)
-    graph = wiring.layers
-    searched = {name: recording.layers[name] for name in graph}
-    hidden = hidden_layers(graph, inputs=inputs)
-    chosen = {name: searched[name] for name in hidden if not searched[name].routed}
-    by_group = find_groups({} if groups is None else groups, searched, model)
-    # A backward pass needs about all that was computed, and as much again.
-    rows = max(1, min(_BATCH, room // (2 * recording.row_bytes)))
-    sums = _gradient_sums(model, Source(data, model, batch_size=rows), target, chosen, progress)
-    for name in by_group.keys() & sums.keys():
-        channels = by_group[name][1]
-        sums[name] = torch.stack([sums[name][sorted(set(group))].sum() for group in channels])
-    return _series("gradient", {name: sums[name].abs().cpu().numpy() for name in chosen})
-
-
-def _gradient_sums(
-    model: nn.Module,
-    source: Source,
-    target: int | str | TargetFunction | None,
-    layers: Mapping[str, Layer],
-    progress: bool | None,
-) -> dict[str, Tensor]:
-    """Mean over the samples of gradient × activation of each channel of layers, ``[channels]``."""
-    places = [find_place(name, model) for name in layers]
-    kept: dict[str, Tensor] = {}
-    resolved: Target | None = None
-
-    def keep(name: str, tensor: Tensor) -> Tensor:
-        # A copy, as a layer may compute one of its outputs from another. Above the first of them
-        # nothing needs gradients, so nothing is cut off.
-        kept[name] = tensor.clone() if tensor.requires_grad else tensor.detach().requires_grad_()
-        return kept[name].clone()  # in-place glue may not write to a leaf, nor to what is kept
-
-    def differentiated(batch: Batch) -> list[Tensor]:
-        nonlocal resolved
-        kept.clear()
-        with (
-            torch.enable_grad(),
-            without_parameter_gradients(model),
-            passing(model, places, keep),
-        ):
-            output = call_model(model, batch)
-            if resolved is None:
-                resolved = resolve_target(target, output, None, size=batch.size)
-                check_rows(resolved, output, batch)
-            return _gradients(resolved(output, lambda: batch).sum(), list(kept.values()))
-
-    sums: dict[str, Tensor] = {}
-    samples = 0
-    with undisturbed(model), Progress("differentiating", progress, unit="samples") as bar:
-        for batch in source:
-            slopes = differentiated(batch)
-            for (name, values), slope in zip(kept.items(), slopes, strict=True):
-                product = (values.detach() * slope).double()
-                rows = layers[name].layout.fitted(product, batch.size).rows(product)
-                channels = _channel_sums(layers[name], rows)
-                sums[name] = sums[name] + channels if name in sums else channels
-            samples += batch.size
-            bar.advance(batch.size)
-    missed = [name for name in layers if name not in sums]
-    if missed:
-        raise OptionError(f"layer {missed[0]!r} was not called on the rest of the data")
-    return {name: total / samples for name, total in sums.items()}
-
-
-def _gradients(total: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """Gradients of a number by tensors; 0 by those that it does not depend on."""
-    if not total.requires_grad:
-        return [torch.zeros_like(tensor) for tensor in tensors]
-    return list(torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True))
-
-
-def _channel_sums(layer: Layer, rows: Tensor) -> Tensor:
-    behind = len(layer.shape) - layer.channel_dim
-    return rows.movedim(-1 - behind, 0).flatten(1).sum(1)
+    if not hasattr(ranked, "ranking") or not hasattr(ranked, "layers"):
+        raise OptionError(f"ranked={shown(ranked)}: pass what search() or score() returned")
+    ranking: pd.Series = ranked.ranking()
+    if "layer" not in ranking.index.names:
+        raise OptionError("ranked has effects of edges: pass those of neurons")
+    sizes = ranking.abs().fillna(0).groupby(level=["layer", "index"]).max()
+    hidden = hidden_layers(ranked.layers, inputs=inputs)
+    if not hidden:
+        raise OptionError(
+            "the model has no hidden layers: every layer is an input, or only the output reads it"
+        )
+    known = set(sizes.index.unique("layer"))
+    if "position" in ranking.index.names:  # else the number of a layer's neurons is known
+        hidden = {layer: count for layer, count in hidden.items() if layer in known}
+    pairs = [
+        (layer, index)
+        for layer, count in hidden.items()
+        for index in (sizes[layer].index if layer in known else range(count))
+    ]
+    index = pd.MultiIndex.from_tuples(pairs, names=["layer", "index"])
+    return sizes.reindex(index, fill_value=0.0).rename(ranking.name)
 
 
 def by_separation(table: pd.DataFrame, *, inputs: bool = False) -> pd.Series:
@@ -320,17 +144,3 @@ def at_random(index: pd.MultiIndex, seed: int = 0) -> pd.Series:
         raise OptionError(f"index={shown(index)}: pass the index of another criterion")
     generator = np.random.default_rng(whole(seed, "seed", least=0))
     return pd.Series(generator.random(len(index)), index, name="random")
-
-
-def _over_positions(values: np.ndarray) -> np.ndarray:
-    return values if values.ndim == 1 else values.max(axis=1)
-
-
-def _series(name: str, by_layer: Mapping[str, np.ndarray]) -> pd.Series:
-    if not by_layer:
-        raise OptionError(
-            "the model has no hidden layers: every layer is an input, or only the output reads it"
-        )
-    pairs = [(layer, i) for layer, values in by_layer.items() for i in range(len(values))]
-    index = pd.MultiIndex.from_tuples(pairs, names=["layer", "index"])
-    return pd.Series(np.concatenate(list(by_layer.values())).astype(float), index, name=name)

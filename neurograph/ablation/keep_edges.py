@@ -49,16 +49,6 @@ class KeepEdges:
                 self._writers.setdefault(reader, []).append(writer)
         self._ends = [name for name in ends if name in self._writers]
         self._linear = find_linear_readers(experiment, self._writers)
-        self._owners = {name: self._owner(name) for name in components.units}
-
-    def _owner(self, layer: str) -> Tensor:
-        """Which neuron each element of a layer's row belongs to, -1 for none, ``[elements]``."""
-        members = self.experiment.units(layer).members
-        width = self.experiment.recording.main(layer)[0].numel()
-        owner = torch.full((width,), -1, device=members.device)
-        numbers = torch.arange(len(members), device=members.device)
-        owner[members.flatten()] = numbers.repeat_interleave(members.shape[1])
-        return owner
 
     def __call__(self, kept: Flags, ablated: Ablated) -> Iterator[tuple[slice, slice, Any]]:
         """Run some sets; as `KeepNeurons`."""
@@ -96,7 +86,7 @@ class KeepEdges:
         return values
 
     def _may_move(self, layer: str) -> Tensor:
-        own, moving = self._owners[layer] >= 0, self.experiment.moving(layer)
+        own, moving = self.components.units[layer].owner >= 0, self.experiment.moving(layer)
         return own if moving is None else own & moving
 
     def _without(self, layer: str, values: Tensor, ablated: Ablated) -> Tensor:
@@ -131,7 +121,8 @@ class KeepEdges:
         ablated: Mapping[str, Tensor],
     ) -> Tensor:
         """Weights set to zero where an edge is not kept, of what is left to see."""
-        owners = self._owners[known.writer], self._owners[known.reader]
+        units = self.components.units
+        owners = units[known.writer].owner, units[known.reader].owner
         mask = known.mask(torch.from_numpy(kept).to(owners[0].device), *owners)
         plan = self.experiment.wiring.direct(known.writer, [known.reader])
         parts = [
@@ -160,7 +151,7 @@ class KeepEdges:
         values, ablated : mapping of str to Tensor
             Of each writer, ``[samples, elements]``.
         """
-        experiment, owner = self.experiment, self._owners[reader]
+        experiment, owner = self.experiment, self.components.units[reader].owner
         found = experiment.recording.main(reader).flatten(1).clone()
         # The set of each element; of those that belong to no neuron, none.
         mine = torch.from_numpy(which).to(owner.device)[owner.clamp_min(0)]
@@ -182,7 +173,6 @@ class KeepEdges:
         self, writer: str, kept: Tensor, values: Tensor, ablated: Tensor, samples: slice
     ) -> Tensor:
         """Rows of a writer, a block for each set of its neurons that is kept."""
-        owner = self._owners[writer]
-        on = (kept[:, owner.clamp_min(0)] | (owner < 0))[:, None]
-        rows = torch.where(on, values[samples], ablated[samples])
+        off = self.components.units[writer].mask(~kept)[:, None]
+        rows = torch.where(off, ablated[samples], values[samples])
         return rows.view(-1, *self.experiment.recording.main(writer).shape[1:])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from neurograph.ablation.chosen_neurons import Neurons, features_of, groups_of, read_neurons
-from neurograph.ablation.fillings import Filling, Zeros, find_means, find_others
-from neurograph.ablation.zeroed_weights import check_weights_serve, zeroed
+from neurograph.ablation.fillings import Filling, means, others, zeros
 from neurograph.activations.profile import profile
 from neurograph.data.source import Source
 from neurograph.errors import OptionError
@@ -21,14 +20,14 @@ from neurograph.model.hooks import find_place, passing, unknown_layer
 from neurograph.model.layer_choice import INPUT_SIDE, find_sites, refuse_unsupported
 from neurograph.model.layers import Layer, Layout, Neuron
 from neurograph.model.module_types import has_channels_first, has_channels_last, is_convolution
-from neurograph.model.neurons import Groups, find_groups
+from neurograph.model.neurons import Groups, find_groups, units_of
 from neurograph.replay.recording import Recording, capture_few
 from neurograph.utils.checks import one_of, whole
 
 __all__ = ["How", "Masker", "check_how", "mask_neurons"]
 
-How = Literal["weights", "zero", "mean", "resample"]
-"""What silencing means: no weights, an output of 0, of the mean, or of another sample."""
+How = Literal["zero", "mean", "resample"]
+"""What silencing means: an output of 0, of the mean, or of another sample."""
 
 
 @contextlib.contextmanager
@@ -56,13 +55,11 @@ def mask_neurons(
         model's input). ``(layer, index, position)`` is one position of a sequence. Any module's
         path will do for a layer. Of a circuit, its neurons in hidden layers;
         ``list(circuit.graph)`` has its features too.
-    how : {"zero", "weights", "mean", "resample"}
-        ``"zero"``: they pass on 0. ``"weights"``: their weights and biases are 0 meanwhile, which
-        gives the same, of Linears and convolutions. ``"mean"``: they pass on their mean over the
-        data, at each position where shapes are fixed, else over all positions. ``"resample"``:
-        each sample has the values that another, drawn at random for every run of the model,
-        gives them; all neurons have them from the same one, so that what they say together stays
-        plausible.
+    how : {"zero", "mean", "resample"}
+        ``"zero"``: they pass on 0. ``"mean"``: they pass on their mean over the data, at each
+        position where shapes are fixed, else over all positions. ``"resample"``: each sample has
+        the values that another, drawn at random for every run of the model, gives them; all
+        neurons have them from the same one, so that what they say together stays plausible.
     data : data of any kind, optional
         As for `search`; needed for ``"mean"`` and ``"resample"`` (of at most 2,048 samples), and
         wherever an example is needed to tell how a tensor is laid out: for the model's inputs,
@@ -82,9 +79,8 @@ def mask_neurons(
     Raises
     ------
     OptionError
-        An unknown layer or neuron, data that are needed but not given, a layer that the model was
-        run without calling, or ``how="weights"`` where weights are shared, computed, or make no
-        neurons.
+        An unknown layer or neuron, data that are needed but not given, or a layer that the model
+        was run without calling.
     ModelError, DataError
         As for `profile`.
 
@@ -94,8 +90,8 @@ def mask_neurons(
     that of causal scrubbing (Chan et al. 2022).
 
     Calls are counted from each call of the model, so run the model itself rather than parts of
-    it. To search a masked model use ``how="weights"``: a search keeps what layers computed, not
-    what hooks make of it.
+    it. A search keeps what layers computed, not what hooks make of it: to search a model without
+    some neurons, copy it and set their rows of weights and biases to 0.
 
     Examples
     --------
@@ -123,14 +119,6 @@ def mask_neurons(
 def check_how(how: str) -> None:
     """Raise OptionError for a way of silencing that there is not."""
     one_of(how, "how", get_args(How))
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What of a layer is silenced: channels, or elements ``[*shape]`` of its rows."""
-
-    channels: Sequence[int]
-    elements: Tensor | None = None
 
 
 class Masker:
@@ -173,9 +161,7 @@ class Masker:
         seed = whole(seed, "seed", least=0)
         self.groups: dict[str, list[list[int]]] = {}
         self.row_bytes = 0
-        self._filling: Filling = Zeros()
-        if how == "weights":
-            check_weights_serve(model, self.places)
+        self._filling: Filling = zeros
         if data is None:
             self._check_without(groups)
             return
@@ -190,9 +176,9 @@ class Masker:
             profiled = profile(
                 model, data, layers=choice, levels=(0.5,), seed=seed, progress=progress
             )
-            self._filling = find_means(profiled, self.layers.values())
+            self._filling = means(profiled, self.layers.values())
         elif how == "resample":
-            self._filling = find_others(model, data, self.layers, self.places, self.row_bytes, seed)
+            self._filling = others(model, data, self.layers, self.places, self.row_bytes, seed)
 
     def _check_without(self, groups: object) -> None:
         if self.how in ("mean", "resample"):
@@ -235,24 +221,43 @@ class Masker:
     def check(self, chosen: Mapping[str, Sequence[Neuron]]) -> None:
         """Raise OptionError for the first neuron that the model has not."""
         for layer, neurons in chosen.items():
-            self._part(layer, neurons)
+            self._check(layer, neurons)
 
-    def _part(self, layer: str, neurons: Sequence[Neuron]) -> _Part:
+    def _check(self, layer: str, neurons: Sequence[Neuron]) -> None:
         groups, known = self.groups.get(layer), self.layers.get(layer)
         width = self._width(layer) if known is None else known.neurons
         count = width if groups is None else len(groups)
         for neuron in neurons:
             if count is not None and neuron.index >= count:
+                raise _no_neuron(neuron, f"{count} neurons")
+            if neuron.position is None:
+                continue
+            if known is None:
                 raise OptionError(
-                    f"the model has no neuron {neuron}: layer {layer!r} has {count} neurons"
+                    f"one position of layer {layer!r} needs data=, which tells how it lies: leave "
+                    "positions out"
                 )
-        channels = [[n.index] if groups is None else groups[n.index] for n in neurons]
-        if all(neuron.position is None for neuron in neurons):
-            return _Part(sorted({channel for group in channels for channel in group}))
-        if known is None or self.how == "weights":
-            why = "needs data=, which tells how it lies" if known is None else "has no weights"
-            raise OptionError(f"one position of layer {layer!r} {why}: leave positions out")
-        return _Part([], _elements(known, neurons, channels))
+            length = _positions(known)
+            if neuron.position >= length:
+                raise _no_neuron(neuron, f"{length or 'no'} positions")
+
+    def _elements(self, layer: str, neurons: Sequence[Neuron]) -> Tensor:
+        """Mark the elements of a row that neurons are, ``[*shape]``; or channels, at any position.
+
+        Channels are marked in a shape that fits rows of other numbers of positions, too.
+        """
+        known, groups = self.layers[layer], self.groups.get(layer)
+        marked = torch.zeros(known.shape, dtype=torch.bool)
+        for each in {neuron.position is not None for neuron in neurons}:
+            units = units_of(known, groups, "channel", each)
+            flags = torch.zeros(len(units), dtype=torch.bool)
+            own = [neuron for neuron in neurons if (neuron.position is not None) == each]
+            flags[[units.unit(neuron) for neuron in own]] = True
+            marked |= units.mask(flags).view(known.shape)
+        if any(neuron.position is not None for neuron in neurons):
+            return marked
+        channels = marked.movedim(known.channel_dim - 1, 0).reshape(known.neurons, -1).any(1)
+        return channels.view(-1, *[1] * (len(known.shape) - known.channel_dim))
 
     @property
     def _has_maps(self) -> bool:
@@ -275,14 +280,12 @@ class Masker:
     @contextlib.contextmanager
     def masked(self, chosen: Mapping[str, Sequence[Neuron]], seed: int) -> Iterator[None]:
         """Silence some neurons for the length of a block; the seed is that of resampling."""
-        parts = {layer: self._part(layer, neurons) for layer, neurons in chosen.items() if neurons}
-        places = {layer: self.places[layer] for layer in parts}
-        if self.how == "weights":
-            channels = {layer: part.channels for layer, part in parts.items()}
-            with zeroed(self.model, channels, places):
-                yield
-            return
-        fill = self._filling.start(seed)
+        self.check(chosen)
+        chosen = {layer: neurons for layer, neurons in chosen.items() if neurons}
+        marked = {n: self._elements(n, some) for n, some in chosen.items() if n in self.layers}
+        at_positions = {n.layer for some in chosen.values() for n in some if n.position is not None}
+        places = {layer: self.places[layer] for layer in chosen}
+        fill = self._filling(seed)
 
         def change(layer: str, tensor: Tensor) -> Tensor:
             known = self.layers.get(layer)
@@ -290,7 +293,15 @@ class Masker:
             if known is not None and not known.routed:
                 lying = known.layout.fitted(tensor, passage.size)
             rows = lying.rows(tensor)
-            silenced = self._where(layer, parts[layer], rows)
+            if known is None:
+                silenced = self._channels(layer, chosen[layer], rows)
+            else:
+                silenced = marked[layer].to(rows.device)
+                if layer in at_positions and silenced.shape != rows.shape[1:]:
+                    raise OptionError(
+                        f"layer {layer!r} is {tuple(rows.shape[1:])} here but "
+                        f"{tuple(silenced.shape)} on data=: positions do not fit"
+                    )
             values = torch.where(silenced, fill(layer, rows, passage.runs), rows)
             changed = lying.tensor(values)
             return changed.contiguous() if tensor.is_contiguous() else changed
@@ -298,57 +309,37 @@ class Masker:
         with passing(self.model, places.values(), change) as passage:
             yield
         routed = {name for name, layer in self.layers.items() if layer.routed}
-        missed = [layer for layer in parts if layer not in passage.met | routed]
+        missed = [layer for layer in chosen if layer not in passage.met | routed]
         if passage.runs and missed:
             raise OptionError(
                 f"layer {missed[0]!r} was to be silenced, but the model was run without calling it"
             )
 
-    def _where(self, layer: str, part: _Part, rows: Tensor) -> Tensor:
-        """Mark what is silenced, in a shape that fits all rows."""
-        if part.elements is not None:
-            if part.elements.shape != rows.shape[1:]:
-                raise OptionError(
-                    f"layer {layer!r} is {tuple(rows.shape[1:])} here but "
-                    f"{tuple(part.elements.shape)} on data=: positions do not fit"
-                )
-            return part.elements.to(rows.device)
-        known, behind = self.layers.get(layer), 0
-        if known is not None:
-            behind = len(known.shape) - known.channel_dim
-        else:
-            module = self.model.get_submodule(self.places[layer].path or "")
-            if is_convolution(module):
-                behind = len(module.kernel_size)  # type: ignore[arg-type]
-            elif has_channels_first(module):
-                behind = rows.dim() - 2
-            elif rows.dim() > 2 and not has_channels_last(module) and self._has_maps:
-                raise OptionError(
-                    f"which dimension of layer {layer!r} ({shape_of(rows)}) its channels are "
-                    "cannot be told without data=: pass the data"
-                )
-        silenced = torch.zeros(rows.shape[-1 - behind], dtype=torch.bool, device=rows.device)
-        if part.channels[-1] >= len(silenced):
+    def _channels(self, layer: str, neurons: Sequence[Neuron], rows: Tensor) -> Tensor:
+        """Mark the channels that neurons are, as far as a module tells where it has them."""
+        behind = 0
+        module = self.model.get_submodule(self.places[layer].path or "")
+        if is_convolution(module):
+            behind = len(module.kernel_size)  # type: ignore[arg-type]
+        elif has_channels_first(module):
+            behind = rows.dim() - 2
+        elif rows.dim() > 2 and not has_channels_last(module) and self._has_maps:
             raise OptionError(
-                f"the model has no neuron {Neuron(layer, part.channels[-1])}: layer {layer!r} has "
-                f"{len(silenced)} neurons"
+                f"which dimension of layer {layer!r} ({shape_of(rows)}) its channels are "
+                "cannot be told without data=: pass the data"
             )
-        silenced[torch.tensor(part.channels, device=rows.device)] = True
+        silenced = torch.zeros(rows.shape[-1 - behind], dtype=torch.bool, device=rows.device)
+        last = max(neurons, key=lambda neuron: neuron.index)
+        if last.index >= len(silenced):
+            raise _no_neuron(last, f"{len(silenced)} neurons")
+        silenced[[neuron.index for neuron in neurons]] = True
         return silenced.view(-1, *[1] * behind)
 
 
-def _elements(layer: Layer, neurons: Sequence[Neuron], channels: Sequence[Sequence[int]]) -> Tensor:
-    """Mark the elements of a row that neurons are, some at one position."""
-    marked = torch.zeros(layer.shape, dtype=torch.bool)
-    by_channel = marked.movedim(layer.channel_dim - 1, 0)
-    for neuron, group in zip(neurons, channels, strict=True):
-        if neuron.position is None:
-            by_channel[list(group)] = True
-            continue
-        if not layer.is_sequence or neuron.position >= by_channel.shape[1]:
-            length = by_channel.shape[1] if layer.is_sequence else "no"
-            raise OptionError(
-                f"the model has no neuron {neuron}: layer {layer.name!r} has {length} positions"
-            )
-        by_channel[list(group), neuron.position] = True
-    return marked
+def _no_neuron(neuron: Neuron, there: str) -> OptionError:
+    return OptionError(f"the model has no neuron {neuron}: layer {neuron.layer!r} has {there}")
+
+
+def _positions(layer: Layer) -> int:
+    """How many positions neurons can be at; 0 where the layer is no sequence."""
+    return math.prod(layer.shape) // max(layer.neurons, 1) if layer.is_sequence else 0

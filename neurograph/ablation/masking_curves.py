@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy
 from torch import nn
 
 from neurograph.ablation.chosen_neurons import Neurons, read_neurons
+from neurograph.ablation.importance import by_effect
+from neurograph.ablation.intervals import interval, means_over_draws
 from neurograph.ablation.mask import How, Masker
 from neurograph.ablation.metric import Predict, Score
+from neurograph.ablation.rankings import read_rankings
 from neurograph.circuit.circuit import Circuit
 from neurograph.errors import DataError, OptionError
 from neurograph.model.layers import Neuron
@@ -28,7 +29,7 @@ from neurograph.utils.progress import Progress
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["GROUPS", "MaskingCurves", "interval", "masking_curves"]
+__all__ = ["GROUPS", "MaskingCurves", "masking_curves"]
 
 Group = Literal["important", "unimportant", "random"]
 GROUPS: tuple[Group, Group, Group] = ("important", "unimportant", "random")
@@ -80,11 +81,9 @@ class MaskingCurves:
             the mean over all possible draws may be. It knows nothing of the chance that lies in
             the samples, in training, or in the criterion itself. It is NaN for a single draw.
         """
-        rows = []
-        for key, table in self.draws.groupby(_KEYS, sort=False):
-            mean, low, high = interval(table["value"].to_numpy(), self.confidence)
-            rows.append((*key, int(table["neurons"].iloc[0]), mean, low, high))
-        return pd.DataFrame(rows, columns=[*_KEYS, "neurons", "mean", "low", "high"])
+        names = {"value": "mean", "value_low": "low", "value_high": "high"}
+        table = means_over_draws(self.draws, [*_KEYS, "neurons"], ["value"], self.confidence)
+        return table.drop(columns="draws").rename(columns=names)
 
     def damage(self) -> pd.DataFrame:
         """How much silencing costs, a number for each criterion: the area above its curves.
@@ -114,29 +113,11 @@ class MaskingCurves:
         return found.sort_values("difference", ascending=False, kind="stable")
 
 
-def interval(values: np.ndarray, confidence: float) -> tuple[float, float, float]:
-    """Mean of independent values with Student's t confidence interval of it.
-
-    Examples
-    --------
-    >>> interval(np.array([1.0, 2.0, 3.0]), 0.95)  # 2 ± 4.303 / √3
-    (2.0, -0.484..., 4.484...)
-    """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    # Rounding must not make equal values vary.
-    spread = 0.0 if np.ptp(values) == 0 else float(np.std(values, ddof=1))
-    t = float(scipy.special.stdtrit(len(values) - 1, (1 + confidence) / 2))
-    reach = t * spread / math.sqrt(len(values))
-    return mean, mean - reach, mean + reach
-
-
 def masking_curves(
     model: nn.Module,
     data: Any,
     metric: Metric,
-    importance: pd.Series | Mapping[str, pd.Series],
+    importance: Any,
     *,
     important: float | Neurons = 0.5,
     shares: Sequence[float] = SHARES,
@@ -163,10 +144,11 @@ def masking_curves(
     metric : torchmetrics.Metric
         Any whose value is one number; a copy of it is used. It is updated with predictions and
         labels.
-    importance : Series or mapping of str to Series
-        From `neurograph.ablation.importance`: one number a neuron, the larger the more important,
-        indexed by layer and index. Several criteria, by name, are compared on the same neurons;
-        the random ones are the same for all.
+    importance : Series, Circuit, scores, or mapping of str to any of these
+        One number a neuron, the larger the more important, indexed by layer and index, as from
+        `neurograph.ablation.importance`; of a circuit or scores the sizes of effects in hidden
+        layers. Several criteria, by name, are compared on the same neurons; the random ones are
+        the same for all.
     important : float or neurons
         Which neurons are important: this share of all, those of most importance (ties in the
         order of the Series); or these, as for `mask_neurons`. Of a circuit, those that the
@@ -175,7 +157,7 @@ def masking_curves(
         Shares of the number of important neurons, in (0, 1].
     draws : int
         How many sets of neurons of each group and share.
-    how : {"zero", "weights", "mean", "resample"}
+    how : {"zero", "mean", "resample"}
         As for `mask_neurons`.
     groups : mapping of str to groups, optional
         As for `search`, where the criterion's neurons are groups.
@@ -214,16 +196,15 @@ def masking_curves(
     --------
     >>> import torch
     >>> from torchmetrics.classification import BinaryAccuracy
-    >>> from neurograph.ablation.importance import by_gradient
+    >>> from neurograph import score
     >>> model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))
     >>> with torch.no_grad():
     ...     _ = model[0].weight.copy_(torch.eye(4))
     ...     _ = model[1].weight.copy_(torch.tensor([[3.0, 3.0, 0.0, 0.0]]))
     >>> X = torch.tensor([[-1.0, -1, -1, -1], [1, 1, 1, 1]]).repeat(10, 1) + torch.rand(20, 4) / 2
     >>> y = torch.tensor([0, 1]).repeat(10)
-    >>> found = masking_curves(
-    ...     model, (X, y), BinaryAccuracy(), by_gradient(model, X, 1), shares=[1.0], draws=2
-    ... )
+    >>> slopes = score(model, X, 1, scorer="gradient", contrast="zero")
+    >>> found = masking_curves(model, (X, y), BinaryAccuracy(), slopes, shares=[1.0], draws=2)
     >>> found.summary()[["group", "neurons", "mean"]].iloc[:2].to_string(index=False).splitlines()
     ['      group  neurons  mean',
      '  important        2   0.5',
@@ -307,47 +288,30 @@ def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) ->
     whole(seed, "seed", least=0)
 
 
-def _criteria(importance: pd.Series | Mapping[str, pd.Series]) -> dict[str, pd.Series]:
+def _criteria(importance: Any) -> dict[str, pd.Series]:
     """Read criteria by name, each in the order of the first."""
-    if isinstance(importance, pd.Series):
-        importance = {str(importance.name or "importance"): importance}
-    if not isinstance(importance, Mapping) or not importance:
-        raise OptionError(
-            "importance is no Series, and no mapping from names to Series (of a circuit: "
-            "importance.by_circuit)"
-        )
+    one = importance if isinstance(importance, Mapping) else {None: importance}
+    by_size = {n: by_effect(v) if hasattr(v, "ranking") else v for n, v in one.items()}
+    read = read_rankings(by_size.get(None, by_size), "importance")
     found: dict[str, pd.Series] = {}
-    first: pd.MultiIndex | None = None
-    for name, series in importance.items():
-        _check_series(name, series)
-        if first is None:
-            first = series.index
+    for name, ranking in read.items():
+        series = ranking.effects
+        if tuple(series.index.names) != ("layer", "index"):
+            raise OptionError(
+                f"importance {name!r} is of {tuple(series.index.names)}: pass one number a neuron, "
+                "indexed by layer and index"
+            )
+        if len(series) < 2:
+            raise OptionError(f"importance {name!r} has {len(series)} neurons: compare two or more")
+        first = next(iter(found.values()), series).index
         odd = first.symmetric_difference(series.index)
         if len(odd):
             raise OptionError(
-                f"importance: {name!r} and {next(iter(importance))!r} are not of the same neurons; "
+                f"importance: {name!r} and {next(iter(found))!r} are not of the same neurons; "
                 f"only one of them has {Neuron(*odd[0])}: drop what they do not share"
             )
-        found[str(name)] = series.reindex(first)
+        found[name] = series.reindex(first)
     return found
-
-
-def _check_series(name: object, series: Any) -> None:
-    shaped = isinstance(series, pd.Series) and series.index.nlevels == 2
-    if not shaped or not pd.api.types.is_integer_dtype(series.index.get_level_values(1)):
-        raise OptionError(
-            f"importance {name!r} must be a Series indexed by layer and index, as from "
-            "neurograph.ablation.importance"
-        )
-    if len(series) < 2:
-        raise OptionError(f"importance {name!r} has {len(series)} neurons: compare at least two")
-    if not series.index.is_unique:
-        twice = series.index[series.index.duplicated()][0]
-        raise OptionError(f"importance {name!r} has {Neuron(*twice)} twice")
-    if series.isna().any():
-        raise OptionError(
-            f"importance {name!r} of {Neuron(*series.index[series.isna()][0])} is NaN"
-        )
 
 
 def _important(series: pd.Series, important: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from neurograph.ablation.index import Components, Flags, Of
 from neurograph.circuit.circuit import Circuit
 from neurograph.errors import OptionError
-from neurograph.model.layers import INPUT_TYPE
+from neurograph.model.layers import INPUT_TYPE, Neuron
 
 __all__ = [
     "ORDERS",
@@ -61,18 +61,24 @@ class Ranking:
         return self.of == "neurons" and not inputs.isdisjoint(self.effects.index.unique("layer"))
 
 
-def read_rankings(ranking: Any) -> dict[str, Ranking]:
+def read_rankings(ranking: Any, option: str = "ranking") -> dict[str, Ranking]:
     """Read what users pass as `ranking=`, by name.
+
+    Parameters
+    ----------
+    ranking : Series, Circuit, scores, or mapping of str to any of these
+    option : str
+        What the argument is called, for errors.
 
     Raises
     ------
     OptionError
         It is nothing that ranks, its index says not what, or effects are missing or twice.
     """
-    several = ranking if isinstance(ranking, Mapping) else {_name(ranking): ranking}
+    several = ranking if isinstance(ranking, Mapping) else {_name(ranking, option): ranking}
     if not several:
-        raise OptionError("ranking is an empty mapping: pass at least one Series of effects")
-    found = {str(name): _read(str(name), value) for name, value in several.items()}
+        raise OptionError(f"{option} is an empty mapping: pass at least one Series of effects")
+    found = {str(n): _read(f"{option} {str(n)!r}", value) for n, value in several.items()}
     kinds = {name: value.of for name, value in found.items()}
     if len(set(kinds.values())) > 1:
         told = ", ".join(f"{name!r} {of}" for name, of in kinds.items())
@@ -92,10 +98,10 @@ def options_of_ranking(ranking: Any) -> dict[str, Any]:
     return {key: options[key] for key in ("layers", "groups", "positions") if key in options}
 
 
-def _name(ranking: Any) -> str:
+def _name(ranking: Any, option: str) -> str:
     if isinstance(ranking, Circuit):
         return "circuit"
-    return str(getattr(ranking, "name", None) or "ranking")
+    return str(getattr(ranking, "name", None) or option)
 
 
 def _read(name: str, value: Any) -> Ranking:
@@ -106,9 +112,11 @@ def _read(name: str, value: Any) -> Ranking:
         value = value.ranking()
     if not isinstance(value, pd.Series):
         raise OptionError(
-            f"ranking {name!r} is {type(value).__name__}: pass a Series of effects, a Circuit, or "
+            f"{name} is {type(value).__name__}: pass a Series of effects, a Circuit, or "
             "what score() returns"
         )
+    if value.index.nlevels == 2 and not any(value.index.names):
+        value = value.rename_axis(list(_COLUMNS["neurons"]))
     _check(name, value)
     return Ranking(value.astype(float), kept)
 
@@ -118,16 +126,24 @@ def _check(name: str, series: pd.Series) -> None:
     if not any(names >= set(columns) for columns in _COLUMNS.values()):
         told = " or ".join(f"({', '.join(columns)})" for columns in _COLUMNS.values())
         raise OptionError(
-            f"ranking {name!r} is indexed by {tuple(series.index.names)}: the index must be of "
-            f"{told}, with positions where neurons have some"
+            f"{name} is indexed by {tuple(series.index.names)}: the index must be of {told}, with "
+            "positions where neurons have some"
         )
     if not pd.api.types.is_numeric_dtype(series) or not len(series):
-        raise OptionError(f"ranking {name!r} holds no effects: {len(series)} of {series.dtype}")
+        raise OptionError(f"{name} holds no effects: {len(series)} of {series.dtype}")
+    for level in (n for n in names if str(n).endswith("index")):
+        if not pd.api.types.is_integer_dtype(series.index.get_level_values(level)):
+            raise OptionError(f"{name}: {level!r} numbers neurons, but holds no integers")
     if series.isna().any():
-        raise OptionError(f"ranking {name!r} of {series.index[series.isna()][0]} is NaN")
+        raise OptionError(f"{name} of {_place(series, series.isna())} is NaN")
     if not series.index.is_unique:
-        twice = series.index[series.index.duplicated()][0]
-        raise OptionError(f"ranking {name!r} has {twice} twice")
+        raise OptionError(f"{name} has {_place(series, series.index.duplicated())} twice")
+
+
+def _place(series: pd.Series, where: Any) -> object:
+    """What the first of some effects is of."""
+    place = series.index[where][0]
+    return Neuron(*place) if tuple(series.index.names) == _COLUMNS["neurons"] else place
 
 
 def inputs_of(layers: Any) -> set[str]:

@@ -195,5 +195,5 @@ def claims_of_table(
 
 def _neuron(row: pd.Series, end: str) -> Neuron:
     position = row.get(f"{end}position")
-    place = None if position is None or position != position else int(position)
+    place = None if position is None or pd.isna(position) else int(position)
     return Neuron(str(row[f"{end}layer"]), int(row[f"{end}index"]), place)

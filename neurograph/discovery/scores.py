@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
@@ -79,6 +80,19 @@ class Scores:
         places = [c for c in self.table if c not in _NUMBERS]
         values = self.table.set_index(places)[by].dropna()
         return values.sort_values(ascending=False, kind="stable") if by == "rms" else values
+
+    @property
+    def layers(self) -> nx.DiGraph:
+        """The layer graph of the model that was scored.
+
+        Raises
+        ------
+        OptionError
+            These scores hold no model.
+        """
+        if self._study is None:
+            raise OptionError("these scores hold no model: make them by score()")
+        return self._study.layers
 
     def audit(self, effects: int = 40) -> Audit:
         """Compute some effects again by forward hooks alone; see `Circuit.audit`.

@@ -34,6 +34,7 @@ __all__ = [
     "ToActual",
     "Twins",
     "as_contrast",
+    "by_rows",
     "with_background",
 ]
 
@@ -178,11 +179,10 @@ class Quantiles(Contrast):
     ) -> Tensor:
         """Quantiles, ``[levels, 1, elements]``."""
         rows = actual.main(layer.name)
-        values = channels_first(rows, layer.channel_dim)
         table = _quantiles(self.levels, layer, statistics)
-        if self.pooled and table.dim() == values.dim():  # else the profile has pooled them
-            table = _pooled(self.levels, values)
-        return _as_rows(_at_positions(table, values), layer, rows)[:, None]
+        if self.pooled and table.dim() == rows.dim():  # else the profile has pooled them
+            table = _pooled(self.levels, channels_first(rows, layer.channel_dim))
+        return _at_positions(table, layer, rows)[:, None]
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,8 @@ class FromMean(ToActual):
     ) -> Tensor:
         """Means, the same in all samples."""
         rows = actual.main(layer.name)
-        values = channels_first(rows, layer.channel_dim)
-        mean = _at_positions(statistics["mean"].to(values)[None], values)
-        return _as_rows(mean, layer, rows).expand(len(rows), -1)
+        mean = _at_positions(statistics["mean"].to(rows)[None], layer, rows)
+        return mean.expand(len(rows), -1)
 
 
 @dataclass(frozen=True)
@@ -328,29 +327,34 @@ def _quantiles(levels: tuple[float, ...], layer: Layer, statistics: Mapping[str,
     return table
 
 
-def _as_rows(values: Tensor, layer: Layer, rows: Tensor) -> Tensor:
-    """From ``[levels, neurons, *positions]`` to ``[levels, elements]``, in the rows' order."""
-    behind = rows.dim() - 1
-    return values.movedim(-behind, layer.channel_dim - rows.dim()).flatten(-behind)
-
-
 def _pooled(levels: tuple[float, ...], values: Tensor) -> Tensor:
     """Quantiles over samples and positions of values ``[samples, neurons, *positions]``."""
     together = values.movedim(1, 0).flatten(1).double().cpu().numpy()
     return torch.from_numpy(np.quantile(together, levels, axis=1)).to(values)
 
 
-def _at_positions(table: Tensor, values: Tensor) -> Tensor:
-    """Give pooled statistics, ``[levels, neurons]``, the positions of the values."""
-    if table.dim() == values.dim():
-        if table.shape[1:] != values.shape[1:]:
-            raise OptionError(
-                f"statistics have shape {tuple(table.shape[1:])} for activations of shape "
-                f"{tuple(values.shape[1:])}: profile the model on data of this shape"
-            )
-        return table
-    pooled = table.view(*table.shape, *[1] * (values.dim() - 2))
-    return pooled.expand(*table.shape, *values.shape[2:])
+def by_rows(table: Tensor, layer: Layer) -> Tensor:
+    """Put statistics of a layer, ``[levels, neurons, *positions]``, in the order of its rows.
+
+    Returns
+    -------
+    Tensor, [levels, *shape]
+        Of size 1 at positions where these are pooled: then the table is ``[levels, neurons]``.
+    """
+    if table.dim() == 2:
+        table = table.view(*table.shape, *[1] * (len(layer.shape) - 1))
+    return table.movedim(1, layer.channel_dim)
+
+
+def _at_positions(table: Tensor, layer: Layer, rows: Tensor) -> Tensor:
+    """Give statistics, pooled or not, the shape of a layer's rows: ``[levels, elements]``."""
+    found = by_rows(table, layer)
+    if table.dim() == rows.dim() and found.shape[1:] != rows.shape[1:]:
+        raise OptionError(
+            f"statistics have shape {tuple(found.shape[1:])} for activations of shape "
+            f"{tuple(rows.shape[1:])}: profile the model on data of this shape"
+        )
+    return found.expand(len(table), *rows.shape[1:]).flatten(1)
 
 
 def with_background(actual: Recording, background: Background, graph: nx.DiGraph) -> Recording:
@@ -365,16 +369,12 @@ def with_background(actual: Recording, background: Background, graph: nx.DiGraph
         return actual
     if background not in ("mean", "zero"):
         raise OptionError(f"background={background!r} is none of 'data', 'mean', 'zero'")
+    contrast = FromMean() if background == "mean" else FromZero()
     rows: dict[str, Tensor] = {}
     for name in graph:
         layer = actual.layers[name]
         if not layer.neurons or layer.routed:
             continue
-        values = actual.main(name)
-        if background == "zero":
-            rows[name] = torch.zeros_like(values)
-        else:
-            first = channels_first(values, layer.channel_dim)
-            mean = _at_positions(graph.nodes[name]["mean"].to(values)[None], first)
-            rows[name] = mean.expand_as(first).movedim(1, layer.channel_dim).contiguous()
+        values = contrast.first(layer, graph.nodes[name], actual, None)
+        rows[name] = values.reshape(actual.main(name).shape)
     return actual.with_rows(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -24,7 +25,7 @@ from neurograph.effects.scorer import Edges, Scored, Scorer
 from neurograph.errors import ModelError
 from neurograph.model.observe import without_parameter_gradients
 from neurograph.replay.plan import Plan
-from neurograph.replay.wiring import target_layers
+from neurograph.replay.wiring import perturbed, target_layers
 
 __all__ = ["Checked", "blind_layers", "differentiable", "find_blocked"]
 
@@ -84,7 +85,23 @@ def find_blocked(experiment: Experiment) -> list[tuple[str, str]]:
         passing = _passing(experiment, moving, frozenset(r for _, r in edges if r))
     except (ModelError, RuntimeError):
         return edges
-    return [edge for edge in edges if edge not in passing]
+    blocked = [edge for edge in edges if edge not in passing]
+    # A target may leave parts of the output alone.
+    return [(w, r) for w, r in blocked if r or _moves_target(experiment, w)]
+
+
+def _moves_target(experiment: Experiment, writer: str) -> bool:
+    """Whether the target sees a layer through glue alone."""
+    recording, left_out = experiment.recording, experiment.wiring.left_out
+    live = frozenset(n for n in left_out if not recording.layers[n].is_input)
+    plan = Plan(given=frozenset({writer}), open=live, frozen=frozenset(recording.layers) - live)
+    plan = replace(plan, frozen=plan.frozen - plan.given)
+    everyone = slice(0, recording.size)
+    seen = [
+        experiment.targets(experiment.replay.run(plan, {writer: rows}), 1, everyone)
+        for rows in (recording.main(writer).clone(), *perturbed(recording, writer))
+    ]
+    return any(not torch.equal(moved, seen[0]) for moved in seen[1:])
 
 
 def blind_layers(experiment: Experiment, blocked: Sequence[tuple[str, str]]) -> frozenset[str]:

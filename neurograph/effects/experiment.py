@@ -234,9 +234,7 @@ class Experiment:
     def end(self, layer: str, which: int) -> Tensor:
         """Rows of a layer with all its neurons at one level of the contrast."""
         rows, values = self.recording.main(layer), self.levels(layer)[which]
-        moved = rows.flatten(1).clone()
-        members = self.units(layer).members.flatten()
-        moved[:, members] = values.expand(len(rows), -1)[:, members]
+        moved = torch.where(self.units(layer).owner >= 0, values.to(rows), rows.flatten(1))
         return moved.view_as(rows)
 
     def _between(self, layer: str, neurons: list[int], which: Any) -> tuple[Moves, Tensor]:
@@ -254,10 +252,12 @@ class Experiment:
         -------
         Tensor of bool, [*shape], or [samples, *shape] where that differs between samples
         """
-        shape, members = self.recording.layers[layer].shape, self.units(layer).members
-        mask = torch.full((math.prod(shape),), neurons is None, device=members.device)
+        shape, units = self.recording.layers[layer].shape, self.units(layer)
+        mask = torch.ones(math.prod(shape), dtype=torch.bool, device=units.members.device)
         if neurons is not None:
-            mask[members[list(neurons)].flatten()] = True
+            flags = torch.zeros(len(units), dtype=torch.bool, device=mask.device)
+            flags[list(neurons)] = True
+            mask = units.mask(flags)
         moving = self.moving(layer)
         return mask.view(shape) if moving is None else (mask & moving).view(-1, *shape)
 

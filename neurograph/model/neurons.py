@@ -44,6 +44,8 @@ class Units:
     layer : str
     members : Tensor of int64, [neurons, elements each]
         Which elements of a flattened row each neuron is; one may stand twice.
+    width : int
+        How many elements a row has.
     kind : str
         ``channel``, ``group`` or ``head``.
     positions : int or None
@@ -52,6 +54,7 @@ class Units:
 
     layer: str
     members: Tensor
+    width: int
     kind: str = "channel"
     positions: int | None = None
 
@@ -71,6 +74,34 @@ class Units:
         again = torch.zeros_like(ordered)
         again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
         return 1 - torch.zeros_like(ordered).scatter(1, order, again)
+
+    @functools.cached_property
+    def owner(self) -> Tensor:
+        """The neuron that each element of a row belongs to, -1 where it is none's, ``[elements]``.
+
+        No element is of two neurons.
+        """
+        owner = torch.full((self.width,), -1, device=self.members.device)
+        numbers = torch.arange(len(self), device=owner.device)
+        owner[self.members.flatten()] = numbers.repeat_interleave(self.members.shape[1])
+        return owner
+
+    def mask(self, flags: Tensor) -> Tensor:
+        """Mark the elements of a row that belong to some neurons.
+
+        Parameters
+        ----------
+        flags : Tensor of bool, [..., neurons]
+
+        Returns
+        -------
+        Tensor of bool, [..., elements]
+            Each element has its neuron's flag; False where it is none's.
+        """
+        if not len(self):
+            return flags.new_zeros(*flags.shape[:-1], self.width)
+        flags = flags.to(self.owner.device)
+        return flags[..., self.owner.clamp_min(0)] & (self.owner >= 0)
 
     def neuron(self, unit: int) -> Neuron:
         """Name the neuron with a number."""
@@ -130,8 +161,8 @@ def units_of(layer: Layer, groups: Sequence[Sequence[int]] | None, kind: str, ea
         chosen = by_channel[torch.tensor(padded)]
     if each and layer.is_sequence:
         members = chosen.movedim(2, 1).flatten(0, 1)
-        return Units(layer.name, members, kind, by_channel.shape[1])
-    return Units(layer.name, chosen.flatten(1), kind)
+        return Units(layer.name, members, size, kind, by_channel.shape[1])
+    return Units(layer.name, chosen.flatten(1), size, kind)
 
 
 def find_groups(

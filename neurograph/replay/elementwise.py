@@ -43,7 +43,8 @@ _RESHAPES = {_ATEN.view.default, _ATEN._unsafe_view.default}
 _READS = {_ATEN._local_scalar_dense.default, _ATEN.equal.default}
 _LEAVES = {"tolist", "numpy", "__array__", "__dlpack__"}  # run no operation
 _ROWS = slice(0, 2)
-_AT_ONCE = 8  # samples on which a chain is tried at a time
+_AT_ONCE = 8  # samples on which a chain is tried at a time, more where they are small
+_AT_ONCE_BYTES = 2**22
 _MOVES = 3  # ways to move the layers that chains start from
 
 
@@ -257,7 +258,7 @@ def _confirmed(replay: Replay, ways: Mapping[tuple[str, str], _Way]) -> dict[tup
     All readers are computed in one run from what is recorded, and from all their writers moved.
     """
     left = dict(ways)
-    for samples in _pieces(replay.recording.size):
+    for samples in _pieces(replay.recording):
         for number in range(_MOVES + 1):
             if not left:
                 return {}
@@ -280,9 +281,10 @@ def _confirmed(replay: Replay, ways: Mapping[tuple[str, str], _Way]) -> dict[tup
     return left
 
 
-def _pieces(size: int) -> Iterator[slice]:
-    for start in range(0, size, _AT_ONCE):
-        yield slice(start, min(start + _AT_ONCE, size))
+def _pieces(recording: Recording) -> Iterator[slice]:
+    size, step = recording.size, max(_AT_ONCE, _AT_ONCE_BYTES // recording.row_bytes)
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
 
 
 def _moved(rows: Tensor, number: int) -> Tensor:

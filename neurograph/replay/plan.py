@@ -32,6 +32,7 @@ class Plan:
     nudged : frozenset of str
         Layers of any role that add rows supplied with the run to what they pass on. Rows of 0 that
         require gradients give the gradient by every layer in one run, whatever glue writes to.
+        With shares supplied too, only that much of their own is passed on: neurons are ablated so.
     worlds : bool
         Run two worlds side by side, rows of the unmoved one first. Only given layers, and open
         ones behind them, differ between them: a given layer returns its recorded output in the

@@ -115,7 +115,9 @@ class Replay:
             ``[size, *shape]`` where that differs between the recorded samples.
         shares : dict of str to Tensor
             For nudged layers, how much of what they compute they pass on, beside the rows given:
-            rows like those; all by default. Gradients pass through as if it were all.
+            rows like those; all by default. Gradients pass through as if it were all. Flags say
+            what is passed on as computed; elsewhere the rows given stand in, whatever was
+            computed.
         listen : callable, optional
             `listen("arrived", call, arguments)` before and `listen("returned", call, output)`
             after every call of a layer.
@@ -170,7 +172,7 @@ class Replay:
         still = {name: recording.main(name)[job.samples] for name in job.given}
         for name in job.plan.nudged:
             still[name] = torch.zeros_like(still[name])
-        shares = {name: torch.ones_like(still[name]) for name in job.shares}
+        shares = {n: torch.ones_like(still[n], dtype=t.dtype) for n, t in job.shares.items()}
         control = replace(job, given=still, shares=shares, blocks=1)
         start, stop, _ = job.samples.indices(recording.size)
         masks = () if self.real else sorted(job.masks.items())  # else they matter at rest, too

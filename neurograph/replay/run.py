@@ -39,7 +39,7 @@ class Outcome:
     probed : dict of str to Tensor
         Rows that probed layers computed.
     passed : dict of str to Tensor
-        Rows that nudged layers passed on.
+        Rows that nudged layers passed on, where these are sums.
     """
 
     output: Any = None
@@ -273,11 +273,14 @@ class Run:
     def _nudge(self, layer: Layer, tensor: Any) -> Any:
         if layer.name not in self.job.plan.nudged:
             return tensor
-        rows = layer.layout.rows(tensor)
+        rows, added = layer.layout.rows(tensor), self.job.given[layer.name]
         share = self.job.shares.get(layer.name)
+        if share is not None and share.dtype == torch.bool:
+            passed = layer.layout.tensor(torch.where(share, rows, added))
+            return passed.contiguous() if tensor.is_contiguous() else passed  # as glue expects it
         if share is not None:  # gradients see the whole
             rows = rows + (rows * (share - 1)).detach()
-        rows = rows + self.job.given[layer.name]
+        rows = rows + added
         self.outcome.passed[layer.name] = rows
         return layer.layout.tensor(rows.clone())  # glue may write to what it gets
 

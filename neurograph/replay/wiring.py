@@ -24,6 +24,7 @@ __all__ = [
     "Wiring",
     "confirm_wiring",
     "layer_graph",
+    "perturbed",
     "read_wiring",
     "target_layers",
     "wire",
@@ -405,7 +406,7 @@ class _Hearing:
     def moved(self, writer: str) -> set[str]:
         """Calls at which something else arrives; the output has the empty name."""
         plan = Plan(given=frozenset({writer}), frozen=self._everyone - {writer})
-        both = _perturbed(self.recording, writer)
+        both = perturbed(self.recording, writer)
         own = self.recording.layers[writer]
         varies = own.layout.varies and not own.routed and not self.recording.fixed
         found: set[str] = set()
@@ -470,7 +471,7 @@ def _differ(some: list[Tensor], others: list[Tensor]) -> bool:
     )
 
 
-def _perturbed(recording: Recording, name: str) -> list[Tensor]:
+def perturbed(recording: Recording, name: str) -> list[Tensor]:
     """A layer's rows, changed everywhere and by much, up where the other is down.
 
     What one change does not get through a ReLU, or any other glue that rises, the other does.

@@ -8,18 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import neurograph as ng
-from neurograph.ablation.importance import (
-    at_random,
-    by_circuit,
-    by_gradient,
-    by_separation,
-    by_total_effect,
-)
+from neurograph.ablation.importance import at_random, by_effect, by_separation
 from neurograph.activations.separation import separation
+from neurograph.data.source import Source
 from neurograph.errors import DataError, ModelError, OptionError
 from tests import zoo
 from tests.case import as_data
@@ -42,6 +37,23 @@ def linear(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 1)).double()
 
 
+def by_gradient(
+    model: nn.Module, data: Any, target: Any, *, inputs: bool = False, **options: Any
+) -> pd.Series:
+    """Gradient × activation over all of the data."""
+    count = sum(batch.size for batch in Source(data, model))
+    options = {"scorer": "gradient", "contrast": "zero", "reference": count, **options}
+    return by_effect(ng.score(model, data, target, progress=False, **options), inputs=inputs)
+
+
+def by_total_effect(
+    model: nn.Module, data: Any, target: Any, *, inputs: bool = False, **options: Any
+) -> pd.Series:
+    """Ordinary ablation."""
+    found = ng.score(model, data, target, scorer="exact", progress=False, **options)
+    return by_effect(found, inputs=inputs)
+
+
 def check_shape(series: pd.Series, name: str) -> None:
     assert series.name == name
     assert list(series.index.names) == ["layer", "index"]
@@ -60,7 +72,7 @@ def test_gradients_equal_finite_differences(name: str) -> None:
     arguments = network.inputs(7, 0)
     reference = Reference(network, arguments)
     found = by_gradient(network.model, as_data(arguments), network.target, inputs=True)
-    check_shape(found, "gradient")
+    check_shape(found, "effect")
     read = {site for site in network.sites if reference.readers(site) - {""}}
     floating = {site for site in read if reference.neurons(site)}
     assert set(found.index.unique("layer")) == floating
@@ -155,7 +167,7 @@ def test_total_effects_of_a_linear_network_in_closed_form() -> None:
             for slope, v in zip(slopes, values, strict=True)
         ]
     found = by_total_effect(model, X, 1, contrast=(0.1, 0.9))
-    check_shape(found, "total effect")
+    check_shape(found, "effect")
     np.testing.assert_allclose(found, np.abs(np.concatenate(wanted)), rtol=1e-9)
 
 
@@ -191,21 +203,21 @@ def test_groups_and_positions() -> None:
     for key in found.index:
         assert found[key] >= by_channel.get(key, 0.0) - 1e-12
     assert found["up", 0] == pytest.approx(by_channel["up", 0])
-    scores = by_circuit(circuit)
+    scores = by_effect(circuit)
     assert list(scores.index) == list(found.index)
 
 
 def test_circuit_ranks_by_effects_through_it() -> None:
     sample = zoo.residual_mlp(5, 2, 0, torch.float64)
     circuit = ng.search(sample.model, sample.data(40, 0), 1, keep="top:2", paths=0)
-    found = by_circuit(circuit)
+    found = by_effect(circuit)
     check_shape(found, "circuit")
     assert list(found.index.unique("layer")) == ["enter", "up", "down"]
     for layer in ("enter", "up", "down"):
         scores = circuit.scores[layer]
         for index in range(circuit.layers.nodes[layer]["neurons"]):
             assert found[layer, index] == abs(scores["effect"][index])
-    assert by_circuit(circuit, inputs=True).index[0] == ("input", 0)
+    assert by_effect(circuit, inputs=True).index[0] == ("input", 0)
 
 
 def test_circuit_without_scores_of_a_layer_or_a_neuron() -> None:
@@ -214,7 +226,7 @@ def test_circuit_without_scores_of_a_layer_or_a_neuron() -> None:
     scores = {name: dict(table) for name, table in circuit.scores.items()}
     del scores["up"]
     scores["enter"]["effect"] = np.array([np.nan, -3.0, 1.0, 0.0, 2.0])
-    found = by_circuit(ng.Circuit(circuit.graph, circuit.layers, "t", scores=scores))
+    found = by_effect(ng.Circuit(circuit.graph, circuit.layers, "t", scores=scores))
     assert found["enter"].tolist() == [0.0, 3.0, 1.0, 0.0, 2.0]
     assert found["up"].tolist() == [0.0] * 6
 
@@ -305,21 +317,3 @@ def test_bad_requests() -> None:
         by_separation(None)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="no neurons of hidden layers"):
         by_separation(pd.DataFrame({"layer": ["input"], "index": [0], "auc": [0.7]}))
-
-
-class Choosy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.head = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head((self.one if x.sum() > 0 else self.two)(x))
-
-
-def test_layers_met_in_some_batches_only() -> None:
-    model, X = Choosy(), torch.ones(3, 2)
-    found = by_gradient(model, [X, -X[:2]], 1)
-    assert list(found.index.unique("layer")) == ["one"]
-    with torch.no_grad():  # zero in the batch that went the other way
-        wanted = (model.one(X) * model.head.weight).mean(0).abs() * 3 / 5
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)

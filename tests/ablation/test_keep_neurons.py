@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 import neurograph as ng
+from neurograph.ablation.chosen_neurons import hidden_layers
+from neurograph.ablation.mask import mask_neurons
+from neurograph.data.source import Batch
 from tests import zoo
 from tests.ablation.networks import F64, SMALL
 from tests.ablation.slow import drawn, in_order, options, place, row, slow
@@ -56,6 +60,56 @@ def test_equals_hooks(name: str, ablation: str) -> None:
 def test_equals_hooks_on_every_kind_of_architecture(name: str) -> None:
     ablation = "counterfactual" if name == "bert_last" else "zero"
     check(zoo.NETWORKS[name](0), ablation)
+
+
+@pytest.mark.parametrize("name", sorted(zoo.WHOLE))
+def test_equals_hooks_that_silence_the_rest(name: str) -> None:
+    """Several circuits in one batch, against one run of the model for each."""
+    network = zoo.WHOLE[name](0)
+    arguments = network.inputs(4, 1)
+    data = as_data(arguments)
+    graph = ng.layer_graph(network.model, data)
+    hidden = hidden_layers(graph)
+    places = [(layer, i, None) for layer, count in hidden.items() for i in range(count)]
+    ranking = drawn(places, ["layer", "index", "position"], 0)
+    found = ng.faithfulness(
+        network.model, data, network.target, ranking,
+        sizes=(0.3, 0.7), ablations=["zero"], draws=1, reference=data, progress=False,
+    )  # fmt: skip
+    strongest = ranking.sort_values(ascending=False, kind="stable").index
+    for share in (0.3, 0.7):
+        cut = [(layer, int(i)) for layer, i, _ in strongest[int(share * len(places)) :]]
+        with torch.no_grad(), mask_neurons(network.model, cut, data=data):
+            output = network.model(**arguments)
+        wanted = float(network.target(output, Batch((), arguments)).mean())
+        got = row(found.draws, "signed", "keep", share)
+        assert got["value"] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def test_infinite_values_that_are_ablated_leave_no_trace() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.two(1 / self.one(x)).clamp(-9, 9))
+
+    torch.manual_seed(0)
+    model, X = Model().double(), torch.rand(3, 2, dtype=F64) + 1
+    index = pd.MultiIndex.from_tuples([("one", 0), ("one", 1), ("two", 0), ("two", 1)])
+    ranking = pd.Series([2.0, 1.0, 0.0, 3.0], index.set_names(["layer", "index"]))
+    found = ng.faithfulness(
+        model, X, 1, ranking, sizes=(0.5, 1), ablations=["zero"], draws=2, reference=X
+    )
+    with torch.no_grad():
+        h = model.one(X)
+        h[:, 1] = 0  # infinite behind the glue, and so is neuron 0 of the next layer, or NaN
+        h = model.two(1 / h)
+        h[:, 0] = 0
+        wanted = model.head(h.clamp(-9, 9)).mean().item()
+    got = row(found.draws, "signed", "keep", 0.5)
+    assert got["value"] == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])

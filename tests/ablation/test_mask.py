@@ -131,10 +131,9 @@ def test_glue_that_writes_in_place(in_place: bool) -> None:
         )
 
 
-@pytest.mark.parametrize("how", ["zero", "weights"])
-def test_float32_and_whole_layers(how: Any) -> None:
+def test_float32_and_whole_layers() -> None:
     model, x = plain(), torch.randn(5, 4)
-    with mask_neurons(model, {"2": range(5)}, how):
+    with mask_neurons(model, {"2": range(5)}):
         torch.testing.assert_close(model(x), model[4].bias.expand(5, 2))
 
 
@@ -183,7 +182,7 @@ def test_samples_with_several_rows_each() -> None:
             torch.testing.assert_close(model(short), model.two(g.tanh())[..., 0])
 
 
-# -- weights ---------------------------------------------------------------------------------------
+# -- neurons without their weights -----------------------------------------------------------------
 
 
 def edited(model: nn.Module, path: str, channels: list[int]) -> nn.Module:
@@ -206,14 +205,14 @@ def edited(model: nn.Module, path: str, channels: list[int]) -> nn.Module:
 @pytest.mark.parametrize("path", ["0", "2", "4"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @torch.no_grad()
-def test_weights_equal_zero_for_convolutions(path: str, layout: torch.memory_format) -> None:
+def test_zero_is_as_without_weights_for_convolutions(
+    path: str, layout: torch.memory_format
+) -> None:
     model, x = convolutions(), torch.randn(3, 2, 5, 5)
     model.to(memory_format=layout)
     state = copy.deepcopy(model.state_dict())
     for channels in ([0], [2, 1]):
         wanted = edited(model, path, channels)(x)
-        with mask_neurons(model, {path: channels}, "weights"):
-            torch.testing.assert_close(model(x), wanted, rtol=0, atol=0)
         with mask_neurons(model, {path: channels}):
             torch.testing.assert_close(model(x), wanted)
         check_same(state, model)
@@ -226,60 +225,19 @@ def check_same(state: dict[str, Tensor], model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_weights_equal_zero_for_linear_layers() -> None:
+def test_zero_is_as_without_weights_for_linear_layers() -> None:
     model, x = plain(), torch.randn(7, 4)
-    model[0].weight[1, 2] = -0.0
     state = copy.deepcopy(model.state_dict())
-    with mask_neurons(model, [("0", 1), ("2", 0), ("0", 4)], "weights"):
-        assert not model[0].weight[[1, 4]].any()
-        assert not model[2].bias[0]
-        got = model(x)
-    check_same(state, model)
     with mask_neurons(model, [("0", 1), ("2", 0), ("0", 4)]):
-        torch.testing.assert_close(model(x), got)
-    wanted = edited(edited(model, "0", [1, 4]), "2", [0])(x)
-    assert torch.equal(got, wanted)
-
-
-def test_training_in_between_keeps_what_it_learnt() -> None:
-    model = plain()
-    before = copy.deepcopy(model.state_dict())
-    optimiser = torch.optim.SGD(model.parameters(), 0.1)
-    with mask_neurons(model, {"0": [1]}, "weights"):
-        model(torch.randn(5, 4)).square().sum().backward()
-        optimiser.step()
-    assert torch.equal(model[0].weight[1], before["0.weight"][1])
-    assert not torch.equal(model[0].weight[2], before["0.weight"][2])
-
-
-def test_a_graph_that_outlives_the_block_is_refused_by_autograd() -> None:
-    model, x = plain(), torch.randn(2, 4, requires_grad=True)
-    with mask_neurons(model, {"2": [1]}, "weights"):
-        loss = model(x).sum()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+        torch.testing.assert_close(model(x), edited(edited(model, "0", [1, 4]), "2", [0])(x))
+    check_same(state, model)
 
 
 @torch.no_grad()
-def test_weights_of_a_layer_called_twice() -> None:
+def test_zero_is_as_without_weights_for_a_layer_called_twice() -> None:
     model, x = Twice(), torch.randn(4, 3)
-    wanted = edited(model, "cell", [2])(x)
-    state = copy.deepcopy(model.state_dict())
-    with mask_neurons(model, [("cell", 2), ("cell#1", 2)], "weights"):
-        assert torch.equal(model(x), wanted)
     with mask_neurons(model, [("cell", 2), ("cell#1", 2)]):
-        torch.testing.assert_close(model(x), wanted)
-    for one, other in (("cell", "cell#1"), ("cell#1", "cell")):
-        with mask_neurons(model, [(one, 2)], "weights"), pytest.raises(OptionError) as raised:
-            model(x)
-        assert f"'{other}' is not among the layers to silence" in str(raised.value)
-        check_same(state, model)
-    with (
-        pytest.raises(OptionError, match="share their weights, but are to lose different"),
-        mask_neurons(model, [("cell", 2), ("cell#1", 1)], "weights"),
-    ):
-        pass
-    check_same(state, model)
+        torch.testing.assert_close(model(x), edited(model, "cell", [2])(x))
 
 
 # -- resampling ------------------------------------------------------------------------------------
@@ -384,7 +342,7 @@ def leaf_of(model: nn.Module, call: str, leaf: int) -> Iterator[list[Tensor]]:
 # -- the model around it ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["weights", "zero", "mean", "resample"])
+@pytest.mark.parametrize("how", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
 def test_everything_is_restored_when_the_block_raises(how: Any, stop: type[BaseException]) -> None:
     model, data = plain().train(), torch.randn(8, 4)
@@ -454,15 +412,14 @@ def test_modules_computed_again_for_their_gradients() -> None:
 def test_blocks_can_be_nested() -> None:
     model, x = plain(), torch.randn(5, 4)
     state = copy.deepcopy(model.state_dict())
-    for how in ("zero", "weights"):
-        with mask_neurons(model, {"0": [1]}, how):  # type: ignore[arg-type]
-            outer = model(x)
-            with mask_neurons(model, {"0": [1, 2], "2": [0]}, how):  # type: ignore[arg-type]
-                both = model(x)
-            assert torch.equal(model(x), outer)
-        torch.testing.assert_close(outer, edited(model, "0", [1])(x))
-        torch.testing.assert_close(both, edited(edited(model, "0", [1, 2]), "2", [0])(x))
-        check_same(state, model)
+    with mask_neurons(model, {"0": [1]}):
+        outer = model(x)
+        with mask_neurons(model, {"0": [1, 2], "2": [0]}):
+            both = model(x)
+        assert torch.equal(model(x), outer)
+    torch.testing.assert_close(outer, edited(model, "0", [1])(x))
+    torch.testing.assert_close(both, edited(edited(model, "0", [1, 2]), "2", [0])(x))
+    check_same(state, model)
 
 
 @torch.no_grad()
@@ -541,10 +498,9 @@ def test_input_sides_and_modules_without_weights() -> None:
 @torch.no_grad()
 def test_a_model_that_is_a_layer_itself() -> None:
     model, x = nn.Linear(3, 2), torch.randn(4, 3)
-    for how in ("zero", "weights"):
-        with mask_neurons(model, [("model", 1)], how):  # type: ignore[arg-type]
-            assert not model(x)[:, 1].any()
-            assert model(x)[:, 0].any()
+    with mask_neurons(model, [("model", 1)]):
+        assert not model(x)[:, 1].any()
+        assert model(x)[:, 0].any()
 
 
 @torch.no_grad()
@@ -637,16 +593,6 @@ def test_circuits_of_groups_and_positions() -> None:
 # -- what cannot be done ---------------------------------------------------------------------------
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.out = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
-        self.out.weight = self.table.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.out(self.table(ids))
-
-
 REFUSED: list[tuple[nn.Module, Any, dict[str, Any], str]] = [
     (plain(), [("nine", 0)], {}, r"no layer 'nine'; near it are"),
     (plain(), [("0#x", 0)], {}, r"no layer '0#x'"),
@@ -662,20 +608,10 @@ REFUSED: list[tuple[nn.Module, Any, dict[str, Any], str]] = [
     (plain(), 3, {}, "neurons=3: pass a list"),
     (plain(), [("0", 1.5)], {}, r"neurons=\('0', 1.5\): pass"),
     (plain(), {"0": 1}, {}, r"neurons\['0'\]=1: pass a list of indices"),
-    (plain(), [("0", 1)], {"how": "nil"}, r"how='nil' is none of 'weights', 'zero'"),
+    (plain(), [("0", 1)], {"how": "nil"}, r"how='nil' is none of 'zero', 'mean'"),
     (plain(), [("0", 1)], {"how": "mean"}, r"how='mean' needs data="),
     (plain(), [("0", 1)], {"how": "resample"}, r"how='resample' needs data="),
     (plain(), [("input", 1)], {}, r"'input' is an input of the model: pass data="),
-    (plain(), [("input", 1)], {"how": "weights"}, r"'input' is not the main output.*how='zero'"),
-    (plain(), [("0:input", 1)], {"how": "weights"}, r"'0:input' is not the main output"),
-    (plain(), [("1", 1)], {"how": "weights"}, r"layer '1' is a Tanh, not a Linear or a conv"),
-    (Tied(), [("out", 1)], {"how": "weights"}, r"'out' shares its weights with 'table'"),
-    (
-        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
-        [("0", 1)],
-        {"how": "weights"},
-        r"layer '0' are computed from others by a parametrisation.*how='zero'",
-    ),
     (
         nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 1)),
         [("input", 0)],

@@ -21,13 +21,13 @@ from torchmetrics.classification import (
 )
 
 import neurograph as ng
-from neurograph.ablation.importance import at_random, by_circuit, by_gradient, by_total_effect
+from neurograph.ablation.importance import at_random, by_effect
 from neurograph.ablation.mask import mask_neurons
 from neurograph.ablation.masking_curves import MaskingCurves, masking_curves
 from neurograph.errors import DataError, OptionError
 from tests import zoo
 
-HOWS = ("zero", "weights", "mean", "resample")
+HOWS = ("zero", "mean", "resample")
 MATTER = [("hidden", i) for i in (1, 4, 5, 8)]
 
 
@@ -62,6 +62,12 @@ def known() -> pd.Series:
     return pd.Series([float(key in MATTER) for key in index], index, name="truth")
 
 
+def slopes(model: nn.Module, data: Any, target: Any, **options: Any) -> pd.Series:
+    """Importance by gradient × activation."""
+    options = {"scorer": "gradient", "contrast": "zero", "progress": False, **options}
+    return by_effect(ng.score(model, data, target, **options))
+
+
 def values(found: MaskingCurves, group: str, share: float, criterion: str = "truth") -> np.ndarray:
     table = found.draws.query("group == @group and share == @share and criterion == @criterion")
     return table["value"].to_numpy()
@@ -91,10 +97,10 @@ def test_only_important_neurons_cost_anything(how: Any) -> None:
     assert damage["difference"] == damage["important"] > damage["random"] >= 0
 
 
-@pytest.mark.parametrize("criterion", [by_total_effect, by_gradient])
-def test_criteria_find_what_was_planted(criterion: Any) -> None:
+@pytest.mark.parametrize("scorer", ["exact", "gradient"])
+def test_criteria_find_what_was_planted(scorer: Any) -> None:
     X, _ = planted_data()
-    found = criterion(Planted(), X, 1)
+    found = by_effect(ng.score(Planted(), X, 1, scorer=scorer, contrast="zero"))
     assert set(found.nlargest(4).index) == set(MATTER)
     assert (found.drop(index=MATTER) == 0).all()
 
@@ -106,7 +112,7 @@ def test_a_whole_group_equals_masking_it_by_hand(how: Any) -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     X, y = torch.randn(90, 3), torch.randint(3, (90,))
     chosen = [("0", 1), ("2", 3), ("0", 4)]
-    importance = at_random(by_gradient(model, X, 0).index)
+    importance = at_random(slopes(model, X, 0).index)
     metric = MulticlassAccuracy(3, average="micro")
     found = masking_curves(
         model, (X, y), metric, importance, important=chosen, shares=[1.0], draws=3, how=how
@@ -127,7 +133,7 @@ def test_every_value_is_that_of_some_set_of_the_group() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1))
     X = torch.randn(40, 3)
     y = model(X).detach().flatten() + 0.1 * torch.randn(40)
-    importance = by_gradient(model, X, 1)
+    importance = slopes(model, X, 1)
     found = masking_curves(
         model, (X, y), MeanSquaredError(), importance, shares=[1 / 3], draws=60, important=0.5
     )
@@ -138,7 +144,7 @@ def test_every_value_is_that_of_some_set_of_the_group() -> None:
             single[neuron] = float((model(X).flatten() - y).square().mean())
     groups = {"important": order[:3], "unimportant": order[3:], "random": order}
     for group, members in groups.items():
-        got = values(found, group, 1 / 3, "gradient")
+        got = values(found, group, 1 / 3, "effect")
         gaps = np.abs(got[:, None] - np.array([single[n] for n in members])[None])
         assert gaps.min(axis=1).max() < 1e-6
         counts = np.bincount(gaps.argmin(axis=1), minlength=len(members))
@@ -327,10 +333,10 @@ def test_probabilities_are_not_taken_for_logits() -> None:
 def test_regression_is_read_as_it_is_and_lower_is_better() -> None:
     model, X = Shaped("column"), torch.randn(50, 3)
     y = model(X)[:, 0].detach()
-    found = masking_curves(model, (X, y), MeanSquaredError(), by_gradient(model, X, 1), draws=2)
+    found = masking_curves(model, (X, y), MeanSquaredError(), slopes(model, X, 1), draws=2)
     assert found.baseline == pytest.approx(0, abs=1e-12)
     assert (found.metric, found.higher_is_better) == ("MeanSquaredError", False)
-    damage = found.damage().loc["gradient"]
+    damage = found.damage().loc["effect"]
     assert damage["important"] > 0
     assert damage["important"] == pytest.approx(
         found.draws.query("group == 'important'").value.mean()
@@ -340,7 +346,7 @@ def test_regression_is_read_as_it_is_and_lower_is_better() -> None:
 def test_several_classes_and_any_metric() -> None:
     sample = zoo.branched_cnn(3, 3, 0, torch.float32)
     X, y = sample.data(30, 0), torch.arange(30) % 3
-    importance = by_gradient(sample.model, X, 0)
+    importance = slopes(sample.model, X, 0)
     found = masking_curves(sample.model, (X, y), MulticlassF1Score(3), importance, draws=2)
     wanted = MulticlassF1Score(3)(sample.model(X), y)
     assert found.baseline == pytest.approx(float(wanted))
@@ -359,7 +365,7 @@ def test_samples_of_different_shapes() -> None:
 
     model = Tokens()
     batches = [(torch.randint(9, (4, n)), torch.randint(2, (4,))) for n in (3, 5, 2)]
-    importance = by_gradient(model, batches, 1)
+    importance = at_random(pd.MultiIndex.from_product([["up"], range(6)]))
     found = masking_curves(
         model, batches, MulticlassAccuracy(2, average="micro"), importance, draws=2, how="mean"
     )
@@ -383,7 +389,7 @@ def test_the_users_metric_is_left_alone() -> None:
 def test_neurons_of_a_circuit_as_the_important_ones() -> None:
     model, (X, y) = Planted(), planted_data()
     circuit = ng.search(model, X, 1, keep="top:4", paths=0)
-    importance = by_circuit(circuit)
+    importance = by_effect(circuit)
     found = masking_curves(
         model, (X, y), BinaryAccuracy(), importance, important=circuit, shares=[1.0], draws=2
     )
@@ -391,6 +397,9 @@ def test_neurons_of_a_circuit_as_the_important_ones() -> None:
     assert (values(found, "important", 1.0, "circuit") == 0.5).all()
     with pytest.raises(OptionError, match=r"important has (input|head)\[\d\], of which importance"):
         masking_curves(model, (X, y), BinaryAccuracy(), importance, important=list(circuit.graph))
+    options: dict[str, Any] = {"important": circuit, "shares": [1.0], "draws": 2}
+    itself = masking_curves(model, (X, y), BinaryAccuracy(), circuit, **options)
+    pd.testing.assert_frame_equal(itself.draws, found.draws)
 
 
 def test_groups_are_silenced_whole() -> None:
@@ -398,7 +407,7 @@ def test_groups_are_silenced_whole() -> None:
     X = sample.data(30, 0)
     y = torch.arange(30) % 2
     options: dict[str, Any] = {"groups": {"up": 3}}
-    importance = by_gradient(sample.model, X, 0, **options)
+    importance = slopes(sample.model, X, 0, **options)
     found = masking_curves(
         sample.model,
         (X, y),
@@ -411,7 +420,7 @@ def test_groups_are_silenced_whole() -> None:
     )
     with torch.no_grad(), mask_neurons(sample.model, {"up": [2, 3]}):
         wanted = float((sample.model(X).argmax(1) == y).float().mean())
-    assert values(found, "important", 1.0, "gradient") == pytest.approx(wanted)
+    assert values(found, "important", 1.0, "effect") == pytest.approx(wanted)
 
 
 # -- what goes wrong -------------------------------------------------------------------------------
@@ -471,12 +480,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (changed(importance=named(("hidden", 0), ("hidden", 12))), r"no neuron hidden\[12\]"),
     (changed(importance=named(("hidden", 0), ("hidden", 0))), r"has hidden\[0\] twice"),
     (changed(importance=named(("hidden", 0))), r"has 1 neurons"),
-    (changed(importance=named(("hidden", "a"), ("hidden", "b"))), r"indexed by layer and index"),
+    (
+        changed(importance=named(("hidden", "a"), ("hidden", "b"))),
+        r"'index' numbers neurons, but holds no",
+    ),
     (changed(importance=NAN), r"'truth' of hidden\[3\] is NaN"),
-    (changed(importance=pd.Series([1.0, 2.0])), r"indexed by layer and index"),
-    (changed(importance=3), r"importance is no Series"),
-    (changed(importance={}), r"importance is no Series"),
-    (changed(importance={"a": known(), "b": 3}), r"importance 'b' must be a Series"),
+    (changed(importance=pd.Series([1.0, 2.0])), r"the index must be of \(layer, index\)"),
+    (changed(importance=3), r"importance 'importance' is int: pass a Series"),
+    (changed(importance={}), r"importance is an empty mapping"),
+    (changed(importance={"a": known(), "b": 3}), r"importance 'b' is int: pass a Series"),
     (
         changed(importance={"a": known(), "b": known().iloc[1:]}),
         r"'b' and 'a' are not of the same neurons; only one of them has hidden\[0\]",
@@ -503,7 +515,7 @@ def test_metrics_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(OptionError, match=message):
             masking_curves(
-                sample.model, (X, torch.arange(9) % 3), metric, by_gradient(sample.model, X, 0)
+                sample.model, (X, torch.arange(9) % 3), metric, slopes(sample.model, X, 0)
             )
 
 

@@ -183,7 +183,7 @@ CALLS: dict[str, tuple[Callable[..., Any], str]] = {
             ng.masking_curves,
             **_LABELLED,
             metric=lambda: MulticlassAccuracy(num_classes=2),
-            importance=lambda: importance.by_circuit(circuit()),
+            importance=circuit,
             draws=lambda: 1,
         ),
         "model data metric importance important shares draws how groups confidence memory seed",
@@ -199,15 +199,7 @@ CALLS: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "load": (ng.load, "path"),
     "logit_difference": (ng.logit_difference, "correct wrong tokenizer position"),
-    "importance.by_circuit": (importance.by_circuit, "circuit"),
-    "importance.by_gradient": (
-        _with(importance.by_gradient, **_GIVEN),
-        "model data target layers groups memory",
-    ),
-    "importance.by_total_effect": (
-        _with(importance.by_total_effect, **_GIVEN, **_FEW),
-        _STUDY,
-    ),
+    "importance.by_effect": (_with(importance.by_effect, ranked=circuit), "ranked"),
     "importance.by_separation": (importance.by_separation, "table"),
     "importance.at_random": (
         _with(importance.at_random, index=lambda: scores().ranking().index),

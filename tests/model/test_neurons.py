@@ -79,9 +79,17 @@ def test_elements_that_stand_twice_count_once(groups: str) -> None:
             seen.add(member)
 
 
+def test_masks_mark_the_elements_of_chosen_neurons_and_no_others() -> None:
+    units = Units("l", torch.tensor([[0, 3], [4, 4]]), 6)
+    assert units.owner.tolist() == [0, -1, -1, 0, 1, -1]
+    flags = torch.tensor([[True, False], [False, True], [False, False], [True, True]])
+    wanted = [[0, 3], [4], [], [0, 3, 4]]
+    assert [row.nonzero().flatten().tolist() for row in units.mask(flags)] == wanted
+
+
 @given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=4))
 def test_once_is_one_for_each_element_of_its_own(members: list[list[int]]) -> None:
-    once = Units("l", torch.tensor(members)).once
+    once = Units("l", torch.tensor(members), 9).once
     for row, counts in zip(members, once.tolist(), strict=True):
         assert [counts[i] for i in range(4)] == [int(row[i] not in row[:i]) for i in range(4)]
 

@@ -99,6 +99,45 @@ def test_idle_rows_that_fit_some_batch_sizes_by_chance() -> None:
             torch.testing.assert_close(out, recording.output.repeat(blocks, 1))
 
 
+class Opens(nn.Module):
+    """A gate that one large value opens for all samples of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.head(h + torch.relu(h.amax() - 50))
+
+
+@pytest.mark.parametrize("kind", ["rows that fit by chance", "a gate for all"])
+def test_a_plan_that_is_run_again_in_another_way_keeps_its_shares(kind: str) -> None:
+    by_chance = kind == "rows that fit by chance"
+    torch.manual_seed(0)
+    model, x = (Heads() if by_chance else Opens()).double(), torch.randn(3, 4, dtype=torch.float64)
+    layer, blocks = ("mlp", 7) if by_chance else ("one", 5)
+    recording = capture(model, batch(x))
+    rows = recording.main(layer)
+    shares, added = torch.rand(2, blocks * 3, rows.shape[1], dtype=torch.float64)
+    if not by_chance:
+        added[2 * 3 + 2] += 100  # neither of the first or last block, nor of the first two samples
+    frozen = frozenset({"embed", "out"} if by_chance else {"input"})
+    plan = Plan(live=frozenset({layer, "head"}), frozen=frozen, nudged=frozenset({layer}))
+    wanted = []
+    for some in range(blocks):
+        part = slice(3 * some, 3 * some + 3)
+        nudged = rows * shares[part] + added[part]
+        hook = model.get_submodule(layer).register_forward_hook(lambda *_, h=nudged: h)
+        with torch.no_grad():
+            wanted.append(model(x))
+        hook.remove()
+    with Replay(model, recording) as replay:
+        given, kept = {layer: added}, {layer: shares}
+        output = replay.run(plan, given, blocks=blocks, shares=kept).output
+    torch.testing.assert_close(output, torch.cat(wanted))
+
+
 def test_memory_inside_a_call_is_known() -> None:
     class Wasteful(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
