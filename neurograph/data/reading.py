@@ -112,6 +112,8 @@ def in_order(words: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
 
 def label_array(value: Any) -> np.ndarray:
     """Labels as an array of numbers where they are, else of str; DataError where one is missing."""
+    if isinstance(value, pd.DataFrame):
+        value = value.iloc[:, 0] if value.shape[1] == 1 else value.to_numpy()
     if isinstance(value, Tensor):
         plain = value.detach().cpu()
         found = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()

@@ -280,9 +280,9 @@ def test_names_and_labels_of_the_data() -> None:
     table = separation(model, (frame, labels), class_names=["healthy", "ill"])
     assert table["name"].tolist() == ["age", "dose", "0[0]"]
     assert table.loc[0, ["class", "rest"]].tolist() == ["ill", "healthy"]
-    pd.testing.assert_frame_equal(
-        table, separation(model, frame, labels, class_names=["healthy", "ill"])
-    )
+    for given in (labels, labels.to_frame()):
+        again = separation(model, frame, given, class_names=["healthy", "ill"])
+        pd.testing.assert_frame_equal(table, again)
 
 
 def data(samples: int = 20) -> torch.Tensor:
@@ -298,6 +298,7 @@ def data(samples: int = 20) -> torch.Tensor:
         (np.arange(21) % 2, "labels has 21 entries for 20 samples"),
         (np.where(np.arange(20) == 4, np.nan, 1.0), "no class for sample 4"),
         (np.zeros((20, 2)), r"labels has shape \(20, 2\)"),
+        (pd.DataFrame({"a": [0, 1] * 10, "b": 0}), r"labels has shape \(20, 2\)"),
         (np.linspace(0, 1, 20), "bin labels that are continuous"),
         (None, "the data hold no labels"),
     ],
