@@ -14,11 +14,10 @@ from typing import Any, Self, Unpack
 import networkx as nx
 from torch import nn
 
-from neurograph.activations.profile import model_hash
 from neurograph.effects.contrast import Contrast, as_contrast
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
-from neurograph.errors import ModelError, OptionError
+from neurograph.errors import OptionError
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, refuse_unsupported
 from neurograph.model.layers import Neuron
 from neurograph.model.neurons import describe_groups
@@ -243,45 +242,55 @@ class BaseStudy:
 
     # -- running ---------------------------------------------------------------------------------
 
-    def at(self, *, routed: bool = True, **options: Any) -> Self:
+    def at(self, *, routed: bool | None = None, **options: Any) -> Self:
         """The same study with another contrast or background, which share its preparation.
 
         Parameters
         ----------
-        routed : bool
+        routed : bool, optional
             Whether layers that run on some rows only are layers; else they are glue.
         **options
             ``contrast``, ``background``.
         """
-        key = (routed, *sorted(options.items(), key=lambda item: item[0]))
-        others = {n: v for n, v in options.items() if v != self.options[n]}
-        if not others and routed == self._routed:
+        wanted = {**self.options, **options}
+        routed = self._routed if routed is None else routed
+        key = routed, wanted["contrast"], wanted["background"]
+        if key == (self._routed, self.options["contrast"], self.options["background"]):
             return self
         if key not in self._derived:
             other = copy.copy(self)
             for name in ("experiment", "contrast"):
                 vars(other).pop(name, None)
-            other.options, other._routed = {**self.options, **options}, routed
+            other.options, other._routed = wanted, routed
             self._derived[key] = other
         return self._derived[key]
 
     @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Refuse weights that are others now, once for all that is run inside.
+
+        Replays would mix them with what the model returned before. What is prepared inside is of
+        the weights as they are.
+        """
+        preparation = self._preparation
+        outermost = not preparation.is_trusted
+        if outermost:
+            preparation.check_unchanged()
+        preparation.is_trusted = True
+        try:
+            yield
+        finally:
+            preparation.is_trusted = not outermost
+
+    @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:
         """Put the model on its device and under replay."""
-        experiment = self.experiment
-        if self._preparation.was_opened:
-            self.check_unchanged()
-        self._preparation.was_opened = True
-        with placed(self.model, self.options["device"]), experiment:
-            yield experiment
+        with self.asking(), placed(self.model, self.options["device"]), self.experiment as running:
+            yield running
 
     def check_unchanged(self) -> None:
-        """ModelError if the weights are others now: replays would mix them with old outputs."""
-        if model_hash(self.model) != self._preparation.prepared.weights:
-            raise ModelError(
-                "the model's weights have changed since it was prepared: make a new Study, or "
-                "search it again"
-            )
+        """ModelError if the weights are others than they were when it was prepared."""
+        self._preparation.check_unchanged()
 
 
 def _describe(options: Mapping[str, Any], contrast: Contrast, sites: Sites) -> dict[str, Any]:

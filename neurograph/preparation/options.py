@@ -132,6 +132,11 @@ def _memory(value: Any) -> Any:
     return written if isinstance(written, str) else int(written)
 
 
+def _budget(value: Any) -> Any:
+    written = _readable("effects.budget:parse_budget")(value)
+    return written if isinstance(written, str) else int(written)
+
+
 def _levels(levels: Any) -> tuple[float, ...]:
     try:
         found = tuple(float(level) for level in levels)
@@ -238,7 +243,7 @@ _SCORER = Option(
 _BUDGET = Option(
     "60s",
     "For auto: as 60s or 5min, or neurons of each layer and sign.",
-    _readable("effects.budget:parse_budget"),
+    _budget,
     "TIME|N",
 )
 

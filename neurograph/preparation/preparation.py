@@ -83,13 +83,21 @@ class Preparation:
         self._statistics: Statistics | None = None
         self._levels = set(QUANTILES)
         self._experiments: dict[tuple[Background, bool], Experiment] = {}
-        self.was_opened = False  # whether anything was measured since
+        self.is_trusted = False  # whether the weights are known to be those that were prepared
 
     @functools.cached_property
     def prepared(self) -> Prepared:
         """What the runs of preparation found."""
         with placed(self.model, self.options["device"]):
             return _prepare(self.model, self.data, self.asked, self.options)
+
+    def check_unchanged(self) -> None:
+        """ModelError if the weights are others than they were when they were prepared."""
+        if "prepared" in vars(self) and model_hash(self.model) != self.prepared.weights:
+            raise ModelError(
+                "the model's weights have changed since it was prepared: make a new Study, or "
+                "search it again"
+            )
 
     @property
     def known_statistics(self) -> Statistics:
@@ -106,6 +114,8 @@ class Preparation:
             return self._statistics
         graph = prepared.profiled
         if prepared.example is not None:
+            if not self.is_trusted:
+                self.check_unchanged()
             graph, self._levels = graph.copy(), self._levels | set(contrast.quantiles)
             with placed(self.model, options["device"]):
                 add_statistics(

@@ -118,25 +118,30 @@ class Study(BaseStudy):
 
     def search(self, **options: Unpack[SearchOptions]) -> Circuit:
         """Find the circuit behind the target; `keep`, `scorer`, … as for `neurograph.search`."""
-        return find_circuit(self, options)
+        with self.asking():
+            return find_circuit(self, options)
 
     def score(self, **options: Unpack[ScoreOptions]) -> Scores:
         """Score every neuron, or every edge; `of`, `scorer`, … as for `neurograph.score`."""
-        return find_scores(self, options)
+        with self.asking():
+            return find_scores(self, options)
 
     def strongest_paths(self, k: int = 100, **options: Unpack[PathOptions]) -> StrongestPaths:
         """Find the k strongest paths of the whole model; as `neurograph.strongest_paths`."""
-        return find_strongest_paths(self, k, options)
+        with self.asking():
+            return find_strongest_paths(self, k, options)
 
     def responses(self, **options: Unpack[ResponseOptions]) -> ResponseCurves:
         """Measure the target against neurons' quantiles; as `neurograph.response_curves`."""
-        return find_responses(self, options)
+        with self.asking():
+            return find_responses(self, options)
 
     def faithfulness(self, ranking: Any, **options: Unpack[FaithfulnessOptions]) -> Faithfulness:
         """Keep what a ranking puts first, ablate all else; as `neurograph.faithfulness`."""
         from neurograph.ablation.faithfulness import find_faithfulness
 
-        return find_faithfulness(self, ranking, options)
+        with self.asking():
+            return find_faithfulness(self, ranking, options)
 
     def separation(self, labels: Any = None, *, alpha: float = 0.05) -> pd.DataFrame:
         """Test whether each neuron tells classes apart; as `neurograph.separation`."""
@@ -162,6 +167,6 @@ class Study(BaseStudy):
             How many were compared, the largest difference, on which layers; and what differs by
             more than rounding, with the likely reason: ``audit.agrees``, ``audit.check()``.
         """
-        self.check_unchanged()
         of = of.table if isinstance(of, Scores) else of
-        return audit_result(self, of, effects=whole(effects, "effects", least=1))
+        with self.asking():
+            return audit_result(self, of, effects=whole(effects, "effects", least=1))

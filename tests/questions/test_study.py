@@ -170,6 +170,30 @@ def test_weights_that_changed_since_are_refused() -> None:
         study.audit()
 
 
+def test_a_profile_is_not_of_other_weights_than_the_layer_graph() -> None:
+    model = Counted()
+    study = ng.Study(model, (X, Y), 1, progress=False)
+    _ = study.layer_graph
+    with torch.no_grad():
+        model.first.weight.add_(1.0)
+    with pytest.raises(ModelError, match="weights have changed"):
+        _ = study.profile
+    with pytest.raises(ModelError, match="weights have changed"):
+        study.score()
+
+
+def test_views_of_a_study_are_told_apart_by_all_that_they_change() -> None:
+    study = ng.Study(Counted(), (X, Y), 1, progress=False)
+    zero = study.at(contrast="zero", routed=False)
+    assert zero.at(routed=True).options["contrast"] == "zero"
+    assert zero.at(contrast="quantiles", routed=True) is not zero
+    assert study.at() is study
+    scores = study.score(scorer="exact").ranking()
+    wanted = ng.score(Counted(), (X, Y), 1, scorer="exact", contrast="zero", progress=False)
+    pd.testing.assert_series_equal(zero.score(scorer="exact").ranking(), wanted.ranking())
+    pd.testing.assert_series_equal(study.score(scorer="exact").ranking(), scores)
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
