@@ -267,6 +267,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
 
     before = state(model)
     study = Study(model, as_data(data), failing, **options)
+    _ = study.statistics
     assert state(model) == before
     writer = next(n for n, layer in study.layers.nodes(data=True) if layer["neurons"])
     with study.open() as experiment:
@@ -278,5 +279,5 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert state(model) == before
     batches = [as_data(data), as_data(spoilt(network, data))]
     with pytest.raises(NeurographError):
-        Study(model, batches, network.target, **options)
+        _ = Study(model, batches, network.target, **options).statistics
     assert state(model) == before
