@@ -47,8 +47,8 @@ def main() -> None:
     with torch.no_grad():
         chances = model(efficientnet_lite0.preprocess(pictures.values())).softmax(1)
     for name, chance in zip(pictures, chances, strict=True):
-        told = ", ".join(f"{names[i]} {chance[i]:.2f}" for i in chance.topk(3).indices.tolist())
-        print(f"  {name}: {told}")
+        channels = ", ".join(f"{names[i]} {chance[i]:.2f}" for i in chance.topk(3).indices.tolist())
+        print(f"  {name}: {channels}")
 
     coffee = efficientnet_lite0.preprocess(views(pictures.pop("coffee")))
     others = efficientnet_lite0.preprocess(v for p in pictures.values() for v in views(p))

@@ -64,9 +64,9 @@ class CausalShift:
         """
         graph = circuit.graph.copy()
         columns = [self.table[name].tolist() for name in ("layer", "index", *_MARKED)]
-        for layer, index, *told in zip(*columns, strict=True):
+        for layer, index, *values in zip(*columns, strict=True):
             if (layer, index) in graph:
-                graph.nodes[layer, index].update(zip(_MARKED, told, strict=True))
+                graph.nodes[layer, index].update(zip(_MARKED, values, strict=True))
         for neuron in self.neurons:
             if neuron in graph:
                 graph.nodes[neuron]["cut"] = self.how
@@ -216,9 +216,9 @@ def _table(
         scaled = np.where(std > 0, distance / std, np.nan)
     columns |= {"wasserstein": distance, "wasserstein_std": scaled}
     columns["change"] = np.abs(a - b).mean(1)
-    told = {"before": _classes_apart(before), "after": _classes_apart(after)}
-    for name in told["before"]:
-        columns |= {f"{name}_{when}": values[name] for when, values in told.items()}
+    separation = {"before": _classes_apart(before), "after": _classes_apart(after)}
+    for name in separation["before"]:
+        columns |= {f"{name}_{when}": values[name] for when, values in separation.items()}
     return pd.DataFrame(columns)
 
 

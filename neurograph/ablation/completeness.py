@@ -52,10 +52,10 @@ class Circuits:
         as_kept = isinstance(size, str) and size == "kept"
         key = (name, "kept" if as_kept else order)
         if key not in self.numbers:
-            told = ", ".join(f"{n!r} {o}" for n, o in self.numbers)
+            known = ", ".join(f"{n!r} {o}" for n, o in self.numbers)
             raise OptionError(
                 f"size={shown(size)}, order={order!r}: there is no such circuit of {name!r}; there "
-                f"are {told}"
+                f"are {known}"
             )
         numbers = self.numbers[key]
         if as_kept:

@@ -161,11 +161,11 @@ def _measured(
         found = {name: measure([kept for _, kept in some], name) for name in ends}
         for i, ((ranking, order, *place), _) in enumerate(some):
             for name, points in found.items():
-                yield ranking, order, name, *place, *_told(points[i], ends[name])
+                yield ranking, order, name, *place, *_columns(points[i], ends[name])
         bar.advance(len(some))
 
 
-def _told(point: Point, ends: Ends) -> tuple[float, float, float, float]:
+def _columns(point: Point, ends: Ends) -> tuple[float, float, float, float]:
     return point.value, ends.faithfulness(point.value), point.error, point.metric
 
 

@@ -186,9 +186,9 @@ class Faithfulness:
         """
         circuits = self._again()
         chosen = circuits.circuit(size, ranking, order)
-        told = circuits.ablation(ablation)
+        method = circuits.ablation(ablation)
         with circuits.open() as measure:
-            return incompleteness(measure, chosen, told, draws, seed)
+            return incompleteness(measure, chosen, method, draws, seed)
 
     def minimality(
         self,
@@ -222,9 +222,9 @@ class Faithfulness:
         """
         circuits = self._again()
         chosen = circuits.circuit(size, ranking, order)
-        told = circuits.ablation(ablation)
+        method = circuits.ablation(ablation)
         with circuits.open() as measure:
-            return minimality(measure, chosen, told, most, seed)
+            return minimality(measure, chosen, method, most, seed)
 
     def _again(self) -> Circuits:
         if self._circuits is None:
@@ -238,7 +238,10 @@ class Faithfulness:
             for row in self.summary().itertuples()
         ]
         unclear = self.ends.loc[~self.ends["significant"], "ablation"]
-        lines += [f"  {name}: the model is not told from nothing kept" for name in unclear]
+        lines += [
+            f"  {name}: the model does not differ significantly from nothing kept"
+            for name in unclear
+        ]
         return "\n".join([head, *lines])
 
 

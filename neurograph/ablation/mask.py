@@ -326,7 +326,7 @@ class Masker:
         elif rows.dim() > 2 and not has_channels_last(module) and self._has_maps:
             raise OptionError(
                 f"which dimension of layer {layer!r} ({shape_of(rows)}) its channels are "
-                "cannot be told without data=: pass the data"
+                "cannot be known without data=: pass the data"
             )
         silenced = torch.zeros(rows.shape[-1 - behind], dtype=torch.bool, device=rows.device)
         last = max(neurons, key=lambda neuron: neuron.index)

@@ -23,7 +23,7 @@ __all__ = ["audit_effects", "choose", "take_slower"]
 KINDS = ("node", "edge", "total", "path")
 _ULPS, _COARSE_ULPS = 64, 16
 _LEAST = 8  # effects looked at whatever that takes
-_TOLD = 5  # disagreements that are kept and explained
+_EXPLAINED = 5  # disagreements that are kept and explained
 
 
 def choose(
@@ -89,7 +89,7 @@ def audit_effects(
     seconds : float, optional
         What that may take; the first few are looked at in any case.
     estimates : int
-        How many effects of the result are estimates, to be told.
+        How many effects of the result are estimates: the audit says so.
 
     Notes
     -----
@@ -120,18 +120,18 @@ def audit_effects(
                 largest, where = difference, claim.neurons[0].layer
             if not agree(claim.effect, claim.stderr, targets, eps):
                 wrong.append((claim, targets))
-    told = []
-    for claim, targets in wrong[:_TOLD]:
+    disagreements = []
+    for claim, targets in wrong[:_EXPLAINED]:
         agrees = functools.partial(agree, targets=targets, eps=eps)
         reason = likely_reason(experiment, hooked, claim, agrees)
-        told.append(_disagreement(claim, targets, reason, eps))
+        disagreements.append(_disagreement(claim, targets, reason, eps))
     return Audit(
         {kind: counts[kind] for kind in KINDS if counts[kind]},
         largest,
         where,
         tuple(name for name in experiment.graph if name in layers),
         len(wrong),
-        tuple(told),
+        tuple(disagreements),
         estimates,
         tuple(hooked.unseen),
     )

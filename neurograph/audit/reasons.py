@@ -44,8 +44,8 @@ def likely_reason(experiment: Experiment, hooked: Hooked, claim: Claim, agrees: 
         missing = hooked.readers(writer) - _known_readers(experiment, writer)
         if missing:
             reader = min(missing)
-            told = f"layer {reader!r} reads" if reader else "the output holds"
-            return f"{told} {writer!r}, which the layer graph does not know"
+            subject = f"layer {reader!r} reads" if reader else "the output holds"
+            return f"{subject} {writer!r}, which the layer graph does not know"
     narrow, shared = _slower(experiment, claim, agrees)
     parts = [f"{NARROW}{_whose(experiment, hooked)}"] * narrow + [SHARED] * shared
     return ", and ".join(parts) or "unknown"

@@ -1,6 +1,6 @@
 """The command line: explore a model, query and report circuits, run the demo.
 
-Results go to standard output, all else to standard error. Exit codes: 0 done, 1 an error told in
+Results go to standard output, all else to standard error. Exit codes: 0 done, 1 an error in
 one line, 2 wrong usage, 130 interrupted. What takes long to import is imported inside commands.
 """
 

@@ -27,7 +27,7 @@ from neurograph.utils.nested import Rebuild, main_index
 
 __all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 
-_SPREAD = 8  # samples by which layers are told and who reads whom
+_SPREAD = 8  # samples by which layers and their readers are found
 _SELDOM, _SELDOM_BYTES = 128, 2**28  # the same where values choose what is run, in that memory
 
 
