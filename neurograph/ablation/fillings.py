@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neurograph.data.source import Source, draw
 from neurograph.effects.contrast import by_rows
 from neurograph.errors import OptionError
-from neurograph.model.hooks import Place, passing
+from neurograph.model.hooks import HookPoint, passing
 from neurograph.model.layers import Layer
 from neurograph.model.observe import call_model, undisturbed
 from neurograph.utils.memory import parse_memory
@@ -68,7 +68,7 @@ def others(
     model: nn.Module,
     data: Any,
     layers: Mapping[str, Layer],
-    places: Mapping[str, Place],
+    places: Mapping[str, HookPoint],
     row_bytes: int,
     seed: int,
     memory: int | str = "512MB",

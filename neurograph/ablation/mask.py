@@ -16,7 +16,7 @@ from neurograph.activations.profile import profile
 from neurograph.data.source import Source
 from neurograph.errors import OptionError
 from neurograph.model.batch import shape_of
-from neurograph.model.hooks import find_place, passing, unknown_layer
+from neurograph.model.hooks import find_hook_point, passing, unknown_layer
 from neurograph.model.layer_choice import INPUT_SIDE, find_sites, refuse_unsupported
 from neurograph.model.layers import Layer, Layout, Neuron
 from neurograph.model.module_types import has_channels_first, has_channels_last, is_convolution
@@ -156,7 +156,7 @@ class Masker:
         check_how(how)
         refuse_unsupported(model)
         self.model, self.how = model, how
-        self.places = {name: find_place(name, model) for name in layers}
+        self.places = {name: find_hook_point(name, model) for name in layers}
         self.layers: dict[str, Layer] = {}
         seed = whole(seed, "seed", least=0)
         self.groups: dict[str, list[list[int]]] = {}
@@ -291,7 +291,7 @@ class Masker:
             known = self.layers.get(layer)
             lying = Layout()
             if known is not None and not known.routed:
-                lying = known.layout.fitted(tensor, passage.size)
+                lying = known.layout.fitted(tensor, log.size)
             rows = lying.rows(tensor)
             if known is None:
                 silenced = self._channels(layer, chosen[layer], rows)
@@ -302,15 +302,15 @@ class Masker:
                         f"layer {layer!r} is {tuple(rows.shape[1:])} here but "
                         f"{tuple(silenced.shape)} on data=: positions do not fit"
                     )
-            values = torch.where(silenced, fill(layer, rows, passage.runs), rows)
+            values = torch.where(silenced, fill(layer, rows, log.runs), rows)
             changed = lying.tensor(values)
             return changed.contiguous() if tensor.is_contiguous() else changed
 
-        with passing(self.model, places.values(), change) as passage:
+        with passing(self.model, places.values(), change) as log:
             yield
         routed = {name for name, layer in self.layers.items() if layer.routed}
-        missed = [layer for layer in chosen if layer not in passage.met | routed]
-        if passage.runs and missed:
+        missed = [layer for layer in chosen if layer not in log.met | routed]
+        if log.runs and missed:
             raise OptionError(
                 f"layer {missed[0]!r} was to be silenced, but the model was run without calling it"
             )

@@ -18,7 +18,7 @@ from neurograph.audit.result import Audit, Claim, Disagreement
 from neurograph.effects.effects import COARSE
 from neurograph.effects.experiment import Experiment
 
-__all__ = ["audit_effects", "choose", "take_slower"]
+__all__ = ["audit_effects", "choose_claims", "take_slower"]
 
 KINDS = ("node", "edge", "total", "path")
 _ULPS, _COARSE_ULPS = 64, 16
@@ -26,7 +26,7 @@ _LEAST = 8  # effects looked at whatever that takes
 _EXPLAINED = 5  # disagreements that are kept and explained
 
 
-def choose(
+def choose_claims(
     layers: Sequence[str] | np.ndarray,
     effects: Sequence[float] | np.ndarray,
     *,
@@ -50,7 +50,7 @@ def choose(
 
     Examples
     --------
-    >>> choose(["a", "a", "a", "b"], [0.5, -2.0, 0.0, 1.0], seed=0, most=3)
+    >>> choose_claims(["a", "a", "a", "b"], [0.5, -2.0, 0.0, 1.0], seed=0, most=3)
     [1, 3, 2]
     """
     size = np.abs(np.asarray(effects, dtype=float))

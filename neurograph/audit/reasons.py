@@ -9,10 +9,11 @@ import networkx as nx
 import torch
 from torch.nn.functional import linear
 
-from neurograph.audit.hooked import TARGET, Hooked
+from neurograph.audit.hooked import Hooked
 from neurograph.audit.result import Claim
 from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET
 from neurograph.errors import NeurographError
 
 __all__ = ["NARROW", "SHARED", "UNREPEATED", "likely_reason"]

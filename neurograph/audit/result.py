@@ -10,10 +10,7 @@ from typing import Any
 from neurograph.errors import ModelError
 from neurograph.model.layers import Neuron
 
-__all__ = ["Audit", "Claim", "Disagreement", "Seen"]
-
-Seen = Mapping[str, Sequence[int] | None]
-"""For each reader that sees a move, which of its outputs do (None: all); "" is the target."""
+__all__ = ["Audit", "Claim", "Disagreement"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Claim:
     neurons: tuple[Neuron, ...]
     effect: float
     stderr: float = math.nan
-    through: Seen | None = None
+    through: Mapping[str, Sequence[int] | None] | None = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ __all__ = [
     "Batch",
     "Source",
     "as_batch",
-    "check_columns",
+    "check_same_columns",
     "concatenate",
     "describe_shapes",
     "draw",
@@ -522,7 +522,7 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
     return concatenate([b for _, _, b in kept]), tuple(position for _, position, _ in kept)
 
 
-def check_columns(source: Source, other: Source, option: str) -> None:
+def check_same_columns(source: Source, other: Source, option: str) -> None:
     """DataError for a table whose columns are not those of the data, in their order."""
     known, found = source.feature_names, other.feature_names
     if known is not None and found is not None and known != found:

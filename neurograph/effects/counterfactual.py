@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from neurograph.data.source import Source, check_columns, concatenate
+from neurograph.data.source import Source, check_same_columns, concatenate
 from neurograph.errors import DataError
 from neurograph.replay.recording import Recording, recapture
 
@@ -55,7 +55,7 @@ def record_twins(data: Any, reference: Reference) -> Recording:
             "contrast=Counterfactual(data): a loader that shuffles or draws gives no sample its "
             "twin: pass data and counterfactuals in one order (shuffle=False)"
         )
-    check_columns(reference.source, twins, "contrast=Counterfactual(data)")
+    check_same_columns(reference.source, twins, "contrast=Counterfactual(data)")
     try:
         everything = concatenate(list(twins))
     except DataError as error:
