@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import neurograph as ng
 from hooks import (
     Neurons,
+    ablated,
     against_chance,
     check,
     kept_neurons,
-    knocked_out,
     mean_and_range,
     record,
     strongest,
@@ -84,11 +84,11 @@ def knock_out(
     """Set the channels that speak for espresso to their means, and as many others."""
 
     def logit(channels: Neurons) -> float:
-        with knocked_out(model, channels, means, dim=1):
+        with ablated(model, channels, means, dim=1):
             return model(coffee)[:, espresso].mean().item()
 
     def chance(channels: Neurons) -> float:
-        with knocked_out(model, channels, means, dim=1):
+        with ablated(model, channels, means, dim=1):
             return model(coffee).softmax(1)[:, espresso].mean().item()
 
     widths = {layer: values.shape[1] for layer, values in means.items()}

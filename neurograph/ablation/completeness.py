@@ -81,7 +81,7 @@ class Circuits:
 def incompleteness(
     measure: Measure, circuit: Flags, ablation: Ablation, draws: int, seed: int
 ) -> pd.DataFrame:
-    """Knock random parts of a circuit out of it, and out of the model; see `Faithfulness`."""
+    """Ablate random parts of a circuit in it, and in the model; see `Faithfulness`."""
     checks.whole(draws, "draws", least=1)
     checks.whole(seed, "seed", least=0)
     ends = measure.ends(ablation)

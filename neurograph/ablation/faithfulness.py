@@ -43,7 +43,7 @@ def find_faithfulness(study: BaseStudy, ranking: Any, options: Mapping[str, Any]
     corrupt, seed, confidence = own["corrupt"], study.options["seed"], own["confidence"]
     sizes, draws, metric = own["sizes"], own["draws"], own["metric"]
     paired = corrupt is not None or isinstance(study.contrast, Counterfactual)
-    wanted = check_ablations(own["ablations"], twins=paired, given=corrupt is not None)
+    wanted = check_ablations(own["ablations"], counterfactuals=paired, given=corrupt is not None)
     rankings = read_rankings(ranking)
     contrast = study.options["contrast"] if corrupt is None else Counterfactual(corrupt)
     study = study.at(contrast=contrast, background="data", routed=False)

@@ -68,7 +68,7 @@ def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Faithfulness:
-    """What is left of a target with circuits kept, and with them knocked out; by `faithfulness`.
+    """What is left of a target with circuits kept, and with them ablated; by `faithfulness`.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class Faithfulness:
         DataFrame
             ``ranking, order, ablation``; ``cpr``, ``cmd`` and ``average`` faithfulness of circuits
             kept alone, see `areas`; ``completeness``, the average faithfulness of what is left
-            with them knocked out, the smaller the more complete (Marks et al. 2024,
+            with them ablated, the smaller the more complete (Marks et al. 2024,
             arXiv:2403.19647). Each is followed by its ``_low`` and ``_high``: NaN but for random
             circuits, of which each draw is a nested series.
         """
@@ -161,7 +161,7 @@ class Faithfulness:
         draws: int = 20,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Say how alike circuit and model stay as random parts of the circuit are knocked out.
+        """Say how alike circuit and model stay as random parts of the circuit are ablated.
 
         Parameters
         ----------

@@ -120,7 +120,7 @@ class BaseStudy:
     @property
     def _has_routed(self) -> bool:
         """Whether layers that run on some rows only are layers; other samples may have no such."""
-        return self._routed and not self.contrast.needs_twins
+        return self._routed and not self.contrast.needs_counterfactuals
 
     @property
     def layers(self) -> nx.DiGraph:

@@ -153,11 +153,11 @@ class Preparation:
             statistics = self.statistics(contrast)
             graph = with_statistics(graph, statistics)
         with placed(self.model, options["device"]):
-            twins = contrast.twins(self._reference)
+            counterfactuals = contrast.counterfactuals(self._reference)
 
         def levels(layer: str) -> Tensor:
             known = statistics.get(layer, {})
-            values = contrast.levels_of(actual.layers[layer], known, actual, twins)
+            values = contrast.levels_of(actual.layers[layer], known, actual, counterfactuals)
             return values.to(actual.main(layer))
 
         key = background, self.wiring(routed=routed) is prepared.wiring
@@ -171,7 +171,7 @@ class Preparation:
 
     @property
     def _reference(self) -> Reference:
-        """The reference samples, as what twins of them are found by."""
+        """The reference samples, as what their counterfactuals are found by."""
         prepared, options = self.prepared, self.options
         actual, is_drawn = prepared.recording, isinstance(options["reference"], int)
         count = prepared.samples if is_drawn else actual.size
