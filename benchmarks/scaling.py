@@ -32,7 +32,7 @@ from neurograph.data.source import Source
 from neurograph.effects.exact import node_effects, total_effects
 from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.routes import TARGET, choose
+from neurograph.effects.routes import TARGET, choose_route
 from neurograph.effects.scorer import Edges
 from neurograph.model.observe import call_model
 from neurograph.questions.study import Study
@@ -132,7 +132,7 @@ def through_everything(experiment: Experiment, writer: str) -> dict[str, Sequenc
 
 def row_flops(experiment: Experiment, writer: str) -> int:
     """Multiply-adds, times two, of one move of one neuron on one sample."""
-    route = choose(experiment, writer, through_everything(experiment, writer))
+    route = choose_route(experiment, writer, through_everything(experiment, writer))
     sample = slice(0, 1)
     move = experiment.moves(writer, [0])[0].cut(slice(0, 1), sample)
 

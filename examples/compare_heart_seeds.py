@@ -203,16 +203,16 @@ def _paths(note: Notes, found: ng.Comparisons) -> None:
 def _left(found: ng.Comparisons, keep: int) -> pd.DataFrame:
     table = pd.concat(map(transplants, found.cells.values()))
     by_kept = table.groupby("kept", sort=False)["recovered"].agg(["mean", "min", "max"])
-    told = {k: f"{m:.2f} ({low:.2f} to {high:.2f})" for k, m, low, high in by_kept.itertuples()}
+    ranges = {k: f"{m:.2f} ({low:.2f} to {high:.2f})" for k, m, low, high in by_kept.itertuples()}
     beyond = table.loc[table["kept"] == "other", "p_value"]
     return pd.DataFrame(
         [
             {
                 "of each layer and sign": keep,
                 "shared neurons": found.measure().stack().mean(),
-                "own circuit": told["own"],
-                "the other's": told["other"],
-                "random": told["random"],
+                "own circuit": ranges["own"],
+                "the other's": ranges["other"],
+                "random": ranges["random"],
                 "the other's better than all random": f"{(beyond < 0.05).sum()} of {len(beyond)}",
             }
         ]

@@ -189,12 +189,12 @@ def _accuracies(
     rows = []
     for name, model in models.items():
         right = model(images).argmax(1) == labels
-        told = {part: float(right[rows].float().mean()) for part, rows in parts.items()}
+        accuracies = {part: float(right[rows].float().mean()) for part, rows in parts.items()}
         left = {
             layer: f"{(model.get_submodule(layer).weight != 0).float().mean():.0%}"
             for layer in LAYERS
         }
-        rows.append({"network": name, **told, **left})
+        rows.append({"network": name, **accuracies, **left})
     return pd.DataFrame(rows)
 
 
@@ -239,8 +239,8 @@ def _kinds(found: ng.Comparisons, keep: int) -> dict[str, object]:
         (digit, network), (other, another) = a.split(), b.split()
         what = "one digit" if digit == other else "two digits"
         where = "in one network" if network == another else "in two networks"
-        told = cell.measures.loc["neuron_jaccard"]
-        groups.setdefault(f"{what} {where}", []).append((told["value"], told["null_mean"]))
+        overlap = cell.measures.loc["neuron_jaccard"]
+        groups.setdefault(f"{what} {where}", []).append((overlap["value"], overlap["null_mean"]))
     means = {kind: pd.DataFrame(pairs).mean() for kind, pairs in groups.items()}
     row: dict[str, object] = {"of each layer and sign": keep}
     return row | {kind: f"{mean[0]:.2f} ({mean[1]:.2f})" for kind, mean in means.items()}
@@ -326,8 +326,10 @@ KINDS = ("neuron_jaccard", "edge_jaccard", "path_jaccard", "spearman", "sign_agr
 def _measured(cell: ng.Comparison, pair: str) -> dict[str, str]:
     row = {"networks": pair}
     for kind in KINDS:
-        told = cell.measures.loc[kind]
-        row[kind] = f"{told['value']:.2f} ({told['null_mean']:.2f}), p {told['p_value']:.3f}"
+        overlap = cell.measures.loc[kind]
+        row[kind] = (
+            f"{overlap['value']:.2f} ({overlap['null_mean']:.2f}), p {overlap['p_value']:.3f}"
+        )
     return row | {"flipped": ", ".join(cell.neurons("flipped")["name"]) or "none"}
 
 

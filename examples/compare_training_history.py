@@ -17,7 +17,7 @@ from overlaps import matrix
 
 HALF = 0.5
 CHANCE = 0.01
-TOLD = {
+NAMES = {
     "neuron_jaccard": "neurons shared",
     "neuron_weighted_jaccard": "the same, weighted by effects",
     "edge_jaccard": "edges shared",
@@ -85,28 +85,28 @@ def _with_last(
     last, rows = found.rows[-1], []
     for epoch, name in zip(epochs, found.rows, strict=True):
         row: dict[str, object] = {"epoch": epoch}
-        for measure in (*TOLD, "spearman"):
+        for measure in (*NAMES, "spearman"):
             if name == last:
                 row[measure] = "–"
                 continue
-            told = found[name, last].measures.loc[measure]
-            row[measure] = f"{told['value']:.2f} ({told['null_mean']:.2f})"
+            overlap = found[name, last].measures.loc[measure]
+            row[measure] = f"{overlap['value']:.2f} ({overlap['null_mean']:.2f})"
             if measure == "neuron_jaccard":
-                row["p"] = float(told["p_value"])
+                row["p"] = float(overlap["p_value"])
         row["validation loss"] = losses[epoch - 1]["validation_loss"] if epoch else float("nan")
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _said(found: ng.Comparisons, epochs: list[int], losses: tuple[dict[str, float], ...]) -> str:
-    first = {told: appears(found, measure) or "never" for measure, told in TOLD.items()}
+    first = {words: appears(found, measure) or "never" for measure, words in NAMES.items()}
     best = min(range(len(losses)), key=lambda epoch: losses[epoch]["validation_loss"]) + 1
     early, late = (losses[epoch - 1]["validation_loss"] for epoch in (epochs[1], epochs[-1]))
     steps = [found[pair].neuron_jaccard for pair in itertools.pairwise(found.rows)]
     start = found[found.rows[0], found.rows[-1]].measures.loc["neuron_jaccard"]
     return (
         "More than half is shared, and p < 0.01, from then on: "
-        + "; ".join(f"{told}: {name}" for told, name in first.items())
+        + "; ".join(f"{words}: {name}" for words, name in first.items())
         + f". Validation loss is {early:.3f} at epoch {epochs[1]}, {late:.3f} at the end and "
         f"lowest at epoch {best}. Neighbours share {steps[0]:.2f} in the first step from random "
         f"weights, {min(steps[1:]):.2f} to {max(steps[1:]):.2f} in all later ones: in this one "

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 import neurograph as ng
 from hooks import (
     Neurons,
+    ablated,
     against_chance,
     check,
     kept_neurons,
-    knocked_out,
     mean_and_range,
     record,
     strongest,
@@ -67,7 +67,7 @@ def knock_out(circuit: ng.Circuit, model: nn.Module, fours: Tensor, nines: Tenso
     means = {layer: values.mean(0, keepdim=True) for layer, values in in_nines.items()}
 
     def recognised(neurons: Neurons) -> float:
-        with knocked_out(model, neurons, means, dim=1):
+        with ablated(model, neurons, means, dim=1):
             return (model(fours).argmax(1) == 4).float().mean().item()
 
     widths = {layer: values.shape[1] for layer, values in means.items()}

@@ -3,7 +3,7 @@
 #
 # A small network tells patients with heart disease from healthy ones. Which of its neurons tell
 # the classes apart, which of them does it need, and what happens to the others when one is cut?
-# A notebook asked this first: it tested every neuron's distributions by class, silenced those
+# A notebook asked this first: it tested every neuron's distributions by class, ablated those
 # that differed, and watched accuracy fall. This is the same study with one library: every step is
 # a function, and what is said of all networks has an interval over five of them.
 #
@@ -171,7 +171,7 @@ note(
 # ## 5. Which importance predicts damage?
 #
 # Five ways to call a neuron important, each ranking the 1,536 hidden neurons; the better half is
-# "important". A share of it is silenced, as many neurons of the other half, and as many of all.
+# "important". A share of it is ablated, as many neurons of the other half, and as many of all.
 # The original zeroed weights and biases, which makes outputs 0; here the mean and the values of
 # other patients stand in besides, which do not push later layers where no patient ever was.
 
@@ -226,45 +226,45 @@ def over_seeds(values: pd.Series) -> str:
     return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
-by_seed = draws.groupby(["how", "criterion", "group", "share", "seed"], sort=False)
+by_seed = draws.groupby(["how", "ranking", "group", "share", "seed"], sort=False)
 by_seed = by_seed[["value", "lost"]].mean().reset_index()
 whole = pd.Series([curves[HOWS[0], seed].baseline for seed in range(SEEDS)])
 note(
     f"Accuracy on held-out patients, {SEEDS} seeds, {DRAWS} draws each: {over_seeds(whole)} with "
-    f"nothing silenced. With {most:.0%} of the better half silenced, of the other half, or as many "
+    f"nothing ablated. With {most:.0%} of the better half ablated, of the other half, or as many "
     "of all (mean over seeds with its 95 % interval):"
 )
 at_most = by_seed[by_seed["share"] == most]
-rows = at_most.groupby(["how", "criterion", "group"], sort=False)["value"].apply(over_seeds)
+rows = at_most.groupby(["how", "ranking", "group"], sort=False)["value"].apply(over_seeds)
 note(rows.unstack("group").reset_index())
 note(
-    "The original, on one network: 0.79 with nothing silenced, 0.57 to 0.65 with 90% of the "
-    "important neurons silenced, 0.80 to 0.82 with the unimportant ones."
+    "The original, on one network: 0.79 with nothing ablated, 0.57 to 0.65 with 90% of the "
+    "important neurons ablated, 0.80 to 0.82 with the unimportant ones."
 )
 
 # %%
-mean_lost = by_seed.groupby(["how", "criterion", "seed", "group"], sort=False)["lost"].mean()
+mean_lost = by_seed.groupby(["how", "ranking", "seed", "group"], sort=False)["lost"].mean()
 apart = mean_lost.unstack("group")
 apart = (apart["important"] - apart["unimportant"]).rename("gap").reset_index()
-ranking = apart.groupby(["how", "criterion"], sort=False)["gap"].agg(["mean", over_seeds])
+ranking = apart.groupby(["how", "ranking"], sort=False)["gap"].agg(["mean", over_seeds])
 ranking = ranking.sort_values(["how", "mean"], ascending=[True, False], kind="stable").reset_index()
 note(
-    "A criterion predicts damage if accuracy falls further without what it calls important than "
+    "A ranking predicts damage if accuracy falls further without what it calls important than "
     "without what it calls unimportant. That difference, averaged over all shares:",
-    ranking[["how", "criterion", "over_seeds"]].rename(columns={"over_seeds": "gap"}),
+    ranking[["how", "ranking", "over_seeds"]].rename(columns={"over_seeds": "gap"}),
 )
-per_seed = apart.groupby(["criterion", "seed"])["gap"].mean().unstack("seed")
+per_seed = apart.groupby(["ranking", "seed"])["gap"].mean().unstack("seed")
 order = per_seed.mean(axis=1).sort_values(ascending=False)
 first, second = order.index[:2]
 lead = per_seed.loc[first] - per_seed.loc[second]
 note(
-    f"Over all three ways of silencing, **{first}** predicts damage best ({order[first]:.3f}), "
+    f"Over all three ways of ablating, **{first}** predicts damage best ({order[first]:.3f}), "
     f"then {second} ({order[second]:.3f}); it leads by {over_seeds(lead)} of accuracy. "
     + "In falling order: "
     + ", ".join(f"{name} {value:.3f}" for name, value in order.items())
     + "."
 )
-note.figure(figures.masking(curves["mean", 0]), "masking", "Accuracy while neurons are silenced")
+note.figure(figures.masking(curves["mean", 0]), "masking", "Accuracy while neurons are ablated")
 
 # %% [markdown]
 # ## 6. What happens to the next layer when a neuron is cut?
@@ -373,7 +373,7 @@ normal = int(separation["normal"].sum())
 apart_at = int(separation["separates"].sum())
 uncorrected = int((separation["p"] < 0.05).sum())
 at_mean = by_seed[(by_seed["share"] == most) & (by_seed["how"] == "zero")]
-at_mean = at_mean.groupby(["criterion", "group"])["value"].mean()
+at_mean = at_mean.groupby(["ranking", "group"])["value"].mean()
 shapes = summary["shape"].value_counts()
 steps = [
     ("layers as a directed graph", "`layer_graph`", " → ".join(plain)),

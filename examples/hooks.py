@@ -20,10 +20,10 @@ import neurograph as ng
 
 __all__ = [
     "Neurons",
+    "ablated",
     "against_chance",
     "check",
     "kept_neurons",
-    "knocked_out",
     "mean_and_range",
     "record",
     "strongest",
@@ -91,7 +91,7 @@ def one(_layer: str) -> int:
 
 
 @contextmanager
-def knocked_out(
+def ablated(
     model: nn.Module,
     neurons: Neurons,
     values: Mapping[str, Tensor],
@@ -150,7 +150,7 @@ def check(
     """
     total = circuit.graph.nodes[neuron]["total_effect"]
     actual = score()
-    with knocked_out(model, {neuron.layer: [neuron.index]}, values, dim=dim, size=size):
+    with ablated(model, {neuron.layer: [neuron.index]}, values, dim=dim, size=size):
         by_hooks = (actual - score()).mean().item()
     print(f"{circuit.name(neuron)} adds {total:+.4f} all in all; by hooks alone {by_hooks:+.4f}")
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import neurograph as ng
 from hooks import (
     Neurons,
+    ablated,
     against_chance,
     check,
     kept_neurons,
-    knocked_out,
     mean_and_range,
     record,
     strongest,
@@ -47,8 +47,8 @@ def main() -> None:
     with torch.no_grad():
         chances = model(efficientnet_lite0.preprocess(pictures.values())).softmax(1)
     for name, chance in zip(pictures, chances, strict=True):
-        told = ", ".join(f"{names[i]} {chance[i]:.2f}" for i in chance.topk(3).indices.tolist())
-        print(f"  {name}: {told}")
+        channels = ", ".join(f"{names[i]} {chance[i]:.2f}" for i in chance.topk(3).indices.tolist())
+        print(f"  {name}: {channels}")
 
     coffee = efficientnet_lite0.preprocess(views(pictures.pop("coffee")))
     others = efficientnet_lite0.preprocess(v for p in pictures.values() for v in views(p))
@@ -84,11 +84,11 @@ def knock_out(
     """Set the channels that speak for espresso to their means, and as many others."""
 
     def logit(channels: Neurons) -> float:
-        with knocked_out(model, channels, means, dim=1):
+        with ablated(model, channels, means, dim=1):
             return model(coffee)[:, espresso].mean().item()
 
     def chance(channels: Neurons) -> float:
-        with knocked_out(model, channels, means, dim=1):
+        with ablated(model, channels, means, dim=1):
             return model(coffee).softmax(1)[:, espresso].mean().item()
 
     widths = {layer: values.shape[1] for layer, values in means.items()}

@@ -1,7 +1,8 @@
 """Who gets the drink? The heads and neurons with which SmolLM2 finds the indirect object.
 
-"When Mary and John went to the store, John gave a drink to" goes on with " Mary". In the corrupt
-twin of each prompt Mary is the one who gives, and everything that tells the two apart moves.
+"When Mary and John went to the store, John gave a drink to" goes on with " Mary". In the
+counterfactual of each prompt Mary is the one who gives, and everything that tells the two apart
+moves.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from torch import Tensor
 import neurograph as ng
 from hooks import (
     Neurons,
+    ablated,
     against_chance,
     check,
     kept_neurons,
-    knocked_out,
     mean_and_range,
     record,
     strongest,
@@ -66,7 +67,7 @@ def main() -> None:
         first = model(clean[:1]).logits[0, -1].softmax(0)[names[0, 0]].item()
     print(f"{tokenizer.decode(clean[0])!r} goes on with ' Mary': p = {first:.2f}")
     print(f"margin: {margin(clean).mean():+.2f} in the prompts, {margin(corrupt).mean():+.2f} "
-          "in their twins")  # fmt: skip
+          "in their counterfactuals")  # fmt: skip
 
     with measured("search"):
         circuit = ng.search(
@@ -93,24 +94,24 @@ def main() -> None:
     # A neuron here is a head or MLP neuron at one token: elsewhere it stays what it is.
     best = strongest(circuit, f"*.{HEADS}")
     values = record(model, [best.layer], lambda: model(clean))
-    in_twins = record(model, [best.layer], lambda: model(corrupt))
-    values[best.layer][:, best.position] = in_twins[best.layer][:, best.position]
+    in_counterfactuals = record(model, [best.layer], lambda: model(corrupt))
+    values[best.layer][:, best.position] = in_counterfactuals[best.layer][:, best.position]
     check(circuit, model, best, lambda: margin(clean), values, size=size)
 
     # The whole heads, at every token, of those that the positive circuit holds anywhere.
     kept = kept_neurons(circuit, "positive")
     heads = {layer: kept[layer] for layer in kept if layer.endswith(HEADS)}
-    in_twins = record(model, heads, lambda: model(corrupt))
+    in_counterfactuals = record(model, heads, lambda: model(corrupt))
 
     def margin_without(neurons: Neurons) -> float:
-        with knocked_out(model, neurons, in_twins, size=size):
+        with ablated(model, neurons, in_counterfactuals, size=size):
             return margin(clean).mean().item()
 
     widths = dict.fromkeys(heads, model.config.num_attention_heads)
     without, chance = against_chance(margin_without, heads, widths)
     print(
-        f"margin with the circuit's {sum(map(len, heads.values()))} heads as in the twins: "
-        f"{without:+.2f}; with as many other heads of the same layers, 20 times: "
+        f"margin with the circuit's {sum(map(len, heads.values()))} heads as in the "
+        f"counterfactuals: {without:+.2f}; with as many other heads of the same layers, 20 times: "
         f"{mean_and_range(chance, '+.2f')}"
     )
 

@@ -2,7 +2,7 @@
 
 Both sentences go through one encoder, so each of its modules is called twice: `dense` and
 `dense#1` in the circuit are the same neurons, reading the first sentence and the second. In the
-corrupt twin of a pair each sentence is exchanged for one of another pair.
+counterfactual of a pair each sentence is exchanged for one of another pair.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import neurograph as ng
 from hooks import (
     Neurons,
+    ablated,
     against_chance,
     check,
     kept_neurons,
-    knocked_out,
     mean_and_range,
     record,
     strongest,
@@ -103,7 +103,7 @@ def main() -> None:
     compare_sentences(kept)
 
     def alike_without(neurons: Neurons) -> float:
-        with knocked_out(model, neurons, values, size=size):
+        with ablated(model, neurons, values, size=size):
             return model(**pairs).mean().item()
 
     widths = {layer: values[layer].shape[-1] // size(layer) for layer in kept}

@@ -12,10 +12,10 @@ from torch import Tensor
 import neurograph as ng
 from hooks import (
     Neurons,
+    ablated,
     against_chance,
     check,
     kept_neurons,
-    knocked_out,
     mean_and_range,
     record,
     strongest,
@@ -77,7 +77,7 @@ def main() -> None:
         check(circuit, model, strongest(circuit, layer), odds, after_round)
 
     def odds_without(neurons: Neurons) -> float:
-        with knocked_out(model, neurons, after_round):
+        with ablated(model, neurons, after_round):
             return odds().mean().item()
 
     kept = kept_neurons(circuit, "positive")

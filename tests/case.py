@@ -41,7 +41,7 @@ class Case:
     ----------
     network : Network
     contrast, background
-        As for `Study`; the contrast `counterfactual` brings twins of its own.
+        As for `Study`; the contrast `counterfactual` brings counterfactual samples of its own.
     target : int, optional
         What the library gets for a target, if not the network's own callable.
     """

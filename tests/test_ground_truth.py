@@ -127,8 +127,8 @@ def test_distractors_work_but_reach_nothing_without_noise() -> None:
         }
         for layer, others in rest.items():
             assert reached[layer][:, others].std(0).min() > 0.05
-        silenced, _ = _outputs(network.model, network.X, rest)
-        assert torch.allclose(silenced, whole, rtol=1e-12, atol=1e-12) == (noise == 0)
+        ablated, _ = _outputs(network.model, network.X, rest)
+        assert torch.allclose(ablated, whole, rtol=1e-12, atol=1e-12) == (noise == 0)
 
 
 def _outputs(

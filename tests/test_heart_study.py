@@ -92,5 +92,5 @@ def test_random_neurons_are_no_more_important_than_others(
     }
     assert abs(order["random"]) < order.max()
     draws: pd.DataFrame = scope["draws"]
-    sizes = draws.groupby(["criterion", "share"])["neurons"].nunique()
+    sizes = draws.groupby(["ranking", "share"])["neurons"].nunique()
     assert (sizes == 1).all()  # as many in every group

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -104,3 +106,26 @@ def test_no_name_of_a_file_stands_twice() -> None:
     names = Counter(path.stem for path in PACKAGE.rglob("*.py"))
     twice = {name for name, count in names.items() if count > 1}
     assert twice == {"__init__"}
+
+
+def public_names(path: Path) -> Iterator[str]:
+    """Names without an underscore that a file defines at its top."""
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                found = [name]
+            case ast.Assign(targets=targets):
+                found = [t.id for t in targets if isinstance(t, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found = [name]
+            case _:
+                continue
+        yield from (name for name in found if not name.startswith("_"))
+
+
+def test_no_public_name_stands_twice() -> None:
+    """But for what is one thing at two ends: a function and its command, a table and its figure."""
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    counts = Counter(name for path in files for name in set(public_names(path)))
+    twice = {name for name, count in counts.items() if count > 1}
+    assert twice == {"compare", "faithfulness", "separation"}

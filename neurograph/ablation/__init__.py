@@ -1,1 +1,1 @@
-"""Neurons silenced in a model that runs by itself: masks, criteria of importance, curves."""
+"""Neurons ablated in a model that runs by itself: masks, rankings, curves."""

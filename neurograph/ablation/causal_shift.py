@@ -1,4 +1,4 @@
-"""What happens to the distributions of later neurons when some neurons are cut."""
+"""What happens to the distributions of later neurons when some neurons are ablated."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _MARKED = ("wasserstein_std", "mean_before", "mean_after")
 
 @dataclass(frozen=True, eq=False)
 class CausalShift:
-    """How cutting some neurons moves the activations of all that come after them.
+    """How ablating some neurons moves the activations of all that come after them.
 
     Attributes
     ----------
     neurons : tuple of Neuron
-        Which were cut.
+        Which were ablated.
     how : str
         What they were replaced by, see `mask_neurons`.
     table : DataFrame
@@ -48,7 +48,7 @@ class CausalShift:
     layers : networkx.DiGraph
         The layer graph; each later layer has ``median_wasserstein`` and ``most_wasserstein``, over
         its neurons, in standard deviations, and ``most_shifted``, the index of the neuron that
-        moved most. Layers that were cut have ``cut``, how many of their neurons.
+        moved most. Layers with ablated neurons have ``ablated``, how many of their neurons.
     """
 
     neurons: tuple[Neuron, ...]
@@ -60,16 +60,16 @@ class CausalShift:
         """Return the circuit with the shift on its graph, and so on its page.
 
         Kept neurons that come later get ``wasserstein_std``, ``mean_before`` and ``mean_after``;
-        those that were cut get ``cut``: how.
+        those that were ablated get ``ablated``: how.
         """
         graph = circuit.graph.copy()
         columns = [self.table[name].tolist() for name in ("layer", "index", *_MARKED)]
-        for layer, index, *told in zip(*columns, strict=True):
+        for layer, index, *values in zip(*columns, strict=True):
             if (layer, index) in graph:
-                graph.nodes[layer, index].update(zip(_MARKED, told, strict=True))
+                graph.nodes[layer, index].update(zip(_MARKED, values, strict=True))
         for neuron in self.neurons:
             if neuron in graph:
-                graph.nodes[neuron]["cut"] = self.how
+                graph.nodes[neuron]["ablated"] = self.how
         return replace(circuit, graph=graph)
 
 
@@ -89,14 +89,14 @@ def causal_shift(
     class_names: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> CausalShift:
-    """Cut neurons, and compare the activations of all later neurons before and after.
+    """Ablate neurons, and compare the activations of all later neurons before and after.
 
     Parameters
     ----------
     model, data, device, progress
         As for `search`.
     neurons : neurons, mapping of layer to indices, or Circuit
-        What is cut together, as for `mask_neurons`.
+        What is ablated together, as for `mask_neurons`.
     how : {"mean", "resample", "zero"}
         What they are replaced by, see `mask_neurons`.
     labels : bool or one class for each sample, optional
@@ -116,14 +116,14 @@ def causal_shift(
     Returns
     -------
     CausalShift
-        Its table has one row for each neuron of the layers that depend on the cut ones, but for
-        the cut neurons themselves: ``layer, index, name``; ``mean_before, mean_after, mean_shift,
-        std_before, std_after`` and ``wasserstein``, the Wasserstein-1 distance of the two
-        distributions, in the layer's units; ``wasserstein_std``, the same in standard deviations
-        before (NaN for what did not vary); ``change``, the mean of what single samples changed by,
-        whichever way. With two classes ``auc_before, auc_after, cohens_d_before, cohens_d_after``
-        as in `separation`, with more ``kruskal_h_before, kruskal_h_after``. Each sample counts
-        with its mean over positions.
+        Its table has one row for each neuron of the layers that depend on the ablated ones, but for
+        the ablated neurons themselves: ``layer, index, name``; ``mean_before, mean_after,
+        mean_shift, std_before, std_after`` and ``wasserstein``, the Wasserstein-1 distance of the
+        two distributions, in the layer's units; ``wasserstein_std``, the same in standard
+        deviations before (NaN for what did not vary); ``change``, the mean of what single samples
+        changed by, whichever way. With two classes ``auc_before, auc_after, cohens_d_before,
+        cohens_d_after`` as in `separation`, with more ``kruskal_h_before, kruskal_h_after``. Each
+        sample counts with its mean over positions.
 
     Raises
     ------
@@ -171,8 +171,8 @@ def causal_shift(
             for name, part in parts.items()
         ]
     table = pd.concat(tables, ignore_index=True)
-    cut = {(n.layer, n.index) for each in chosen.values() for n in each}
-    own = [pair in cut for pair in zip(table["layer"], table["index"], strict=True)]
+    ablated = {(n.layer, n.index) for each in chosen.values() for n in each}
+    own = [pair in ablated for pair in zip(table["layer"], table["index"], strict=True)]
     table = table[~np.array(own)].reset_index(drop=True)
     every = tuple(neuron for each in chosen.values() for neuron in each)
     return CausalShift(every, how, table, _on_layers(graph, table, chosen))
@@ -216,9 +216,9 @@ def _table(
         scaled = np.where(std > 0, distance / std, np.nan)
     columns |= {"wasserstein": distance, "wasserstein_std": scaled}
     columns["change"] = np.abs(a - b).mean(1)
-    told = {"before": _classes_apart(before), "after": _classes_apart(after)}
-    for name in told["before"]:
-        columns |= {f"{name}_{when}": values[name] for when, values in told.items()}
+    separation = {"before": _classes_apart(before), "after": _classes_apart(after)}
+    for name in separation["before"]:
+        columns |= {f"{name}_{when}": values[name] for when, values in separation.items()}
     return pd.DataFrame(columns)
 
 
@@ -233,7 +233,7 @@ def _classes_apart(values: Mapping[Label, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _on_layers(
-    graph: nx.DiGraph, table: pd.DataFrame, cut: Mapping[str, Sequence[Neuron]]
+    graph: nx.DiGraph, table: pd.DataFrame, ablated: Mapping[str, Sequence[Neuron]]
 ) -> nx.DiGraph:
     marked = graph.copy()
     for layer, rows in table.groupby("layer"):
@@ -242,6 +242,6 @@ def _on_layers(
         if shift.notna().any():
             marked.nodes[layer]["most_wasserstein"] = float(shift.max())
             marked.nodes[layer]["most_shifted"] = int(rows.loc[shift.idxmax(), "index"])
-    for layer, neurons in cut.items():
-        marked.nodes[layer]["cut"] = len(neurons)
+    for layer, neurons in ablated.items():
+        marked.nodes[layer]["ablated"] = len(neurons)
     return marked

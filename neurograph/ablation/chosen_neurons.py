@@ -1,4 +1,4 @@
-"""Which neurons are meant: as users name them, and the layers that hold any worth silencing."""
+"""Which neurons are meant: as users name them, and the layers that hold any worth ablating."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _check_positions(circuit: Circuit) -> None:
     if positions not in ("all", "each"):
         raise OptionError(
             f"the circuit's neurons are channels at one position ({positions!r}), which none of "
-            "its neurons names: pass list(circuit.graph) to silence the channels everywhere, or "
+            "its neurons names: pass list(circuit.graph) to ablate the channels everywhere, or "
             "(layer, index, position) tuples"
         )
 

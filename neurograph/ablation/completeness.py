@@ -52,10 +52,10 @@ class Circuits:
         as_kept = isinstance(size, str) and size == "kept"
         key = (name, "kept" if as_kept else order)
         if key not in self.numbers:
-            told = ", ".join(f"{n!r} {o}" for n, o in self.numbers)
+            known = ", ".join(f"{n!r} {o}" for n, o in self.numbers)
             raise OptionError(
                 f"size={shown(size)}, order={order!r}: there is no such circuit of {name!r}; there "
-                f"are {told}"
+                f"are {known}"
             )
         numbers = self.numbers[key]
         if as_kept:
@@ -81,7 +81,7 @@ class Circuits:
 def incompleteness(
     measure: Measure, circuit: Flags, ablation: Ablation, draws: int, seed: int
 ) -> pd.DataFrame:
-    """Knock random parts of a circuit out of it, and out of the model; see `Faithfulness`."""
+    """Ablate random parts of a circuit in it, and in the model; see `Faithfulness`."""
     checks.whole(draws, "draws", least=1)
     checks.whole(seed, "seed", least=0)
     ends = measure.ends(ablation)

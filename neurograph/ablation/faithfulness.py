@@ -43,7 +43,7 @@ def find_faithfulness(study: BaseStudy, ranking: Any, options: Mapping[str, Any]
     corrupt, seed, confidence = own["corrupt"], study.options["seed"], own["confidence"]
     sizes, draws, metric = own["sizes"], own["draws"], own["metric"]
     paired = corrupt is not None or isinstance(study.contrast, Counterfactual)
-    wanted = check_ablations(own["ablations"], twins=paired, given=corrupt is not None)
+    wanted = check_ablations(own["ablations"], counterfactuals=paired, given=corrupt is not None)
     rankings = read_rankings(ranking)
     contrast = study.options["contrast"] if corrupt is None else Counterfactual(corrupt)
     study = study.at(contrast=contrast, background="data", routed=False)
@@ -161,11 +161,11 @@ def _measured(
         found = {name: measure([kept for _, kept in some], name) for name in ends}
         for i, ((ranking, order, *place), _) in enumerate(some):
             for name, points in found.items():
-                yield ranking, order, name, *place, *_told(points[i], ends[name])
+                yield ranking, order, name, *place, *_columns(points[i], ends[name])
         bar.advance(len(some))
 
 
-def _told(point: Point, ends: Ends) -> tuple[float, float, float, float]:
+def _columns(point: Point, ends: Ends) -> tuple[float, float, float, float]:
     return point.value, ends.faithfulness(point.value), point.error, point.metric
 
 

@@ -68,7 +68,7 @@ def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Faithfulness:
-    """What is left of a target with circuits kept, and with them knocked out; by `faithfulness`.
+    """What is left of a target with circuits kept, and with them ablated; by `faithfulness`.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class Faithfulness:
         DataFrame
             ``ranking, order, ablation``; ``cpr``, ``cmd`` and ``average`` faithfulness of circuits
             kept alone, see `areas`; ``completeness``, the average faithfulness of what is left
-            with them knocked out, the smaller the more complete (Marks et al. 2024,
+            with them ablated, the smaller the more complete (Marks et al. 2024,
             arXiv:2403.19647). Each is followed by its ``_low`` and ``_high``: NaN but for random
             circuits, of which each draw is a nested series.
         """
@@ -161,7 +161,7 @@ class Faithfulness:
         draws: int = 20,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Say how alike circuit and model stay as random parts of the circuit are knocked out.
+        """Say how alike circuit and model stay as random parts of the circuit are ablated.
 
         Parameters
         ----------
@@ -186,9 +186,9 @@ class Faithfulness:
         """
         circuits = self._again()
         chosen = circuits.circuit(size, ranking, order)
-        told = circuits.ablation(ablation)
+        method = circuits.ablation(ablation)
         with circuits.open() as measure:
-            return incompleteness(measure, chosen, told, draws, seed)
+            return incompleteness(measure, chosen, method, draws, seed)
 
     def minimality(
         self,
@@ -222,9 +222,9 @@ class Faithfulness:
         """
         circuits = self._again()
         chosen = circuits.circuit(size, ranking, order)
-        told = circuits.ablation(ablation)
+        method = circuits.ablation(ablation)
         with circuits.open() as measure:
-            return minimality(measure, chosen, told, most, seed)
+            return minimality(measure, chosen, method, most, seed)
 
     def _again(self) -> Circuits:
         if self._circuits is None:
@@ -238,7 +238,10 @@ class Faithfulness:
             for row in self.summary().itertuples()
         ]
         unclear = self.ends.loc[~self.ends["significant"], "ablation"]
-        lines += [f"  {name}: the model is not told from nothing kept" for name in unclear]
+        lines += [
+            f"  {name}: the model does not differ significantly from nothing kept"
+            for name in unclear
+        ]
         return "\n".join([head, *lines])
 
 

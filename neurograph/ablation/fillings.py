@@ -1,4 +1,4 @@
-"""What silenced neurons pass on instead of their own values: zero, their means, other samples'.
+"""What ablated neurons pass on instead of their own values: zero, their means, other samples'.
 
 Zeros and means are those of ablation (`neurograph.effects.contrast`). Samples are drawn anew:
 there each reference sample has another one of them, but inside a block users run what they like,
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neurograph.data.source import Source, draw
 from neurograph.effects.contrast import by_rows
 from neurograph.errors import OptionError
-from neurograph.model.hooks import Place, passing
+from neurograph.model.hooks import HookPoint, passing
 from neurograph.model.layers import Layer
 from neurograph.model.observe import call_model, undisturbed
 from neurograph.utils.memory import parse_memory
@@ -34,12 +34,12 @@ _BATCH = 256
 
 
 def zeros(_seed: int) -> Fill:
-    """Silenced neurons pass on 0."""
+    """Ablated neurons pass on 0."""
     return lambda _layer, rows, _run: rows.new_zeros(())
 
 
 def means(profiled: nx.DiGraph, layers: Iterable[Layer]) -> Filling:
-    """Silenced neurons pass on their means, position by position where the profile has them so.
+    """Ablated neurons pass on their means, position by position where the profile has them so.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def means(profiled: nx.DiGraph, layers: Iterable[Layer]) -> Filling:
     pooled = set()
     for layer in layers:
         if layer.name not in profiled:
-            raise OptionError(f"nothing reads layer {layer.name!r}: silencing it changes nothing")
+            raise OptionError(f"nothing reads layer {layer.name!r}: ablating it changes nothing")
         mean: Tensor = profiled.nodes[layer.name]["mean"]
         values[layer.name] = by_rows(mean[None], layer)[0]
         if mean.dim() < len(layer.shape):
@@ -68,12 +68,12 @@ def others(
     model: nn.Module,
     data: Any,
     layers: Mapping[str, Layer],
-    places: Mapping[str, Place],
+    places: Mapping[str, HookPoint],
     row_bytes: int,
     seed: int,
     memory: int | str = "512MB",
 ) -> Filling:
-    """Silenced neurons pass on what they are in samples of the data, drawn afresh for each run.
+    """Ablated neurons pass on what they are in samples of the data, drawn afresh for each run.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""How important neurons are, by different criteria: what they do, what they tell, or by chance.
+"""Rankings of neurons by importance: by total effects, by what class labels say, or by chance.
 
-Every criterion is a Series of one number a neuron, the larger the more important, indexed by
+Every ranking is a Series of one number a neuron, the larger the more important, indexed by
 ``layer`` and ``index``. By default it is of the hidden layers: those between the inputs and what
 only the output reads.
 """
@@ -127,12 +127,12 @@ def _of_inputs(layers: pd.Series) -> pd.Series:
 
 
 def at_random(index: pd.MultiIndex, seed: int = 0) -> pd.Series:
-    """Importance by chance: what every other criterion is to be compared with.
+    """Importance by chance: what every other ranking is to be compared with.
 
     Parameters
     ----------
     index : MultiIndex
-        Of another criterion.
+        Of another ranking.
     seed : int
 
     Returns
@@ -141,6 +141,6 @@ def at_random(index: pd.MultiIndex, seed: int = 0) -> pd.Series:
         Named ``random``, uniform in [0, 1).
     """
     if not isinstance(index, pd.Index):
-        raise OptionError(f"index={shown(index)}: pass the index of another criterion")
+        raise OptionError(f"index={shown(index)}: pass the index of another ranking")
     generator = np.random.default_rng(whole(seed, "seed", least=0))
     return pd.Series(generator.random(len(index)), index, name="random")

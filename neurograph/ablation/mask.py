@@ -1,4 +1,4 @@
-"""Silence neurons of a model for the length of a block, and leave the model as it was."""
+"""Ablate neurons of a model for the length of a block, and leave the model as it was."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from neurograph.activations.profile import profile
 from neurograph.data.source import Source
 from neurograph.errors import OptionError
 from neurograph.model.batch import shape_of
-from neurograph.model.hooks import find_place, passing, unknown_layer
+from neurograph.model.hooks import find_hook_point, passing, unknown_layer
 from neurograph.model.layer_choice import INPUT_SIDE, find_sites, refuse_unsupported
 from neurograph.model.layers import Layer, Layout, Neuron
 from neurograph.model.module_types import has_channels_first, has_channels_last, is_convolution
@@ -27,7 +27,7 @@ from neurograph.utils.checks import one_of, whole
 __all__ = ["How", "Masker", "check_how", "mask_neurons"]
 
 How = Literal["zero", "mean", "resample"]
-"""What silencing means: an output of 0, of the mean, or of another sample."""
+"""What ablating means: an output of 0, of the mean, or of another sample."""
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def mask_neurons(
     groups: Mapping[str, Groups] | None = None,
     seed: int = 0,
 ) -> Iterator[nn.Module]:
-    """Silence neurons while inside the block; the model is as it was afterwards, come what may.
+    """Ablate neurons while inside the block; the model is as it was afterwards, come what may.
 
     Inside, the model is run as usual, by any code, with or without gradients. Blocks may be
     nested: inner ones act last.
@@ -117,12 +117,12 @@ def mask_neurons(
 
 
 def check_how(how: str) -> None:
-    """Raise OptionError for a way of silencing that there is not."""
+    """Raise OptionError for a way of ablating that there is not."""
     one_of(how, "how", get_args(How))
 
 
 class Masker:
-    """A model made ready to have neurons of some layers silenced, again and again.
+    """A model made ready to have neurons of some layers ablated, again and again.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class Masker:
         check_how(how)
         refuse_unsupported(model)
         self.model, self.how = model, how
-        self.places = {name: find_place(name, model) for name in layers}
+        self.places = {name: find_hook_point(name, model) for name in layers}
         self.layers: dict[str, Layer] = {}
         seed = whole(seed, "seed", least=0)
         self.groups: dict[str, list[list[int]]] = {}
@@ -211,7 +211,7 @@ class Masker:
             )
         if recording.layers[name].routed and self.how == "resample":
             raise OptionError(
-                f"how='resample' cannot silence layer {name!r}, which runs on rows that values "
+                f"how='resample' cannot ablate layer {name!r}, which runs on rows that values "
                 "choose: other samples may have none; use how='mean' or 'zero'"
             )
         return recording.layers[name]
@@ -275,11 +275,11 @@ class Masker:
             return int(module.in_channels if place.side else module.out_channels)
         return None
 
-    # -- silencing -------------------------------------------------------------------------------
+    # -- ablating --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def masked(self, chosen: Mapping[str, Sequence[Neuron]], seed: int) -> Iterator[None]:
-        """Silence some neurons for the length of a block; the seed is that of resampling."""
+        """Ablate some neurons for the length of a block; the seed is that of resampling."""
         self.check(chosen)
         chosen = {layer: neurons for layer, neurons in chosen.items() if neurons}
         marked = {n: self._elements(n, some) for n, some in chosen.items() if n in self.layers}
@@ -291,28 +291,28 @@ class Masker:
             known = self.layers.get(layer)
             lying = Layout()
             if known is not None and not known.routed:
-                lying = known.layout.fitted(tensor, passage.size)
+                lying = known.layout.fitted(tensor, log.size)
             rows = lying.rows(tensor)
             if known is None:
-                silenced = self._channels(layer, chosen[layer], rows)
+                ablated = self._channels(layer, chosen[layer], rows)
             else:
-                silenced = marked[layer].to(rows.device)
-                if layer in at_positions and silenced.shape != rows.shape[1:]:
+                ablated = marked[layer].to(rows.device)
+                if layer in at_positions and ablated.shape != rows.shape[1:]:
                     raise OptionError(
                         f"layer {layer!r} is {tuple(rows.shape[1:])} here but "
-                        f"{tuple(silenced.shape)} on data=: positions do not fit"
+                        f"{tuple(ablated.shape)} on data=: positions do not fit"
                     )
-            values = torch.where(silenced, fill(layer, rows, passage.runs), rows)
+            values = torch.where(ablated, fill(layer, rows, log.runs), rows)
             changed = lying.tensor(values)
             return changed.contiguous() if tensor.is_contiguous() else changed
 
-        with passing(self.model, places.values(), change) as passage:
+        with passing(self.model, places.values(), change) as log:
             yield
         routed = {name for name, layer in self.layers.items() if layer.routed}
-        missed = [layer for layer in chosen if layer not in passage.met | routed]
-        if passage.runs and missed:
+        missed = [layer for layer in chosen if layer not in log.met | routed]
+        if log.runs and missed:
             raise OptionError(
-                f"layer {missed[0]!r} was to be silenced, but the model was run without calling it"
+                f"layer {missed[0]!r} was to be ablated, but the model was run without calling it"
             )
 
     def _channels(self, layer: str, neurons: Sequence[Neuron], rows: Tensor) -> Tensor:
@@ -326,14 +326,14 @@ class Masker:
         elif rows.dim() > 2 and not has_channels_last(module) and self._has_maps:
             raise OptionError(
                 f"which dimension of layer {layer!r} ({shape_of(rows)}) its channels are "
-                "cannot be told without data=: pass the data"
+                "cannot be known without data=: pass the data"
             )
-        silenced = torch.zeros(rows.shape[-1 - behind], dtype=torch.bool, device=rows.device)
+        ablated = torch.zeros(rows.shape[-1 - behind], dtype=torch.bool, device=rows.device)
         last = max(neurons, key=lambda neuron: neuron.index)
-        if last.index >= len(silenced):
-            raise _no_neuron(last, f"{len(silenced)} neurons")
-        silenced[[neuron.index for neuron in neurons]] = True
-        return silenced.view(-1, *[1] * behind)
+        if last.index >= len(ablated):
+            raise _no_neuron(last, f"{len(ablated)} neurons")
+        ablated[[neuron.index for neuron in neurons]] = True
+        return ablated.view(-1, *[1] * behind)
 
 
 def _no_neuron(neuron: Neuron, there: str) -> OptionError:

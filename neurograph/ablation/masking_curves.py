@@ -1,4 +1,4 @@
-"""The masking experiment: what silencing important neurons costs, and unimportant ones, and any."""
+"""The masking experiment: what ablating important neurons costs, and unimportant ones, and any."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ GROUPS: tuple[Group, Group, Group] = ("important", "unimportant", "random")
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 _BATCH = 1024
-_KEYS = ["criterion", "group", "share"]
+_KEYS = ["ranking", "group", "share"]
 
 
 @dataclass(frozen=True, eq=False)
 class MaskingCurves:
-    """A metric with ever more neurons silenced; made by `masking_curves`.
+    """A metric with ever more neurons ablated; made by `masking_curves`.
 
     Attributes
     ----------
     draws : DataFrame
-        One row for each masked run over the data: ``criterion``, ``group`` (``important``,
-        ``unimportant``, ``random``), ``share`` of the important neurons, ``neurons`` silenced,
+        One row for each masked run over the data: ``ranking``, ``group`` (``important``,
+        ``unimportant``, ``random``), ``share`` of the important neurons, ``neurons`` ablated,
         ``draw``, ``value`` of the metric.
     baseline : float
         The metric of the model as it is.
@@ -56,9 +56,9 @@ class MaskingCurves:
     higher_is_better : bool
         Of the metric, as it says itself; if it does not say, it is taken to be so.
     how : str
-        What silencing means, see `mask_neurons`.
+        What ablating means, see `mask_neurons`.
     important : mapping of str to int
-        How many neurons each criterion calls important.
+        How many neurons each ranking calls important.
     confidence : float
         Level of the intervals.
     """
@@ -77,39 +77,39 @@ class MaskingCurves:
         Returns
         -------
         DataFrame
-            Columns ``criterion, group, share, neurons, mean, low, high``. An interval says where
+            Columns ``ranking, group, share, neurons, mean, low, high``. An interval says where
             the mean over all possible draws may be. It knows nothing of the chance that lies in
-            the samples, in training, or in the criterion itself. It is NaN for a single draw.
+            the samples, in training, or in the ranking itself. It is NaN for a single draw.
         """
         names = {"value": "mean", "value_low": "low", "value_high": "high"}
         table = means_over_draws(self.draws, [*_KEYS, "neurons"], ["value"], self.confidence)
         return table.drop(columns="draws").rename(columns=names)
 
     def damage(self) -> pd.DataFrame:
-        """How much silencing costs, a number for each criterion: the area above its curves.
+        """How much ablating costs, a number for each ranking: the area above its curves.
 
         Damage is how far the metric falls below the baseline (rises above, where lower is
-        better), averaged over the shares. A criterion is as good as it tells neurons that matter
+        better), averaged over the shares. A ranking is as good as it tells neurons that matter
         from others: by the ``difference`` of the damage of important and unimportant neurons.
 
         Returns
         -------
         DataFrame
-            Indexed by criterion, the best first: ``important``, ``unimportant``, ``random``,
+            Indexed by ranking, the best first: ``important``, ``unimportant``, ``random``,
             ``difference`` (important − unimportant), ``low`` and ``high``, Student's t confidence
             interval of the difference over the draws, as in `summary`.
         """
         sense = 1 if self.higher_is_better else -1
         rows = {}
-        for criterion, table in self.draws.groupby("criterion", sort=False):
+        for ranking, table in self.draws.groupby("ranking", sort=False):
             by_draw = table.pivot_table("value", "draw", "group", aggfunc="mean", observed=True)
             damage = sense * (self.baseline - by_draw)
             means = [float(damage[group].mean()) for group in GROUPS]
             gaps = (damage["important"] - damage["unimportant"]).to_numpy()
-            rows[criterion] = [*means, *interval(gaps, self.confidence)]
+            rows[ranking] = [*means, *interval(gaps, self.confidence)]
         columns = [*GROUPS, "difference", "low", "high"]
         found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-        found.index.name = "criterion"
+        found.index.name = "ranking"
         return found.sort_values("difference", ascending=False, kind="stable")
 
 
@@ -130,10 +130,10 @@ def masking_curves(
     seed: int = 0,
     progress: bool | None = None,
 ) -> MaskingCurves:
-    """Silence important, unimportant and random neurons, and see what becomes of a metric.
+    """Ablate important, unimportant and random neurons, and see what becomes of a metric.
 
-    For each share, so many of the important neurons are drawn at random and silenced, and as many
-    of the unimportant and of all: if the criterion is worth anything, the first costs most.
+    For each share, so many of the important neurons are drawn at random and ablated, and as many
+    of the unimportant and of all: if the ranking is worth anything, the first costs most.
 
     Parameters
     ----------
@@ -147,12 +147,12 @@ def masking_curves(
     importance : Series, Circuit, scores, or mapping of str to any of these
         One number a neuron, the larger the more important, indexed by layer and index, as from
         `neurograph.ablation.importance`; of a circuit or scores the sizes of effects in hidden
-        layers. Several criteria, by name, are compared on the same neurons; the random ones are
+        layers. Several rankings, by name, are compared on the same neurons; the random ones are
         the same for all.
     important : float or neurons
         Which neurons are important: this share of all, those of most importance (ties in the
         order of the Series); or these, as for `mask_neurons`. Of a circuit, those that the
-        criterion knows.
+        ranking knows.
     shares : sequence of float
         Shares of the number of important neurons, in (0, 1].
     draws : int
@@ -160,7 +160,7 @@ def masking_curves(
     how : {"zero", "mean", "resample"}
         As for `mask_neurons`.
     groups : mapping of str to groups, optional
-        As for `search`, where the criterion's neurons are groups.
+        As for `search`, where the ranking's neurons are groups.
     predictions : callable, optional
         From the model's output to what the metric takes. By default its logits: of a model with a
         single one and labels 0 and 1 their sigmoid, ``[samples]``, else as they are.
@@ -189,7 +189,7 @@ def masking_curves(
 
     Notes
     -----
-    Where fewer neurons are unimportant than are to be silenced, all of them are: ``neurons`` says
+    Where fewer neurons are unimportant than are to be ablated, all of them are: ``neurons`` says
     how many.
 
     Examples
@@ -213,11 +213,11 @@ def masking_curves(
     _check(shares, draws, confidence, seed)
     if data is None:
         raise DataError("data is None: pass the labelled samples that the metric is of")
-    criteria = _criteria(importance)
-    index = next(iter(criteria.values())).index
+    rankings = _rankings(importance)
+    index = next(iter(rankings.values())).index
     neurons = [Neuron(str(layer), int(number)) for layer, number in index]
     known = read_neurons(neurons)
-    chosen = {name: _important(series, important) for name, series in criteria.items()}
+    chosen = {name: _important(series, important) for name, series in rankings.items()}
     masker = Masker(model, known, how, data=data, groups=groups, seed=seed, progress=progress)
     masker.check(known)
     at_once = max(1, min(_BATCH, parse_memory(memory) // masker.row_bytes))
@@ -232,9 +232,9 @@ def masking_curves(
         baseline = score()
         for trial in trials:
             key = trial.neurons.tobytes(), trial.seed if how == "resample" else 0
-            if key not in values:  # random neurons are the same for all criteria
-                silenced = read_neurons([neurons[i] for i in trial.neurons])
-                with masker.masked(silenced, trial.seed):
+            if key not in values:  # random neurons are the same for all rankings
+                ablated = read_neurons([neurons[i] for i in trial.neurons])
+                with masker.masked(ablated, trial.seed):
                     values[key] = score()
             rows.append((*trial.place, len(trial.neurons), trial.draw, values[key]))
             bar.advance()
@@ -251,7 +251,7 @@ def masking_curves(
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """One set of neurons to silence, by their positions, and the seed of what replaces them."""
+    """One set of neurons to ablate, by their positions, and the seed of what replaces them."""
 
     place: tuple[str, Group, float]
     draw: int
@@ -267,7 +267,7 @@ def _trials(
     seed: int,
 ) -> Iterator[_Trial]:
     """Draw all sets; those of a group, share and draw by a generator of their own."""
-    for criterion, flags in chosen.items():
+    for ranking, flags in chosen.items():
         count = int(flags.sum())
         members = (np.flatnonzero(flags), np.flatnonzero(~flags), np.arange(total))
         for number, (group, some) in enumerate(zip(GROUPS, members, strict=True)):
@@ -277,7 +277,7 @@ def _trials(
                     generator = np.random.default_rng([seed, number, step, draw])
                     neurons = np.sort(generator.choice(some, size, replace=False))
                     filling = int(generator.integers(2**31))
-                    yield _Trial((criterion, group, float(share)), draw, neurons, filling)
+                    yield _Trial((ranking, group, float(share)), draw, neurons, filling)
 
 
 def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) -> None:
@@ -288,8 +288,8 @@ def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) ->
     whole(seed, "seed", least=0)
 
 
-def _criteria(importance: Any) -> dict[str, pd.Series]:
-    """Read criteria by name, each in the order of the first."""
+def _rankings(importance: Any) -> dict[str, pd.Series]:
+    """Read rankings by name, each in the order of the first."""
     one = importance if isinstance(importance, Mapping) else {None: importance}
     by_size = {n: by_effect(v) if hasattr(v, "ranking") else v for n, v in one.items()}
     read = read_rankings(by_size.get(None, by_size), "importance")
@@ -315,7 +315,7 @@ def _criteria(importance: Any) -> dict[str, pd.Series]:
 
 
 def _important(series: pd.Series, important: Any) -> np.ndarray:
-    """Mark which neurons of a criterion are important."""
+    """Mark which neurons of a ranking are important."""
     flags = np.zeros(len(series), dtype=bool)
     if is_number(important):
         count = min(max(round(a_share(important, "important") * len(series)), 1), len(series) - 1)

@@ -105,9 +105,9 @@ class Score:
         try:
             self.metric.update(predictions, labels)
         except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            told = tuple(predictions.shape) if isinstance(predictions, Tensor) else predictions
+            shape = tuple(predictions.shape) if isinstance(predictions, Tensor) else predictions
             raise OptionError(
-                f"metric {type(self.metric).__name__} does not take predictions of shape {told} "
+                f"metric {type(self.metric).__name__} does not take predictions of shape {shape} "
                 f"with labels of shape {tuple(labels.shape)} ({error}): choose another, or pass "
                 "predictions=, from the model's output to what it takes"
             ) from error

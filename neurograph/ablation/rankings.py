@@ -81,8 +81,8 @@ def read_rankings(ranking: Any, option: str = "ranking") -> dict[str, Ranking]:
     found = {str(n): _read(f"{option} {str(n)!r}", value) for n, value in several.items()}
     kinds = {name: value.of for name, value in found.items()}
     if len(set(kinds.values())) > 1:
-        told = ", ".join(f"{name!r} {of}" for name, of in kinds.items())
-        raise OptionError(f"rankings of one thing can be compared, but {told} are ranked")
+        listed = ", ".join(f"{name!r} {of}" for name, of in kinds.items())
+        raise OptionError(f"rankings of one thing can be compared, but {listed} are ranked")
     return found
 
 
@@ -124,9 +124,9 @@ def _read(name: str, value: Any) -> Ranking:
 def _check(name: str, series: pd.Series) -> None:
     names = set(series.index.names)
     if not any(names >= set(columns) for columns in _COLUMNS.values()):
-        told = " or ".join(f"({', '.join(columns)})" for columns in _COLUMNS.values())
+        keys = " or ".join(f"({', '.join(columns)})" for columns in _COLUMNS.values())
         raise OptionError(
-            f"{name} is indexed by {tuple(series.index.names)}: the index must be of {told}, with "
+            f"{name} is indexed by {tuple(series.index.names)}: the index must be of {keys}, with "
             "positions where neurons have some"
         )
     if not pd.api.types.is_numeric_dtype(series) or not len(series):

@@ -1,4 +1,4 @@
-"""What neurons are once they are ablated: zero, their mean, another sample's, a twin's."""
+"""Ablated values: zero, the neuron's mean, another sample's value, the counterfactual's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Ablated = Callable[[str], Tensor]
 """From a layer's name to the values of its elements once ablated, ``[samples, elements]``."""
 
 
-def check_ablations(ablations: Sequence[str], *, twins: bool, given: bool) -> tuple[Ablation, ...]:
+def check_ablations(
+    ablations: Sequence[str], *, counterfactuals: bool, given: bool
+) -> tuple[Ablation, ...]:
     """Read `ablations=`; OptionError for what is none, twice, or lacks its data."""
     ablations = listed(ablations, "ablations", "one or more, like ['mean', 'zero']")
     known: dict[str, Ablation] = {name: name for name in get_args(Ablation)}
@@ -33,10 +35,10 @@ def check_ablations(ablations: Sequence[str], *, twins: bool, given: bool) -> tu
             f"ablations={ablations!r}: pass one or more, like ('mean', 'zero'), each once"
         )
     asked = "counterfactual" in ablations
-    if (asked and not twins) or (given and not asked):
+    if (asked and not counterfactuals) or (given and not asked):
         raise OptionError(
-            "ablations='counterfactual' and corrupt= belong together: pass corrupt=, a twin of "
-            "each sample of the data in the same order, or neither"
+            "ablations='counterfactual' and corrupt= belong together: pass corrupt=, a "
+            "counterfactual of each sample of the data in the same order, or neither"
         )
     return tuple(known[name] for name in ablations)
 
@@ -47,7 +49,7 @@ def ablated_values(study: BaseStudy, ablation: Ablation, seed: int) -> Ablated:
     Parameters
     ----------
     study : BaseStudy
-        With the data as background; of a `Counterfactual` contrast where twins are wanted.
+        With the data as background; of a `Counterfactual` contrast for ``"counterfactual"``.
     ablation : str
     seed : int
         Chooses, for `resample`, which other reference sample stands in for each: the same one

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
-__all__ = ["Choice", "choose", "choose_next", "no_keys"]
+__all__ = ["RowChoice", "choose_next", "choose_rows", "no_keys"]
 
 _BLOCK = 4096  # random keys are made this many at a time
 _AHEAD = 16  # batches
 
 
-class Choice(NamedTuple):
+class RowChoice(NamedTuple):
     """What becomes of a sample as rows arrive.
 
     Attributes
@@ -46,15 +46,15 @@ def no_keys(reservoir: int, device: torch.device) -> Tensor:
     return torch.full((reservoir,), math.inf, dtype=torch.float64, device=device)
 
 
-def choose(keys: Tensor, count: int, new: NDArray[np.float64]) -> Choice:
+def choose_rows(keys: Tensor, count: int, new: NDArray[np.float64]) -> RowChoice:
     """Choose among rows with `new` keys, which arrive after `count` others.
 
     Examples
     --------
-    >>> first = choose(no_keys(2, torch.device("cpu")), 0, np.array([0.5, 0.3, 0.4]))
+    >>> first = choose_rows(no_keys(2, torch.device("cpu")), 0, np.array([0.5, 0.3, 0.4]))
     >>> first.keys.tolist()
     [0.4, 0.3]
-    >>> choose(first.keys, 3, np.array([0.9, 0.2])).moves
+    >>> choose_rows(first.keys, 3, np.array([0.9, 0.2])).moves
     [(tensor([0]), tensor([1]))]
     """
     kept: NDArray[np.float64] = keys.cpu().numpy().copy()  # so few numbers are quicker in numpy
@@ -71,10 +71,10 @@ def choose(keys: Tensor, count: int, new: NDArray[np.float64]) -> Choice:
         kept[slots] = new[won]
         if len(won):
             moves.append((_tensor(slots, keys.device), _tensor(won, keys.device)))
-    return Choice(_tensor(kept, keys.device), moves) if moves else Choice(keys, moves)
+    return RowChoice(_tensor(kept, keys.device), moves) if moves else RowChoice(keys, moves)
 
 
-def choose_next(keys: Tensor, count: int, total: int, seed: int, stream: int) -> Choice:
+def choose_next(keys: Tensor, count: int, total: int, seed: int, stream: int) -> RowChoice:
     """Choose among the next `total` rows of a stream, which has its own keys in each process."""
     shared = distributed.is_available() and distributed.is_initialized()
     rank = distributed.get_rank() if shared else 0
@@ -83,7 +83,7 @@ def choose_next(keys: Tensor, count: int, total: int, seed: int, stream: int) ->
 
 
 @functools.lru_cache(maxsize=64)
-def _choose_for_all(keys: Tensor, count: int, total: int, *source: int) -> Choice:
+def _choose_for_all(keys: Tensor, count: int, total: int, *source: int) -> RowChoice:
     """Choose once for all layers that see the same rows, and now and then for batches to come.
 
     Between two layers' updates the model runs, which drives this code out of the processor's
@@ -97,12 +97,12 @@ def _choose_for_all(keys: Tensor, count: int, total: int, *source: int) -> Choic
     return choice
 
 
-def _choose_next(keys: Tensor, count: int, total: int, *source: int) -> Choice:
+def _choose_next(keys: Tensor, count: int, total: int, *source: int) -> RowChoice:
     first, skip = divmod(count, _BLOCK)
     last = first + (skip + total - 1) // _BLOCK
     blocks = [_block(*source, number) for number in range(first, last + 1)]
     new = blocks[0] if first == last else np.concatenate(blocks)
-    return choose(keys, count, new[skip : skip + total])
+    return choose_rows(keys, count, new[skip : skip + total])
 
 
 @functools.lru_cache(maxsize=32)

@@ -164,8 +164,8 @@ def _comparisons(
 
 
 def _one(label: Label, rest: Label, a: np.ndarray, b: np.ndarray, alpha: float) -> dict[str, Any]:
-    told = {"class": label, "rest": rest, "n": len(a), "n_rest": len(b)}
-    return told | compare_two(a, b, alpha)
+    sizes = {"class": label, "rest": rest, "n": len(a), "n_rest": len(b)}
+    return sizes | compare_two(a, b, alpha)
 
 
 def _rest(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurograph.activations.reservoir import Choice, choose, choose_next, no_keys
+from neurograph.activations.reservoir import RowChoice, choose_next, choose_rows, no_keys
 from neurograph.errors import DataError, OptionError
 
 __all__ = ["ActivationStatistics", "Statistics", "merged"]
@@ -231,7 +231,7 @@ class ActivationStatistics:
         self.moments.add_(_moved(part["moments"], shift, extra))
         torch.minimum(self.low, part["low"], out=self.low)
         torch.maximum(self.high, part["high"], out=self.high)
-        self._keep(choose(self.keys, count, part["keys"][:extra].cpu().numpy()), part["rows"])
+        self._keep(choose_rows(self.keys, count, part["keys"][:extra].cpu().numpy()), part["rows"])
         self.count += extra
 
     def _mean(self) -> Tensor:
@@ -255,7 +255,7 @@ class ActivationStatistics:
             torch.sum(gaps * gaps if self._at_zero else gaps.mul_(gaps), 0, out=sums[1])
             moments.add_(sums)
 
-    def _keep(self, choice: Choice, rows: Tensor) -> None:
+    def _keep(self, choice: RowChoice, rows: Tensor) -> None:
         self.keys = choice.keys
         for slots, chosen in choice.moves:
             self.rows[slots] = rows[chosen].to(self.dtype)

@@ -19,14 +19,14 @@ __all__ = [
     "moments",
 ]
 
-Columns = dict[str, np.ndarray]
+TestColumns = dict[str, np.ndarray]
 """One entry for each neuron."""
 
 SHAPIRO_MOST = 5000  # scipy's p-values are not accurate beyond
 _EXACT_MOST = 8  # as scipy chooses: exact p-values of Mann-Whitney for samples as small as this
 
 
-def compare_two(a: np.ndarray, b: np.ndarray, alpha: float) -> Columns:
+def compare_two(a: np.ndarray, b: np.ndarray, alpha: float) -> TestColumns:
     """Compare two samples, ``[samples, neurons]`` each, neuron by neuron.
 
     Returns
@@ -38,7 +38,7 @@ def compare_two(a: np.ndarray, b: np.ndarray, alpha: float) -> Columns:
     a, b = (np.ascontiguousarray(x.T, dtype=np.float64) for x in (a, b))
     ranks = Ranks.of(a, b)
     (mean, std), (mean_rest, std_rest) = moments(a), moments(b)
-    found: Columns = {"mean": mean, "mean_rest": mean_rest, "std": std, "std_rest": std_rest}
+    found: TestColumns = {"mean": mean, "mean_rest": mean_rest, "std": std, "std_rest": std_rest}
     found |= {"shapiro_p": _shapiro(a), "shapiro_p_rest": _shapiro(b)}
     found["normal"] = (found["shapiro_p"] >= alpha) & (found["shapiro_p_rest"] >= alpha)
     found |= _location(a, b, ranks, found["normal"])
@@ -116,7 +116,7 @@ class Ranks:
         return u
 
 
-def _location(a: np.ndarray, b: np.ndarray, ranks: Ranks, normal: np.ndarray) -> Columns:
+def _location(a: np.ndarray, b: np.ndarray, ranks: Ranks, normal: np.ndarray) -> TestColumns:
     """Welch's t where both samples look normal, else Mann & Whitney's U (1947)."""
     statistic, p = np.zeros(len(normal)), np.ones(len(normal))
     test = np.where(ranks.constant, "constant", np.where(normal, "welch", "mann-whitney"))
@@ -154,7 +154,7 @@ def moments(values: np.ndarray) -> Moments:
     return values.mean(1), std
 
 
-def effect_sizes(ranks: Ranks, first: Moments, second: Moments) -> Columns:
+def effect_sizes(ranks: Ranks, first: Moments, second: Moments) -> TestColumns:
     """Cohen's d and AUC of two samples."""
     n, m = ranks.sizes
     gap = np.where(ranks.constant, 0.0, first[0] - second[0])
@@ -200,7 +200,7 @@ def divergences(ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return divergence(p, q), divergence(q, p), (divergence(p, middle) + divergence(q, middle)) / 2
 
 
-def _shapes(a: np.ndarray, b: np.ndarray, found: Columns, alpha: float) -> Columns:
+def _shapes(a: np.ndarray, b: np.ndarray, found: TestColumns, alpha: float) -> TestColumns:
     """Compare what is left once mean and spread are taken out, by Kolmogorov & Smirnov's test.
 
     Where the shapes agree, shift and ratio say all there is to say.

@@ -18,15 +18,15 @@ from neurograph.audit.result import Audit, Claim, Disagreement
 from neurograph.effects.effects import COARSE
 from neurograph.effects.experiment import Experiment
 
-__all__ = ["audit_effects", "choose", "take_slower"]
+__all__ = ["audit_effects", "choose_claims", "take_slower"]
 
 KINDS = ("node", "edge", "total", "path")
 _ULPS, _COARSE_ULPS = 64, 16
 _LEAST = 8  # effects looked at whatever that takes
-_TOLD = 5  # disagreements that are kept and explained
+_EXPLAINED = 5  # disagreements that are kept and explained
 
 
-def choose(
+def choose_claims(
     layers: Sequence[str] | np.ndarray,
     effects: Sequence[float] | np.ndarray,
     *,
@@ -50,7 +50,7 @@ def choose(
 
     Examples
     --------
-    >>> choose(["a", "a", "a", "b"], [0.5, -2.0, 0.0, 1.0], seed=0, most=3)
+    >>> choose_claims(["a", "a", "a", "b"], [0.5, -2.0, 0.0, 1.0], seed=0, most=3)
     [1, 3, 2]
     """
     size = np.abs(np.asarray(effects, dtype=float))
@@ -89,7 +89,7 @@ def audit_effects(
     seconds : float, optional
         What that may take; the first few are looked at in any case.
     estimates : int
-        How many effects of the result are estimates, to be told.
+        How many effects of the result are estimates: the audit says so.
 
     Notes
     -----
@@ -120,18 +120,18 @@ def audit_effects(
                 largest, where = difference, claim.neurons[0].layer
             if not agree(claim.effect, claim.stderr, targets, eps):
                 wrong.append((claim, targets))
-    told = []
-    for claim, targets in wrong[:_TOLD]:
+    disagreements = []
+    for claim, targets in wrong[:_EXPLAINED]:
         agrees = functools.partial(agree, targets=targets, eps=eps)
         reason = likely_reason(experiment, hooked, claim, agrees)
-        told.append(_disagreement(claim, targets, reason, eps))
+        disagreements.append(_disagreement(claim, targets, reason, eps))
     return Audit(
         {kind: counts[kind] for kind in KINDS if counts[kind]},
         largest,
         where,
         tuple(name for name in experiment.graph if name in layers),
         len(wrong),
-        tuple(told),
+        tuple(disagreements),
         estimates,
         tuple(hooked.unseen),
     )

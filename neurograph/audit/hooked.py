@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from neurograph.audit.calls import Calls, hooks
-from neurograph.audit.result import Seen
 from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET, Through
 from neurograph.model.layers import Layer, Neuron
 from neurograph.model.observe import call_model, undisturbed
 from neurograph.utils.nested import flatten, iter_tensors
 
-__all__ = ["TARGET", "Hooked"]
-
-TARGET = ""
+__all__ = ["Hooked"]
 
 
 class Hooked:
@@ -184,7 +182,7 @@ class Hooked:
             return False
         return neuron.layer not in self.unseen
 
-    def targets(self, kind: str, neurons: Sequence[Neuron], through: Seen | None) -> Tensor:
+    def targets(self, kind: str, neurons: Sequence[Neuron], through: Through | None) -> Tensor:
         """Target of each sample at both ends of the contrast, ``[2, samples]``, float64.
 
         `kind` is ``"total"``, ``"path"`` (along `neurons`), or ``"node"`` or ``"edge"``, of the
@@ -214,7 +212,7 @@ class Hooked:
             layer = neuron.layer
         return self.run(self._frozen({layer: moved}))[0]
 
-    def _through(self, through: Seen, layer: str, moved: Tensor) -> Any:
+    def _through(self, through: Through, layer: str, moved: Tensor) -> Any:
         """All readers see the move at once, each of them also what the others changed.
 
         That is settled in rounds, the first readers first: as many as one descends from another.

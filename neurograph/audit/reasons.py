@@ -9,10 +9,11 @@ import networkx as nx
 import torch
 from torch.nn.functional import linear
 
-from neurograph.audit.hooked import TARGET, Hooked
+from neurograph.audit.hooked import Hooked
 from neurograph.audit.result import Claim
 from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET
 from neurograph.errors import NeurographError
 
 __all__ = ["NARROW", "SHARED", "UNREPEATED", "likely_reason"]
@@ -44,8 +45,8 @@ def likely_reason(experiment: Experiment, hooked: Hooked, claim: Claim, agrees: 
         missing = hooked.readers(writer) - _known_readers(experiment, writer)
         if missing:
             reader = min(missing)
-            told = f"layer {reader!r} reads" if reader else "the output holds"
-            return f"{told} {writer!r}, which the layer graph does not know"
+            subject = f"layer {reader!r} reads" if reader else "the output holds"
+            return f"{subject} {writer!r}, which the layer graph does not know"
     narrow, shared = _slower(experiment, claim, agrees)
     parts = [f"{NARROW}{_whose(experiment, hooked)}"] * narrow + [SHARED] * shared
     return ", and ".join(parts) or "unknown"

@@ -10,10 +10,7 @@ from typing import Any
 from neurograph.errors import ModelError
 from neurograph.model.layers import Neuron
 
-__all__ = ["Audit", "Claim", "Disagreement", "Seen"]
-
-Seen = Mapping[str, Sequence[int] | None]
-"""For each reader that sees a move, which of its outputs do (None: all); "" is the target."""
+__all__ = ["Audit", "Claim", "Disagreement"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Claim:
     neurons: tuple[Neuron, ...]
     effect: float
     stderr: float = math.nan
-    through: Seen | None = None
+    through: Mapping[str, Sequence[int] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,9 @@ class Disagreement:
     kind, name : str
         Of which effect.
     claimed, found : float
-        As the result tells it, and by hooks; where these agree it is their standard errors.
+        As the result has it, and by hooks; where these agree it is their standard errors.
     reason : str
-        What is likely wrong, in words; ``"unknown"`` where no attempt told.
+        What is likely wrong, in words; ``"unknown"`` where no attempt showed it.
     """
 
     layer: str
@@ -115,33 +112,33 @@ class Audit:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
-        told = asdict(self)
-        return told | {key: list(told[key]) for key in ("layers", "disagreements", "unseen")}
+        fields = asdict(self)
+        return fields | {key: list(fields[key]) for key in ("layers", "disagreements", "unseen")}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Audit:
+    def from_json(cls, fields: Mapping[str, Any]) -> Audit:
         """Read what `as_json` gave."""
-        read = {key: tuple(told[key]) for key in ("layers", "unseen")}
-        known = tuple(Disagreement(**one) for one in told["disagreements"])
-        return cls(**{**told, **read, "disagreements": known})
+        read = {key: tuple(fields[key]) for key in ("layers", "unseen")}
+        known = tuple(Disagreement(**one) for one in fields["disagreements"])
+        return cls(**{**fields, **read, "disagreements": known})
 
     def __str__(self) -> str:
         count = sum(self.counts.values())
         if not count:
-            told = "audit: no effect was computed again"
+            text = "audit: no effect was computed again"
         else:
-            told = (
+            text = (
                 f"audit passed: {count} effects computed again by plain forward hooks, on "
                 f"{len(self.layers)} layers; largest difference {self.largest:.0e}"
             )
         if self.failed:
             first = self.disagreements[0]
-            told = (
+            text = (
                 f"audit failed at layer {first.layer!r}: {self.failed} of {count} effects are not "
                 f"what hooks alone give; {first}"
             )
         if self.estimates:
-            told += f"; {self.estimates:,} estimates were not audited"
+            text += f"; {self.estimates:,} estimates were not audited"
         if self.unseen:
-            told += f"; hooks see nothing of {', '.join(self.unseen)}"
-        return told
+            text += f"; hooks see nothing of {', '.join(self.unseen)}"
+        return text

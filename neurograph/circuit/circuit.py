@@ -368,7 +368,7 @@ class Circuit:
         Parameters
         ----------
         model, data
-            Those of the search; told by hash and fingerprint.
+            Those of the search, checked by hash and fingerprint.
         **options
             Options of `search` that no file can hold, where they were used: a callable `target`,
             a `Counterfactual` contrast, reference samples, a profile.
@@ -412,8 +412,8 @@ class Circuit:
     @property
     def audited(self) -> Audit:
         """The audit that the search ended with; an empty one where there was none."""
-        told = self.provenance.get("audit")
-        return Audit() if told is None else Audit.from_json(told)
+        saved = self.provenance.get("audit")
+        return Audit() if saved is None else Audit.from_json(saved)
 
     def detach(self) -> Circuit:
         """Return the circuit without its model, as `load` would: nothing new is measured."""
@@ -471,7 +471,7 @@ class Circuit:
         if not self.provenance.get("complete", True):
             head += ", incomplete"
         strongest = strongest_features(self.graph, self.layers, self.scores)
-        features = [f"{name} {format_effect(*told)}" for name, *told in strongest]
+        features = [f"{name} {format_effect(*effects)}" for name, *effects in strongest]
         return "\n".join(
             [
                 head,
@@ -489,11 +489,11 @@ class Circuit:
         With how well the estimates rank (Spearman's correlation, of a few measured at random), and
         which share of the strongest was measured, estimated from these few.
         """
-        told = {
+        screenings = {
             _STEPS[step]: Screening(**numbers)
             for step, numbers in self.provenance.get("screening", {}).items()
         }
-        return [f"{step}: {s}" for step, s in told.items() if s.measured < s.scored]
+        return [f"{step}: {s}" for step, s in screenings.items() if s.measured < s.scored]
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -24,7 +24,7 @@ __all__ = [
     "strongest_features",
 ]
 
-Scores = Mapping[str, Mapping[str, np.ndarray]]
+ScoreColumns = Mapping[str, Mapping[str, np.ndarray]]
 
 _STRONGEST = 3  # features that a summary names
 _THROUGH, _TOTAL = (CIRCUIT.effect, CIRCUIT.stderr, "sign"), (TOTAL.effect, TOTAL.stderr)
@@ -56,13 +56,13 @@ def edge_table(graph: nx.DiGraph, sign: Sign | None) -> pd.DataFrame:
     return _finished(pd.DataFrame(rows, columns=[*places, *_THROUGH, *_TOTAL]))
 
 
-def scored_inputs(layers: nx.DiGraph, scores: Scores) -> list[str]:
+def scored_inputs(layers: nx.DiGraph, scores: ScoreColumns) -> list[str]:
     """Inputs whose features have total effects."""
     kinds = layers.nodes(data="type")
     return [n for n, kind in kinds if kind == INPUT_TYPE and TOTAL.effect in scores.get(n, {})]
 
 
-def feature_table(graph: nx.DiGraph, layers: nx.DiGraph, scores: Scores) -> pd.DataFrame:
+def feature_table(graph: nx.DiGraph, layers: nx.DiGraph, scores: ScoreColumns) -> pd.DataFrame:
     """Table of all input features by total effect; see `Circuit.features`."""
     rows = [
         row
@@ -74,7 +74,7 @@ def feature_table(graph: nx.DiGraph, layers: nx.DiGraph, scores: Scores) -> pd.D
 
 
 def strongest_features(
-    graph: nx.DiGraph, layers: nx.DiGraph, scores: Scores
+    graph: nx.DiGraph, layers: nx.DiGraph, scores: ScoreColumns
 ) -> list[tuple[str, float, float]]:
     """Names of the features that do most in total, with that effect and its standard error."""
     if not scored_inputs(layers, scores):
@@ -84,7 +84,7 @@ def strongest_features(
 
 
 def _totals(
-    graph: nx.DiGraph, layers: nx.DiGraph, scores: Scores, layer: str
+    graph: nx.DiGraph, layers: nx.DiGraph, scores: ScoreColumns, layer: str
 ) -> Iterator[tuple[Any, ...]]:
     names, total = layers.nodes[layer].get("names"), TOTAL.read(scores[layer])
     for place in np.ndindex(total.effect.shape):
@@ -95,7 +95,7 @@ def _totals(
         yield (*place_of(neuron), name, *numbers, neuron in graph)
 
 
-def ranking_of(scores: Scores) -> pd.Series:
+def ranking_of(scores: ScoreColumns) -> pd.Series:
     """Effects through the circuit of all neurons; see `Circuit.ranking`."""
     effects = {layer: CIRCUIT.read(table).effect for layer, table in scores.items()}
     neurons = (Neuron(n, *place) for n, e in effects.items() for place in np.ndindex(e.shape))

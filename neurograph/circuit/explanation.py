@@ -29,10 +29,10 @@ def _left_out(circuit: Circuit, neuron: Neuron) -> str:
     data = {key: float(values[neuron[1:]]) for key, values in table.items()}
     names = circuit.layers.nodes[neuron.layer].get("names")
     name = names[neuron.index] if names else str(neuron)
-    told = [f"  effect on {circuit.target}: {_effect(data, CIRCUIT)} through the circuit"]
+    parts = [f"  effect on {circuit.target}: {_effect(data, CIRCUIT)} through the circuit"]
     if TOTAL.effect in data:
-        told.append(f", {_effect(data, TOTAL)} in total{_warning(data)}")
-    return f"{name} ({neuron}), not kept\n{''.join(told)}"
+        parts.append(f", {_effect(data, TOTAL)} in total{_warning(data)}")
+    return f"{name} ({neuron}), not kept\n{''.join(parts)}"
 
 
 def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
@@ -45,13 +45,13 @@ def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
         f"  effect on {circuit.target}: {_effect(data, CIRCUIT)} through the circuit (the kept "
         f"neurons that read it), {_effect(data, TOTAL)} in total{_warning(data)}"
     )
-    told = [
+    parts = [
         f"{_effect(data, kind)} through those that {_VERBS[sign]} {circuit.target}"
         for sign, kind in THROUGH.items()
         if kind.effect in data
     ]
-    if len(told) > 1:
-        lines.append(f"  of that: {', '.join(told)}")
+    if len(parts) > 1:
+        lines.append(f"  of that: {', '.join(parts)}")
     if "mean" in data:
         lines.append(
             f"  activation: mean {data['mean']:.3g}, std {data['std']:.3g}, "
@@ -62,11 +62,11 @@ def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
         ("is read by", [(v, d) for _, v, d in circuit.graph.out_edges(neuron, data=True)]),
     ):
         edges.sort(key=lambda e: -abs(e[1]["effect"]))
-        told = [
+        parts = [
             f"{circuit.name(n)} {format_effect(d['effect'], d['stderr'])}" for n, d in edges[:k]
         ]
-        if told:
+        if parts:
             more = f" and {len(edges) - k} more" if len(edges) > k else ""
-            lines.append(f"  {title}: {', '.join(told)}{more}")
+            lines.append(f"  {title}: {', '.join(parts)}{more}")
     lines += [f"  path: {path}" for path in circuit.paths(k, through=neuron)]
     return "\n".join(lines)

@@ -48,7 +48,7 @@ Data = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Its weights: .safetensors or a torch file.")
 ]
-Label = Annotated[
+LabelColumn = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="CSV column that is the label, no input.")
 ]
 _LAYERS = OPTIONS[StudyOptions]["layers"]
@@ -95,7 +95,7 @@ def read_words(given: Mapping[str, Any], label: str | None) -> dict[str, Any]:
         "groups": read_groups,
         "positions": read_position,
         "contrast": read_contrast,
-        "reference": lambda words: int(words) if words.isdecimal() else load_data(words, label),
+        "reference": lambda words: int(words) if words.isdecimal() else open_data(words, label),
         "budget": lambda words: int(words) if words.isdecimal() else words,
         "feature_names": read_names,
         "class_names": read_names,
@@ -130,7 +130,7 @@ def load_model(factory: str, weights: Path | None, seed: int) -> nn.Module:
     return model if weights is None else load_weights(model, weights)
 
 
-def load_data(data: str, label: str | None) -> Any:
+def open_data(data: str, label: str | None) -> Any:
     """Read a file, or what a module and name stand for."""
     from neurograph.cli.data_files import SUFFIXES, read_data
     from neurograph.cli.objects import find_object

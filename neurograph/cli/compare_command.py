@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neurograph.cli.arguments import Format, Html, Label, Output, Quiet, load_data, load_model
+from neurograph.cli.arguments import (
+    Format,
+    Html,
+    LabelColumn,
+    Output,
+    Quiet,
+    load_model,
+    open_data,
+)
 from neurograph.cli.console import say
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.report import console_tables as tables
@@ -67,7 +75,7 @@ def compare(
         Path | None, typer.Option(metavar="X.comparison", help="Save the comparison here.")
     ] = None,
     html: Html = None,
-    label: Label = None,
+    label: LabelColumn = None,
     output: Output = Format.table,
     quiet: Quiet = False,
 ) -> None:
@@ -157,7 +165,7 @@ def _attached(
             raise OptionError(f"{option} is given {len(given)} times for {count} circuits")
     factories = list(models) * (count if len(models) == 1 else 1)
     states: list[Path | None] = [*weights] if weights else [None] * count
-    read = load_data(data, label)
+    read = open_data(data, label)
     return {
         name: circuit.attach(load_model(factory, file, seed), read)
         for (name, circuit), factory, file in zip(circuits.items(), factories, states, strict=True)

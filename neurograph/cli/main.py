@@ -1,6 +1,6 @@
 """The command line: explore a model, query and report circuits, run the demo.
 
-Results go to standard output, all else to standard error. Exit codes: 0 done, 1 an error told in
+Results go to standard output, all else to standard error. Exit codes: 0 done, 1 an error in
 one line, 2 wrong usage, 130 interrupted. What takes long to import is imported inside commands.
 """
 
@@ -22,13 +22,13 @@ from neurograph.cli.arguments import (
     File,
     Format,
     Html,
-    Label,
+    LabelColumn,
     Out,
     Output,
     Quiet,
     Weights,
-    load_data,
     load_model,
+    open_data,
     read_words,
     takes,
 )
@@ -55,14 +55,14 @@ _demos = typer.Typer(no_args_is_help=True, help="Train a small network on real d
 app.add_typer(_demos, name="demo")
 
 
-class Sign(StrEnum):
+class SignOption(StrEnum):
     """Which way a path pushes."""
 
     positive = "positive"
     negative = "negative"
 
 
-def _value(sign: Sign | None) -> Any:
+def _value(sign: SignOption | None) -> Any:
     return None if sign is None else sign.value
 
 
@@ -103,7 +103,7 @@ def explore(
     weights: Weights = None,
     out: Out = None,
     html: Html = None,
-    label: Label = None,
+    label: LabelColumn = None,
     quiet: Quiet = False,
     **options: Any,
 ) -> None:
@@ -119,7 +119,7 @@ def explore(
     try:
         circuit = search(
             load_model(factory, weights, options["seed"]),
-            load_data(data, label),
+            open_data(data, label),
             int(target) if target is not None and target.lstrip("-").isdecimal() else target,
             **read_words(options, label),
             progress=False if quiet else None,
@@ -139,7 +139,7 @@ def explore(
 @app.command()
 def neurons(
     file: File,
-    sign: Annotated[Sign | None, typer.Option(help="Only those whose effect has it.")] = None,
+    sign: Annotated[SignOption | None, typer.Option(help="Only those whose effect has it.")] = None,
     layer: Annotated[str | None, typer.Option(help="Only those of this layer.")] = None,
     features: Annotated[
         bool, typer.Option(help="All input features by total effect, kept or not.")
@@ -168,7 +168,7 @@ def neurons(
 @app.command()
 def paths(
     file: File,
-    sign: Annotated[Sign | None, typer.Option(help="Only paths that push this way.")] = None,
+    sign: Annotated[SignOption | None, typer.Option(help="Only paths that push this way.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     source: Annotated[
         str | None,
@@ -211,7 +211,7 @@ def layers(
     data: Data,
     weights: Weights = None,
     choose: Choose = None,
-    label: Label = None,
+    label: LabelColumn = None,
     output: Output = Format.table,
 ) -> None:
     """Print a model's layers, and who reads whom.
@@ -221,7 +221,7 @@ def layers(
     from neurograph.replay.wiring import layer_graph
 
     graph = layer_graph(
-        load_model(factory, weights, 0), load_data(data, label), layers=read_names(choose)
+        load_model(factory, weights, 0), open_data(data, label), layers=read_names(choose)
     )
     rows = tables.layer_rows(graph)
     if output is Format.table:

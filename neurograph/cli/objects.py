@@ -89,7 +89,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _run(name: str, action: Any) -> Any:
-    """Run a user's code; what it raises is told with its name."""
+    """Run a user's code; errors name it."""
     try:
         return action()
     except (NeurographError, ImportError, OSError):

@@ -45,7 +45,9 @@ class CompareOptions:
             one_of(each, "across", ACROSS)
         one_of(self.ablation, "ablation", get_args(Ablation))
         if self.ablation == "counterfactual":
-            raise OptionError("ablation='counterfactual' needs twins of the data: choose another")
+            raise OptionError(
+                "ablation='counterfactual' needs counterfactuals of the data: choose another"
+            )
         parse_budget(self.budget)
         least = {"samples": 4, "draws": 0, "transplants": 0, "seed": 0}
         if is_number(self.reference):

@@ -15,7 +15,7 @@ __all__ = ["Kind", "Pairs", "Union", "union_of"]
 Kind = Literal["neurons", "edges", "paths"]
 """What circuits are compared in."""
 
-Item = TypeVar("Item", bound=Hashable)
+_Item = TypeVar("_Item", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Union:
 
 
 def _joined(
-    here: Sequence[Item],
-    there: Sequence[Item],
-    to_b: Callable[[Item], Item | None],
-    to_a: Callable[[Item], Item | None],
+    here: Sequence[_Item],
+    there: Sequence[_Item],
+    to_b: Callable[[_Item], _Item | None],
+    to_a: Callable[[_Item], _Item | None],
 ) -> Pairs:
     """Pair a's items with what they are in b, then add those that b alone has."""
     seen = set(here)
     alone = [(to_a(item), item) for item in there]
-    pairs: list[tuple[Item | None, Item | None]] = [(item, to_b(item)) for item in here]
+    pairs: list[tuple[_Item | None, _Item | None]] = [(item, to_b(item)) for item in here]
     pairs += [(mine, item) for mine, item in alone if mine is None or mine not in seen]
     return Pairs(*zip(*pairs, strict=True)) if pairs else Pairs((), ())
 

@@ -222,9 +222,9 @@ _UNUSUAL: Mapping[str, Callable[[Tensor], bool]] = {
 
 def _check_plain(tensor: Tensor) -> None:
     """DataError for a tensor that has no plain rows of values."""
-    for told, is_so in _UNUSUAL.items():
+    for description, is_so in _UNUSUAL.items():
         if is_so(tensor):
-            raise DataError(f"data is a tensor that is {told}")
+            raise DataError(f"data is a tensor that is {description}")
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -264,10 +264,10 @@ def _frame(frame: pd.DataFrame) -> np.ndarray:
     kinds = dict(zip(map(str, frame.columns), frame.dtypes, strict=True))
     odd = [name for name, kind in kinds.items() if not _is_real(kind)]
     if odd:
-        told = ", ".join(f"{name!r} ({kinds[name]})" for name in odd[:_SHOWN])
+        shown = ", ".join(f"{name!r} ({kinds[name]})" for name in odd[:_SHOWN])
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         raise DataError(
-            f"data has columns that are not numbers: {told}{more}; encode them first "
+            f"data has columns that are not numbers: {shown}{more}; encode them first "
             "(pandas.get_dummies), or leave them out"
         )
     columns = [

@@ -50,7 +50,7 @@ __all__ = [
     "Batch",
     "Source",
     "as_batch",
-    "check_columns",
+    "check_same_columns",
     "concatenate",
     "describe_shapes",
     "draw",
@@ -218,9 +218,9 @@ class Source:
         One label, or no dimension, tells a sample. Else the model is asked: batches of rows, or
         rows, are what it returns a row for each of.
         """
-        first, told = self._data[0], _told(self._data[0])
-        if told is not None:
-            return told
+        first, is_sample = self._data[0], _is_sample(self._data[0])
+        if is_sample is not None:
+            return is_sample
         tensors = list(iter_tensors(read_inputs(first, self._dtype)))
         flat = bool(tensors) and tensors[0].dim() < 2
         alike = len({_shapes(item) for item in self._data[:-1]}) <= 1
@@ -430,10 +430,10 @@ def _check_list(items: list[Any]) -> None:
     """DataError for a list that was meant as a pair: its tensors are not alike."""
     shapes = [tuple(x.shape) for x in items if hasattr(x, "shape")]
     if len(shapes) == len(items) and len({len(shape) for shape in shapes}) > 1:
-        told = ", ".join("×".join(map(str, shape)) for shape in shapes[:3])
+        described = ", ".join("×".join(map(str, shape)) for shape in shapes[:3])
         raise DataError(
-            f"data is a list of things that are not alike ({told}): pass inputs and labels as a "
-            "tuple (X, y), or a list of batches"
+            f"data is a list of things that are not alike ({described}): pass inputs and labels as "
+            "a tuple (X, y), or a list of batches"
         )
 
 
@@ -444,8 +444,8 @@ def _columns(data: Any) -> Any:
     return inputs.columns if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy") else None
 
 
-def _told(item: Any) -> bool | None:
-    """Whether an item of a list is a single sample (one label) or a batch (one a row), if told."""
+def _is_sample(item: Any) -> bool | None:
+    """Whether an item of a list is a single sample (one label) or a batch; None if unknown."""
     if isinstance(item, Tensor | np.ndarray):
         return True if item.ndim == 0 else None
     if isinstance(item, Mapping):
@@ -480,15 +480,15 @@ def _check_finite(batch: Batch, position: int) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             odd = ~torch.isfinite(tensor)
-            told = f" of input {name.partition('.')[2]!r}" if len(tensors) > 1 else ""
+            where = f" of input {name.partition('.')[2]!r}" if len(tensors) > 1 else ""
             if bool((tensor[odd] == -torch.inf).all() & (tensor[~odd] == 0).all()):
                 raise DataError(
-                    f"batch {position}{told} is a mask that adds -infinity, which no effect can be "
-                    "measured with: pass a boolean one and let forward make it, or "
+                    f"batch {position}{where} is a mask that adds -infinity, which no effect can "
+                    "be measured with: pass a boolean one and let forward make it, or "
                     "torch.finfo(dtype).min in place of -infinity"
                 )
             raise DataError(
-                f"data holds NaN or infinity in batch {position}{told} at position "
+                f"data holds NaN or infinity in batch {position}{where} at position "
                 f"{odd.nonzero()[0].tolist()}: fill or drop it first"
             )
 
@@ -522,7 +522,7 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
     return concatenate([b for _, _, b in kept]), tuple(position for _, position, _ in kept)
 
 
-def check_columns(source: Source, other: Source, option: str) -> None:
+def check_same_columns(source: Source, other: Source, option: str) -> None:
     """DataError for a table whose columns are not those of the data, in their order."""
     known, found = source.feature_names, other.feature_names
     if known is not None and found is not None and known != found:

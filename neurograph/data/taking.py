@@ -31,8 +31,8 @@ def find_casts(
     -------
     casts : dict of int to torch.dtype
         For leaves of the inputs, by their number.
-    told : str or None
-        What is to be told of it.
+    note : str or None
+        A note for the result.
     """
     leaves, _ = flatten((batch.args, dict(batch.kwargs)))
     tensors = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.dim() > 0}
@@ -42,10 +42,10 @@ def find_casts(
     for some in [odd, *([i] for i in odd)] if len(odd) > 1 else [odd]:
         casts = dict.fromkeys(some, dtype)
         if output_of(model, cast(batch, casts)) is not None:
-            told = ", ".join(str(tensors[i].dtype).removeprefix("torch.") for i in some)
+            dtypes = ", ".join(str(tensors[i].dtype).removeprefix("torch.") for i in some)
             return casts, (
-                f"inputs of {told} are converted to {str(dtype).removeprefix('torch.')}: the model "
-                "does not run on them as they are"
+                f"inputs of {dtypes} are converted to {str(dtype).removeprefix('torch.')}: the "
+                "model does not run on them as they are"
             )
     return {}, None
 

@@ -19,7 +19,7 @@ from neurograph.discovery.lipschitz import stretch
 from neurograph.effects.edges import probe_outputs
 from neurograph.effects.experiment import Experiment, Moves
 from neurograph.effects.routes import fits_narrow
-from neurograph.effects.slopes import Background, by_output
+from neurograph.effects.slopes import AtBackground, by_output
 from neurograph.replay.elementwise import Chain, find_output_chain
 from neurograph.replay.wiring import target_layers
 
@@ -175,7 +175,7 @@ def _to_target(experiment: Experiment, layer: str, ending: Ending | None) -> Way
         slope = torch.zeros_like(rows)
         slope[:, ending.column] = _slope(experiment, layer, ending.chain)[:, ending.column]
     else:
-        slope = by_output(experiment, Background(experiment), layer)
+        slope = by_output(experiment, AtBackground(experiment), layer)
     each = slope[:, units.members] * units.once * units.members.shape[1]
     return Way(_by_neuron(each), slope.new_ones(len(units)))
 

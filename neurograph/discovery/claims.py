@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurograph.audit.audit import audit_effects, choose
-from neurograph.audit.hooked import TARGET
+from neurograph.audit.audit import audit_effects, choose_claims
 from neurograph.audit.result import Audit, Claim
 from neurograph.circuit.circuit import Circuit
 from neurograph.effects.effect_table import CIRCUIT, TOTAL
 from neurograph.effects.exact import total_effects
 from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET
 from neurograph.model.layers import Neuron
 from neurograph.model.observe import placed
 from neurograph.preparation.base_study import BaseStudy
@@ -132,7 +132,7 @@ def _of_neurons(
     errors = np.concatenate([table.stderr for table in tables])
     names = np.repeat(np.array(layers, dtype=object), [len(table) for table in tables])
     units = np.concatenate([np.arange(len(table)) for table in tables])
-    for i in choose(names, effects, seed=seed, most=most):
+    for i in choose_claims(names, effects, seed=seed, most=most):
         layer = str(names[i])
         neuron = experiment.units(layer).neuron(int(units[i]))
         seen = None if through is None else through[layer]
@@ -143,7 +143,7 @@ def _of_neurons(
 def _of_edges(circuit: Circuit, experiment: Experiment, most: int, seed: int) -> Iterator[Claim]:
     edges = [(u, v, d) for u, v, d in circuit.graph.edges(data=True) if d["measured"]]
     effects = [data["effect"] for _, _, data in edges]
-    for i in choose([u.layer for u, _, _ in edges], effects, seed=seed, most=most):
+    for i in choose_claims([u.layer for u, _, _ in edges], effects, seed=seed, most=most):
         yield _edge(experiment, edges[i][:2], effects[i], edges[i][2]["stderr"])
 
 
@@ -158,7 +158,7 @@ def _edge(
 def _of_paths(circuit: Circuit, most: int, seed: int) -> Iterator[Claim]:
     paths = [path for path in circuit.strongest if path.measured]
     starts = [path.neurons[0].layer for path in paths]
-    for i in choose(starts, [path.effect for path in paths], seed=seed, most=most):
+    for i in choose_claims(starts, [path.effect for path in paths], seed=seed, most=most):
         yield Claim("path", paths[i].neurons, paths[i].effect, paths[i].stderr)
 
 
@@ -182,7 +182,7 @@ def claims_of_table(
     effects = np.where(known, table["effect"].to_numpy(dtype=float), np.nan)
     names = table[f"{ends[0]}layer"].to_numpy(dtype=object)
     claims = []
-    for i in choose(names, effects, seed=seed, most=max(most, len(set(names)))):
+    for i in choose_claims(names, effects, seed=seed, most=max(most, len(set(names)))):
         row = table.iloc[i]
         effect, stderr = float(row["effect"]), float(row["stderr"])
         neurons = tuple(_neuron(row, end) for end in ends)

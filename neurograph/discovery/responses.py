@@ -191,17 +191,17 @@ def _summarised(names: pd.DataFrame, effects: Effects, dtype: torch.dtype) -> pd
     response = effects.response
     least = rounding(response, dtype)
 
-    def told(differences: Tensor) -> Tensor:
+    def above_rounding(differences: Tensor) -> Tensor:
         return torch.where(differences <= least, 0.0, differences)
 
     low, high = response.aminmax(dim=1)
     # The largest climb and the largest drop anywhere along the sweep: steps that rounding hides
     # one by one can still add up.
-    rise = told((response - response.cummin(dim=1).values).amax(dim=1))
-    fall = told((response.cummax(dim=1).values - response).amax(dim=1))
+    rise = above_rounding((response - response.cummin(dim=1).values).amax(dim=1))
+    fall = above_rounding((response.cummax(dim=1).values - response).amax(dim=1))
     shapes = [SHAPES[2], SHAPES[0], SHAPES[1], SHAPES[3]]  # by which of the two there are
     which = (rise > 0).int() + 2 * (fall > 0).int()
-    columns = {"low": low, "high": high, "variation": told(high - low)}
+    columns = {"low": low, "high": high, "variation": above_rounding(high - low)}
     columns |= {"effect": effects.effect, "stderr": effects.stderr}
     table = names.assign(**{key: column.cpu().numpy() for key, column in columns.items()})
     table["shape"] = [shapes[i] for i in which.tolist()]

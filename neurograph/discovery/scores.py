@@ -117,19 +117,19 @@ class Scores:
     @property
     def audited(self) -> Audit:
         """The audit that scoring ended with; an empty one where all are estimates."""
-        told = self.provenance.get("audit")
-        return Audit() if told is None else Audit.from_json(told)
+        saved = self.provenance.get("audit")
+        return Audit() if saved is None else Audit.from_json(saved)
 
     def __repr__(self) -> str:
         kind = "edges" if "source_layer" in self.table else "neurons"
         scorer = method_text(self.provenance["options"]["scorer"])
-        told = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
-        told = told if self.screening is None else f"{told}: {self.screening}"
+        text = f"Scores of {len(self.table):,} {kind} for {self.target!r} by {scorer}"
+        text = text if self.screening is None else f"{text}: {self.screening}"
         missed = int(self.table["effect"].isna().sum())
-        told = f"{told}; no time was left for {missed:,}" if missed else told
+        text = f"{text}; no time was left for {missed:,}" if missed else text
         notes = [f"note: {note}" for note in self.provenance.get("notes", ())]
         checked = [str(self.audited)] if "audit" in self.provenance else []
-        return "\n  ".join([told, *notes, *checked])
+        return "\n  ".join([text, *notes, *checked])
 
 
 def find_scores(study: BaseStudy, options: Mapping[str, Any]) -> Scores:

@@ -82,8 +82,9 @@ class StrongestPaths:
         return len(self.paths)
 
     def __repr__(self) -> str:
-        told = "certainly" if self.certain else f"of {self.measured:,} measured"
-        head = f"The {len(self.paths)} strongest of {self.total:,} paths to {self.target!r}, {told}"
+        certainty = "certainly" if self.certain else f"of {self.measured:,} measured"
+        count = f"{len(self.paths)} strongest of {self.total:,}"
+        head = f"The {count} paths to {self.target!r}, {certainty}"
         return "\n".join([head, *(f"  {path}" for path in self.paths[:3])])
 
 

@@ -29,7 +29,7 @@ from neurograph.effects.gradient import GradientScorer
 from neurograph.effects.routes import Through, fits_narrow
 from neurograph.effects.scorer import Edges, Method, Scored, Scorer
 from neurograph.effects.screening import Screened, Screening
-from neurograph.effects.slopes import Background
+from neurograph.effects.slopes import AtBackground
 
 __all__ = ["Auto", "AutoScorer", "Verifier"]
 
@@ -243,7 +243,7 @@ class AutoScorer(Scorer):
     """
 
     def __init__(self, experiment: Experiment, schedule: Schedule) -> None:
-        self.experiment, self.point = experiment, Background(experiment)
+        self.experiment, self.point = experiment, AtBackground(experiment)
         self.screen = GradientScorer(experiment, [self.point])
         self._blind = functools.cache(self._find_blind)
         self._surely: Sequence[int] = ()

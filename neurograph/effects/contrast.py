@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neurograph.activations.profile import QUANTILES
-from neurograph.effects.counterfactual import Reference, record_twins
+from neurograph.effects.counterfactual import Reference, record_counterfactuals
 from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.layers import Layer, channels_first
@@ -27,12 +27,12 @@ __all__ = [
     "Background",
     "Contrast",
     "Counterfactual",
+    "CounterfactualRows",
     "FromMean",
     "FromZero",
     "Quantiles",
     "Resample",
     "ToActual",
-    "Twins",
     "as_contrast",
     "by_rows",
     "with_background",
@@ -41,8 +41,8 @@ __all__ = [
 Background = Literal["data", "mean", "zero"]
 
 
-class Twins(Protocol):
-    """Something that has other rows of each layer, as a `Recording` of twins has."""
+class CounterfactualRows(Protocol):
+    """Counterfactual rows of each layer, as a `Recording` of counterfactual samples has them."""
 
     def main(self, name: str, /) -> Tensor:
         """Return the rows of a layer, ``[samples, …]``."""
@@ -58,25 +58,29 @@ class Contrast(abc.ABC):
     ----------
     needs_statistics : bool
         Whether values come from statistics of the neurons over the data.
-    needs_twins : bool
-        Whether values come from other samples, each the twin of a reference sample.
+    needs_counterfactuals : bool
+        Whether values come from other samples, each the counterfactual of a reference sample.
     """
 
     needs_statistics: ClassVar[bool] = False
-    needs_twins: ClassVar[bool] = False
+    needs_counterfactuals: ClassVar[bool] = False
 
     @property
     def quantiles(self) -> tuple[float, ...]:
         """Levels of the quantiles that the statistics must have."""
         return ()
 
-    def twins(self, reference: Reference) -> Twins | None:
-        """Find the other samples; None where there are none."""
+    def counterfactuals(self, reference: Reference) -> CounterfactualRows | None:
+        """Find the counterfactual samples; None where there are none."""
         return None
 
     @abc.abstractmethod
     def levels_of(
-        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+        self,
+        layer: Layer,
+        statistics: Mapping[str, Any],
+        actual: Recording,
+        counterfactuals: CounterfactualRows | None,
     ) -> Tensor:
         """Values between which a layer's neurons move.
 
@@ -87,8 +91,8 @@ class Contrast(abc.ABC):
             The layer's node of a profiled graph.
         actual : Recording
             The reference samples as they are.
-        twins : optional
-            What they move from, where that is other samples.
+        counterfactuals : optional
+            What they move from, where that is counterfactual samples.
 
         Returns
         -------
@@ -114,37 +118,52 @@ class ToActual(Contrast):
     """A contrast that ends at a neuron's actual value in each sample."""
 
     def levels_of(
-        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+        self,
+        layer: Layer,
+        statistics: Mapping[str, Any],
+        actual: Recording,
+        counterfactuals: CounterfactualRows | None,
     ) -> Tensor:
         """From the first value to the actual one, ``[2, samples, elements]``."""
-        first = self.first(layer, statistics, actual, twins)
+        first = self.first(layer, statistics, actual, counterfactuals)
         return torch.stack([first, actual.main(layer.name).flatten(1)])
 
     @abc.abstractmethod
     def first(
-        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+        self,
+        layer: Layer,
+        statistics: Mapping[str, Any],
+        actual: Recording,
+        counterfactuals: CounterfactualRows | None,
     ) -> Tensor:
         """Where neurons begin, ``[samples, elements]``; arguments as for `levels_of`."""
 
 
-class FromTwins(ToActual):
-    """A contrast that begins at the values of other samples."""
+class FromCounterfactual(ToActual):
+    """A contrast that begins at the values of counterfactual samples."""
 
-    needs_twins = True
+    needs_counterfactuals = True
 
     def first(
-        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+        self,
+        layer: Layer,
+        statistics: Mapping[str, Any],
+        actual: Recording,
+        counterfactuals: CounterfactualRows | None,
     ) -> Tensor:
-        """Rows of the twins."""
-        if twins is None:
-            raise OptionError(f"a {type(self).__name__} contrast needs its twins recorded")
-        rows, twin = actual.main(layer.name), twins.main(layer.name)
-        if twin.shape != rows.shape:
+        """Rows of the counterfactuals."""
+        if counterfactuals is None:
+            raise OptionError(
+                f"a {type(self).__name__} contrast needs its counterfactuals recorded"
+            )
+        rows, counterfactual = actual.main(layer.name), counterfactuals.main(layer.name)
+        if counterfactual.shape != rows.shape:
             raise OptionError(
                 f"layer {layer.name!r} returns {tuple(rows.shape)} for the clean samples but "
-                f"{tuple(twin.shape)} for the corrupt ones: pairs must have the same shape"
+                f"{tuple(counterfactual.shape)} for their counterfactuals: pairs must have the "
+                "same shape"
             )
-        return twin.flatten(1)
+        return counterfactual.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -175,7 +194,11 @@ class Quantiles(Contrast):
         return self.levels
 
     def levels_of(
-        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+        self,
+        layer: Layer,
+        statistics: Mapping[str, Any],
+        actual: Recording,
+        counterfactuals: CounterfactualRows | None,
     ) -> Tensor:
         """Quantiles, ``[levels, 1, elements]``."""
         rows = actual.main(layer.name)
@@ -192,7 +215,11 @@ class FromMean(ToActual):
     needs_statistics = True
 
     def first(
-        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+        self,
+        layer: Layer,
+        statistics: Mapping[str, Any],
+        actual: Recording,
+        counterfactuals: CounterfactualRows | None,
     ) -> Tensor:
         """Means, the same in all samples."""
         rows = actual.main(layer.name)
@@ -205,25 +232,29 @@ class FromZero(ToActual):
     """A neuron moves from zero to its actual value in each sample."""
 
     def first(
-        self, layer: Layer, statistics: Mapping[str, Any], actual: Recording, twins: Twins | None
+        self,
+        layer: Layer,
+        statistics: Mapping[str, Any],
+        actual: Recording,
+        counterfactuals: CounterfactualRows | None,
     ) -> Tensor:
         """Zeros."""
         return torch.zeros_like(actual.main(layer.name).flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
-class Counterfactual(FromTwins):
-    """A neuron moves from its value in a corrupt twin of each sample to its actual value.
+class Counterfactual(FromCounterfactual):
+    """A neuron moves from its value in the counterfactual of each sample to its actual value.
 
-    `data` holds one corrupt sample for each sample of the search's data, in the same order and
+    `data` holds one counterfactual for each sample of the search's data, in the same order and
     of the same shape.
     """
 
     data: Any
 
-    def twins(self, reference: Reference) -> Twins:
-        """The corrupt samples as the model runs them."""
-        return record_twins(self.data, reference)
+    def counterfactuals(self, reference: Reference) -> CounterfactualRows:
+        """The counterfactuals as the model runs them."""
+        return record_counterfactuals(self.data, reference)
 
     def as_json(self) -> dict[str, Any]:
         """Name it alone: it holds data."""
@@ -236,7 +267,7 @@ class Counterfactual(FromTwins):
 
 
 @dataclass(frozen=True)
-class Resample(FromTwins):
+class Resample(FromCounterfactual):
     """A neuron moves from its value in another reference sample to its actual value in each.
 
     In sequences it is the value at a random position of that sample, since what says where
@@ -259,7 +290,7 @@ class Resample(FromTwins):
 
     positions: bool = True
 
-    def twins(self, reference: Reference) -> Twins:
+    def counterfactuals(self, reference: Reference) -> CounterfactualRows:
         """Other reference samples, and other positions of them."""
         actual, seed = reference.actual, reference.seed
         inputs = input_tensors(reference.model, actual.batch)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neurograph.effects.effects import Effects, gathered, summarise
 from neurograph.effects.experiment import Experiment, Moves
-from neurograph.effects.routes import Route, Through, choose, probe_one, total_route
+from neurograph.effects.routes import Route, Through, choose_route, probe_one, total_route
 from neurograph.errors import ModelError
 from neurograph.model.layers import Neuron
 
@@ -33,7 +33,7 @@ def node_effects(
     Only the outputs in `through` are computed from an input in which the neuron was moved;
     every other output keeps the background, and everything after the readers runs normally.
     """
-    return _measure(experiment, writer, neurons, choose(experiment, writer, through))
+    return _measure(experiment, writer, neurons, choose_route(experiment, writer, through))
 
 
 def node_differences(
@@ -41,7 +41,7 @@ def node_differences(
 ) -> Tensor:
     """The same sample by sample: target(last level) − target(first), ``[neurons, samples]``."""
     moves, block = experiment.moves(writer, neurons)
-    targets = _targets(experiment, moves, choose(experiment, writer, through)).double()
+    targets = _targets(experiment, moves, choose_route(experiment, writer, through)).double()
     return targets[block[:, 1]] - targets[block[:, 0]]
 
 

@@ -22,8 +22,8 @@ from neurograph.effects.linear_edges import LinearEdges
 from neurograph.effects.routes import TARGET, Through, fits_narrow
 from neurograph.effects.scorer import Edges, Method, Scored, Scorer
 from neurograph.effects.slopes import (
-    Background,
-    Point,
+    AtBackground,
+    SlopePoint,
     along,
     by_output,
     gradients,
@@ -43,7 +43,7 @@ class Gradient(Method):
 
     def start(self, experiment: Experiment, schedule: Schedule) -> Scorer:
         """Make the scorer for one experiment."""
-        scorer = GradientScorer(experiment, [Background(experiment)])
+        scorer = GradientScorer(experiment, [AtBackground(experiment)])
         return Checked(experiment, scorer, self.name)
 
 
@@ -74,11 +74,11 @@ class GradientScorer(Scorer):
     Parameters
     ----------
     experiment : Experiment
-    points : sequence of Point
+    points : sequence of SlopePoint
         What they give is weighted and added.
     """
 
-    def __init__(self, experiment: Experiment, points: Sequence[Point]) -> None:
+    def __init__(self, experiment: Experiment, points: Sequence[SlopePoint]) -> None:
         self.experiment, self.points = experiment, points
         self._tables: dict[tuple[str, tuple[int, ...]], dict[str, Effects]] = {}
         self._sums: dict[str, Tensor] = {}
@@ -118,7 +118,7 @@ class GradientScorer(Scorer):
 
     # -- nodes -----------------------------------------------------------------------------------
 
-    def _nodes(self, point: Point, writer: str, through: Through) -> Tensor:
+    def _nodes(self, point: SlopePoint, writer: str, through: Through) -> Tensor:
         parts, far = [], dict[str, Tensor]()
         for name, seen in through.items():
             if name == TARGET:
@@ -186,7 +186,7 @@ class GradientScorer(Scorer):
 
     def _pulled_at(
         self,
-        point: Point,
+        point: SlopePoint,
         reader: str,
         outputs: Sequence[int],
         writers: Sequence[str],
@@ -211,7 +211,7 @@ class GradientScorer(Scorer):
             yield name, torch.stack(parts, dim=1)
 
     def _moved(
-        self, point: Point, layer: str, slope: Tensor, samples: slice = slice(None)
+        self, point: SlopePoint, layer: str, slope: Tensor, samples: slice = slice(None)
     ) -> Tensor:
         """What each neuron's move adds to the target along a slope, ``[neurons, samples]``."""
         units, span = self.experiment.units(layer), point.span(layer)

@@ -21,7 +21,7 @@ from neurograph.effects.experiment import Experiment
 from neurograph.effects.linear_edges import LinearEdges
 from neurograph.effects.routes import TARGET, Through, fits_narrow
 from neurograph.effects.scorer import Edges, Method, Scored, Scorer
-from neurograph.effects.slopes import Background, seen_slope
+from neurograph.effects.slopes import AtBackground, seen_slope
 
 __all__ = ["Hybrid", "HybridScorer"]
 
@@ -45,7 +45,7 @@ class HybridScorer(Scorer):
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        self.experiment, self.point = experiment, Background(experiment)
+        self.experiment, self.point = experiment, AtBackground(experiment)
 
     def nodes(self, writer: str, through: Through) -> Scored:
         """Effects of all neurons of a layer through the readers' outputs in `through`."""

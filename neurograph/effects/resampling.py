@@ -108,8 +108,8 @@ def _constant(values: Tensor, real: Tensor) -> Tensor:
     high = values.masked_fill(~real[..., None], -torch.inf).amax(0)
     low = values.masked_fill(~real[..., None], torch.inf).amin(0)
     same = (high - low <= _CONSTANT * (high.amax(0) - low.amin(0))).all(1)
-    told = real.sum(0) > 1
-    return same & told & ~(same | ~told).all()
+    shared = real.sum(0) > 1
+    return same & shared & ~(same | ~shared).all()
 
 
 def _drawn(sources: Tensor, seed: int) -> Tensor:

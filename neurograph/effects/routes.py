@@ -1,7 +1,7 @@
 """How moved neurons reach the outputs that may see them: four routes, one interface.
 
 A route turns a piece of moves into rows for the layers that a replay is given; the replay does
-the rest. `choose` decides once for a writer and what sees it, by the layer graph alone.
+the rest. `choose_route` decides once for a writer and what sees it, by the layer graph alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from neurograph.effects.experiment import Experiment, Moves
 from neurograph.replay.plan import Plan
 from neurograph.replay.wiring import target_layers
 
-__all__ = ["TARGET", "Route", "Through", "choose", "total_route"]
+__all__ = ["TARGET", "Route", "Through", "choose_route", "total_route"]
 
 TARGET = ""
 """The target as a reader: it sees what reaches the model's output through glue alone."""
@@ -50,7 +50,7 @@ class Route(Protocol):
         ...
 
 
-def choose(experiment: Experiment, writer: str, through: Through) -> Route:
+def choose_route(experiment: Experiment, writer: str, through: Through) -> Route:
     """Pick the cheapest route that is exact for a writer seen by some outputs of its readers."""
     graph = experiment.wiring.reach
     readers = [name for name in through if name != TARGET]

@@ -94,14 +94,14 @@ class Screening:
     def __str__(self) -> str:
         if self.measured == self.scored:
             return f"all {self.scored:,} measured"
-        told = f"{self.measured:,} of {self.scored:,} measured"
+        text = f"{self.measured:,} of {self.scored:,} measured"
         if self.blind:
-            told += f", {self.blind:,} of them in random order: no gradients pass"
+            text += f", {self.blind:,} of them in random order: no gradients pass"
         if self.spearman is not None:
-            told += f", the screen ranks with Spearman {self.spearman:.2f}"
+            text += f", the screen ranks with Spearman {self.spearman:.2f}"
         if self.recall is None:
-            return f"{told}, the rest are estimates and the screen was not judged"
-        return f"{told}, estimated recall of the strongest {_STRONGEST:.0%}: {self.recall:.2f}"
+            return f"{text}, the rest are estimates and the screen was not judged"
+        return f"{text}, estimated recall of the strongest {_STRONGEST:.0%}: {self.recall:.2f}"
 
     @staticmethod
     def of(screened: Sequence[Screened], whole: int, estimated: int = 0) -> Screening:

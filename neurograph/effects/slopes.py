@@ -17,9 +17,9 @@ from neurograph.effects.experiment import Experiment
 from neurograph.replay.plan import Plan
 
 __all__ = [
-    "Background",
+    "AtBackground",
     "Blend",
-    "Point",
+    "SlopePoint",
     "along",
     "by_output",
     "gradients",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class Point(Protocol):
+class SlopePoint(Protocol):
     """A point where gradients are taken.
 
     Attributes
@@ -56,7 +56,7 @@ class Point(Protocol):
         ...
 
 
-class Background:
+class AtBackground:
     """Where nothing has moved: neurons go from their first level to their last.
 
     Where the background is a real run, one run forwards and backwards gives the gradients by all
@@ -153,7 +153,7 @@ class Blend:
         self._gradients, self._rows = _everywhere(self.experiment, added, kept)
 
 
-def along(experiment: Experiment, steps: int) -> list[Point]:
+def along(experiment: Experiment, steps: int) -> list[SlopePoint]:
     """Points of the joint moves to both ends of the contrast, by the midpoint rule.
 
     Gradients averaged there, times the moves, are integrated gradients (Sundararajan, Taly & Yan
@@ -161,7 +161,7 @@ def along(experiment: Experiment, steps: int) -> list[Point]:
     is the model's input; here all layers go, since neurons may move to levels that no input gives.
     """
     layers = experiment.wiring.everything().nudged
-    points: list[Point] = []
+    points: list[SlopePoint] = []
     for end, sense in ((0, -1.0), (-1, 1.0)):
         pairs = ((experiment.end(name, end), experiment.recording.main(name)) for name in layers)
         if any(not torch.equal(*pair) for pair in pairs):
@@ -172,7 +172,7 @@ def along(experiment: Experiment, steps: int) -> list[Point]:
 
 
 def pull_back(
-    experiment: Experiment, point: Point, writer: str, readers: Mapping[str, Tensor]
+    experiment: Experiment, point: SlopePoint, writer: str, readers: Mapping[str, Tensor]
 ) -> Tensor:
     """Pull slopes by readers' outputs back to a writer, ``[samples, elements]``.
 
@@ -200,14 +200,14 @@ def pull_back(
 
 
 def seen_slope(
-    experiment: Experiment, point: Point, reader: str, seen: Sequence[int] | None
+    experiment: Experiment, point: SlopePoint, reader: str, seen: Sequence[int] | None
 ) -> Tensor:
     """Gradient by a layer's rows; 0 by outputs that do not see the move (None: all do)."""
     slope = point.slope(reader).view_as(experiment.recording.main(reader))
     return (slope * experiment.mask(reader, seen)).flatten(1)
 
 
-def by_output(experiment: Experiment, point: Point, writer: str) -> Tensor:
+def by_output(experiment: Experiment, point: SlopePoint, writer: str) -> Tensor:
     """Gradient of the target by a layer through glue alone, ``[samples, elements]``."""
     graph = experiment.wiring.reach
     ends = [name for name in graph if graph.nodes[name]["output"] and name != writer]

@@ -209,10 +209,10 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         if isinstance(leaves[0], Tensor) and leaves[0].dim() > 0:
             shapes = {tuple(leaf.shape[1:]) for leaf in leaves}
             if len(shapes) > 1:
-                told = ", ".join(shape_of(leaf[0]) for leaf in leaves[:1])
-                others = {shape_of(leaf[0]) for leaf in leaves} - {told}
+                first = ", ".join(shape_of(leaf[0]) for leaf in leaves[:1])
+                others = {shape_of(leaf[0]) for leaf in leaves} - {first}
                 raise DataError(
-                    f"samples have different shapes ({told}, {', '.join(sorted(others))}): pad "
+                    f"samples have different shapes ({first}, {', '.join(sorted(others))}): pad "
                     "them to one shape, with an attention_mask that is 0 where padding is"
                 )
             return torch.cat(list(leaves))

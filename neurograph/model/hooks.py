@@ -18,14 +18,14 @@ from neurograph.model.layer_choice import INPUT_SIDE
 from neurograph.model.observe import call_name, input_name, input_tensors
 from neurograph.utils.nested import flatten, leaf_names, main_index
 
-__all__ = ["Passage", "Place", "find_place", "passing", "unknown_layer"]
+__all__ = ["HookLog", "HookPoint", "find_hook_point", "passing", "unknown_layer"]
 
 Change = Callable[[str, Tensor], Tensor]
 """``change(layer, tensor)`` gives what passes on; it must leave the tensor itself as it is."""
 
 
 @dataclass(frozen=True)
-class Place:
+class HookPoint:
     """Where a layer's tensor can be caught.
 
     Attributes
@@ -50,8 +50,8 @@ class Place:
 
 
 @dataclass
-class Passage:
-    """What has passed so far.
+class HookLog:
+    """What hooks have met so far.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class Passage:
     size: int | None = None
 
 
-def find_place(layer: str, model: nn.Module) -> Place:
+def find_hook_point(layer: str, model: nn.Module) -> HookPoint:
     """Find where a layer's tensor can be caught, by the layer's name alone.
 
     Raises
@@ -78,13 +78,13 @@ def find_place(layer: str, model: nn.Module) -> Place:
 
     Examples
     --------
-    >>> find_place("1#2:input", nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
-    Place(layer='1#2:input', path='1', call='1#2', part=None, side=True)
+    >>> find_hook_point("1#2:input", nn.Sequential(nn.ReLU(), nn.Linear(2, 2)))
+    HookPoint(layer='1#2:input', path='1', call='1#2', part=None, side=True)
     """
     modules = dict(model.named_modules())
     first = input_name(model)
     if layer == first or layer.startswith(f"{first}."):
-        return Place(layer, None, layer)
+        return HookPoint(layer, None, layer)
     call, _, part = layer.partition(":")
     name, _, number = call.partition("#")
     # The model itself is called so where no module has taken the name.
@@ -92,7 +92,7 @@ def find_place(layer: str, model: nn.Module) -> Place:
     if not name or path not in modules or (number and not number.isdecimal()):
         raise unknown_layer(layer, modules)
     side = f":{part}" == INPUT_SIDE
-    return Place(layer, path, call, None if side else part or None, side)
+    return HookPoint(layer, path, call, None if side else part or None, side)
 
 
 def unknown_layer(layer: object, known: Iterable[str]) -> OptionError:
@@ -103,7 +103,7 @@ def unknown_layer(layer: object, known: Iterable[str]) -> OptionError:
 
 
 @contextlib.contextmanager
-def passing(model: nn.Module, places: Iterable[Place], change: Change) -> Iterator[Passage]:
+def passing(model: nn.Module, places: Iterable[HookPoint], change: Change) -> Iterator[HookLog]:
     """Let `change` see and replace what passes through layers, for the length of a block.
 
     Calls are counted from each call of the model. PyTorch's fused transformer kernels are off
@@ -112,7 +112,7 @@ def passing(model: nn.Module, places: Iterable[Place], change: Change) -> Iterat
     Parameters
     ----------
     model : Module
-    places : iterable of Place
+    places : iterable of HookPoint
     change : callable
         From a layer's name and its tensor, as the model laid it out, to what passes on.
     """
@@ -129,17 +129,17 @@ def passing(model: nn.Module, places: Iterable[Place], change: Change) -> Iterat
             stack.callback(before.remove)
             stack.callback(module.register_forward_hook(hooks.after(path)).remove)
         stack.callback(model.register_forward_hook(hooks.end).remove)
-        yield hooks.passage
+        yield hooks.log
 
 
 class _Hooks:
     """The hooks of one block, and the calls they have counted."""
 
-    def __init__(self, model: nn.Module, places: list[Place], change: Change) -> None:
+    def __init__(self, model: nn.Module, places: list[HookPoint], change: Change) -> None:
         self.model, self.places, self.change = model, places, change
-        self.passage = Passage()
+        self.log = HookLog()
         self.inputs = {place.layer for place in places if place.path is None}
-        self.by_call: dict[tuple[str, bool], list[Place]] = defaultdict(list)
+        self.by_call: dict[tuple[str, bool], list[HookPoint]] = defaultdict(list)
         for place in places:
             self.by_call[place.call, place.side].append(place)
         self._counts: Counter[str] = Counter()
@@ -148,12 +148,12 @@ class _Hooks:
     def start(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Count from the start, and change the model's inputs."""
         self._counts.clear()
-        self.passage.runs += 1
+        self.log.runs += 1
         batch = Batch(args, kwargs)
         try:
-            self.passage.size = batch.size
+            self.log.size = batch.size
         except DataError:
-            self.passage.size = None
+            self.log.size = None
         if not self.inputs:
             return None
         names = iter(input_tensors(self.model, batch))
@@ -202,11 +202,11 @@ class _Hooks:
         return returned
 
     def _pass(self, layer: str, tensor: Tensor) -> Tensor:
-        self.passage.met.add(layer)
+        self.log.met.add(layer)
         return self.change(layer, tensor)
 
 
-def _leaf(place: Place, output: Any, leaves: list[Any]) -> int:
+def _leaf(place: HookPoint, output: Any, leaves: list[Any]) -> int:
     """Which leaf of what a call returned a place means."""
     names = leaf_names(output)
     if place.part is None:

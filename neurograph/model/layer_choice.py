@@ -204,10 +204,10 @@ def _chosen(
     else:
         raise OptionError(f"layers={shown(choice)}: pass patterns, module types or predicates")
     if not found:
-        told = choice if isinstance(choice, str) else getattr(choice, "__name__", choice)
-        if told == "input" or str(told).startswith("input."):
+        pattern = choice if isinstance(choice, str) else getattr(choice, "__name__", choice)
+        if pattern == "input" or str(pattern).startswith("input."):
             hint = " (inputs are no modules; they are there without being named)"
-        raise OptionError(f"layers={told!r} matches no module of the model{hint}")
+        raise OptionError(f"layers={pattern!r} matches no module of the model{hint}")
     return frozenset(found)
 
 

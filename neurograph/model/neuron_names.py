@@ -141,10 +141,10 @@ def _written(place: str, layers: Collection[str] | None) -> Neuron | None:
     for form in _FORMS:
         found = re.fullmatch(form, place)
         if found and (layers is None or found["layer"] in layers):
-            told = found.groupdict()
-            position = told["position"]
-            index = int(told["index"] or told["group"])
-            return Neuron(told["layer"], index, None if position is None else int(position))
+            parts = found.groupdict()
+            position = parts["position"]
+            index = int(parts["index"] or parts["group"])
+            return Neuron(parts["layer"], index, None if position is None else int(position))
     return None
 
 

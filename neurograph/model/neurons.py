@@ -254,8 +254,8 @@ def doubtful_heads(
     for name, (kind, _) in groups.items():
         layer, part = layers[name], layers[name].module.split(".")[-1]
         behind = layer.call.endswith(INPUT_SIDE)
-        told = _is_behind_heads(layer.module) if behind else _OF_HEADS.fullmatch(part)
-        if kind == "head" and not told:
+        by_name = _is_behind_heads(layer.module) if behind else _OF_HEADS.fullmatch(part)
+        if kind == "head" and not by_name:
             yield (
                 f"neighbouring channels of {name!r} are taken for heads, which neither its name "
                 "nor its side says: those of queries, keys and values have heads, and the input "
@@ -276,21 +276,21 @@ def _check_heads(layer: Layer, model: nn.Module) -> None:
     own = layer.module.split(".")[-1]
     behind = [n for n, _ in module.named_modules() if _BEHIND_HEADS.fullmatch(n.split(".")[-1])]
     if isinstance(module, nn.MultiheadAttention):
-        told = (
+        advice = (
             "nn.MultiheadAttention mixes its heads before it returns. Write attention with a "
             "projection that is called (a Linear), and take the input side of that"
         )
     elif behind and not _BEHIND_HEADS.fullmatch(own):
-        told = f"take the input side of its projection, '{layer.module}.{behind[0]}{INPUT_SIDE}'"
+        advice = f"take the input side of its projection, '{layer.module}.{behind[0]}{INPUT_SIDE}'"
     elif _BEHIND_HEADS.fullmatch(own) and not layer.call.endswith(INPUT_SIDE):
-        told = "take the input side of the projection behind the heads of attention"
+        advice = "take the input side of the projection behind the heads of attention"
         if _is_behind_heads(layer.module):
-            told = f"take its input side, '{layer.module}{INPUT_SIDE}'"
+            advice = f"take its input side, '{layer.module}{INPUT_SIDE}'"
     else:
         return
     raise OptionError(
         f"groups='heads' for layer {layer.name!r}: its channels are no heads, as all heads are "
-        f"mixed there: {told}"
+        f"mixed there: {advice}"
     )
 
 

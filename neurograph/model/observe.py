@@ -155,7 +155,7 @@ def replaced_forwards(
 
 
 def call_model(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a copy of a batch; what it raises is told with the shapes of that.
+    """Run the model on a copy of a batch; errors say what shapes that has.
 
     A copy, as models may write to what they are given. Inside `undisturbed`, what the run changes
     in the model is put back.
@@ -167,18 +167,18 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     except (StopReplay, NeurographError):
         raise
     except Exception as error:
-        reason, told = str(error), ""
+        reason, hint = str(error), ""
         if "does not require grad" in reason:
-            told = " (forward takes gradients of layers, which have none while they are held)"
+            hint = " (forward takes gradients of layers, which have none while they are held)"
         if type(error).__module__.startswith("torch._dynamo"):
             reason = reason.strip().splitlines()[0]
-            told = (
+            hint = (
                 " (forward compiles a part of itself, by torch.cond, scan or flex_attention: write "
                 "it eagerly, as effects are measured by running what it is made of)"
             )
         raise ModelError(
             f"the model raised {type(error).__name__} on inputs of shape "
-            f"{describe_shapes(batch)}: {reason}{told}"
+            f"{describe_shapes(batch)}: {reason}{hint}"
         ) from error
 
 

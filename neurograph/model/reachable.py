@@ -17,18 +17,18 @@ from torch import Tensor, nn
 __all__ = [
     "GENERATORS",
     "ROOM",
+    "AttributePath",
     "Kept",
     "KeptGenerator",
     "KeptTensor",
-    "Path",
-    "Place",
+    "Reached",
     "reachable",
 ]
 
 ROOM = 2**26  # bytes of all copies that are made in any case
 _MISSING = object()
 
-Path = tuple[Any, ...]
+AttributePath = tuple[Any, ...]
 
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device})
 _ATOMS = (type, range, slice, torch.Size, np.generic, np.dtype, types.ModuleType)
@@ -257,14 +257,14 @@ KeptGenerator = functools.partial(KeptThing, _read_generator, _write_generator, 
 
 # -- what is reachable -----------------------------------------------------------------------------
 
-Place = tuple[Path, Callable[[Any], Kept], Any]
+Reached = tuple[AttributePath, Callable[[Any], Kept], Any]
 
 
-def reachable(model: nn.Module) -> list[Place]:
+def reachable(model: nn.Module) -> list[Reached]:
     """Everything a run could change that can be reached from a module, with the way to it."""
-    places: list[Place] = []
+    places: list[Reached] = []
     seen: dict[int, Any] = {}
-    stack: list[tuple[Path, Any]] = [((), model)]
+    stack: list[tuple[AttributePath, Any]] = [((), model)]
     while stack:
         path, thing = stack.pop()
         if id(thing) in seen:

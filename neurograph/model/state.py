@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from neurograph.model.reachable import (
     GENERATORS,
     ROOM,
+    AttributePath,
     Kept,
     KeptGenerator,
     KeptTensor,
-    Path,
-    Place,
+    Reached,
     reachable,
 )
 from neurograph.utils.nested import iter_tensors
@@ -129,9 +129,9 @@ class KeptModel:
         self._places = reachable(model)
         self._before = self._snapshot()
 
-    def _snapshot(self, some: Iterable[Place] | None = None) -> list[tuple[Path, Kept]]:
+    def _snapshot(self, some: Iterable[Reached] | None = None) -> list[tuple[AttributePath, Kept]]:
         """Keep everything, large tensors but for their content, or some places whole."""
-        room, found = ROOM, list[tuple[Path, Kept]]()
+        room, found = ROOM, list[tuple[AttributePath, Kept]]()
         for path, keep, thing in self._places if some is None else some:
             kept = keep(thing)
             if isinstance(kept, KeptTensor) and (
@@ -163,7 +163,7 @@ class KeptModel:
             self.__dict__.pop("_hot", None)
 
     @functools.cached_property
-    def _hot(self) -> list[Place]:
+    def _hot(self) -> list[Reached]:
         return [place for place in self._places if place[0] in self.changing]
 
     @property
@@ -194,7 +194,7 @@ class KeptModel:
             _restore(before)
 
 
-def _restore(before: list[tuple[Path, Kept]]) -> set[Path]:
+def _restore(before: list[tuple[AttributePath, Kept]]) -> set[AttributePath]:
     """Put back what changed; return the ways to it."""
     changed = [(path, kept) for path, kept in before if kept.changed()]
     for _, kept in changed:
@@ -202,7 +202,7 @@ def _restore(before: list[tuple[Path, Kept]]) -> set[Path]:
     return {path for path, _ in changed}
 
 
-_CHANGING: weakref.WeakKeyDictionary[nn.Module, set[Path]] = weakref.WeakKeyDictionary()
+_CHANGING: weakref.WeakKeyDictionary[nn.Module, set[AttributePath]] = weakref.WeakKeyDictionary()
 _OPEN: weakref.WeakKeyDictionary[nn.Module, KeptModel] = weakref.WeakKeyDictionary()
 
 
@@ -239,7 +239,7 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Whether an operator ran that draws random numbers.
     """
 
-    def __init__(self, before: list[tuple[Path, Kept]]) -> None:
+    def __init__(self, before: list[tuple[AttributePath, Kept]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.drew = False
         self._large: dict[int, list[KeptTensor]] = collections.defaultdict(list)

@@ -105,10 +105,10 @@ class LogitDifference:
 
 
 def _no_pairs(labels: Any) -> OptionError:
-    told = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+    described = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
     return OptionError(
         f"logit_difference needs labels of shape [samples, 2], the ids of the correct and the "
-        f"wrong token, not {told}: or name the two tokens"
+        f"wrong token, not {described}: or name the two tokens"
     )
 
 
@@ -156,8 +156,8 @@ def logit_difference(
                 f"position={shown(position)} is neither 'last' nor a number"
             ) from None
     right, other = (None if w is None else _token_id(w, tokenizer) for w in (correct, wrong))
-    told = [f"logit({word})" for word in (correct, wrong)]
-    name = "logit difference" if correct is None else " − ".join(told)
+    logits = [f"logit({word})" for word in (correct, wrong)]
+    name = "logit difference" if correct is None else " − ".join(logits)
     return LogitDifference(right, other, position, name)
 
 
@@ -220,10 +220,10 @@ class Target:
         given = batch()
         values = self.called(output, given)
         if not isinstance(values, Tensor) or values.shape != (given.size,):
-            told = shape_of(values) if isinstance(values, Tensor) else type(values).__name__
+            returned = shape_of(values) if isinstance(values, Tensor) else type(values).__name__
             labels = " These data hold no labels: batch.labels is None" * (given.labels is None)
             raise OptionError(
-                f"the target {self.name!r} returned {told} for {given.size} samples: it must "
+                f"the target {self.name!r} returned {returned} for {given.size} samples: it must "
                 "return one number a sample, a tensor of shape [batch], and samples must lie in "
                 f"dimension 0 of the inputs.{labels}"
             )
@@ -323,10 +323,10 @@ def _whole(columns: int, class_names: Sequence[str] | None) -> Target:
         alone = class_names is not None and len(class_names) == 1
         return Target(printable(class_names[0]) if class_names and alone else "output", 0)
     names = [repr(name) for name in class_names or ()]
-    told = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    options = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     raise OptionError(
         f"the model has {columns} outputs: pass target=, one of 0…{columns - 1}"
-        f"{f' or of {told}' if told else ''}, or a callable(output, batch) -> [batch]"
+        f"{f' or of {options}' if options else ''}, or a callable(output, batch) -> [batch]"
     )
 
 
@@ -369,7 +369,7 @@ def _named(target: str, class_names: Sequence[str] | None) -> int:
 
 
 def _find_logits(output: Any, size: int | None) -> tuple[Tensor, int | None, tuple[str, ...]]:
-    """Find the logits, which leaf they are where no name says so, and what is to be told."""
+    """Find the logits, which leaf they are where no name says so, and a note on that."""
     if _called_logits(output) is not None:
         return logits_of(output), None, ()
     logits = logits_of(output, size)
@@ -380,9 +380,9 @@ def _find_logits(output: Any, size: int | None) -> tuple[Tensor, int | None, tup
     names, many = leaf_names(output), [i for i, x in enumerate(leaves) if _may_be(x, size)]
     if len(many) < 2:
         return logits, leaf, ()
-    told = ", ".join(f"{names[i]!r} ({shape_of(leaves[i])})" for i in many[:_SHOWN])
+    listed = ", ".join(f"{names[i]!r} ({shape_of(leaves[i])})" for i in many[:_SHOWN])
     note = (
-        f"the model returns several tensors and calls none of them logits: {told}; explained is "
+        f"the model returns several tensors and calls none of them logits: {listed}; explained is "
         f"{names[leaf]!r} (pass target=callable(output, batch) -> [batch] for another)"
     )
     return logits, leaf, (note,)
@@ -453,19 +453,19 @@ def check_rows(target: Target, output: Any, batch: Batch) -> None:
     """
     if target.function is None:
         logits = target.logits(output)
-        told = f"the output is {shape_of(logits)}"
+        rows_of = f"the output is {shape_of(logits)}"
         rows = logits.shape[0] if logits.dim() else 0
     else:
         values = target.called(output, batch)
         if not isinstance(values, Tensor) or values.dim() != 1:
             target(output, lambda: batch)  # says what it returned
-        told = f"the target {target.name!r} returns {shape_of(values)}"
+        rows_of = f"the target {target.name!r} returns {shape_of(values)}"
         rows = len(values)
     if rows != batch.size:
         inputs = " and ".join(shape_of(tensor) for tensor in batch.tensors())
         raise DataError(
-            f"dimension 0 of the inputs is {batch.size} ({inputs}) but {told}: samples must lie in "
-            "dimension 0 of the first input and of the output. Time first: wrap the model in a "
+            f"dimension 0 of the inputs is {batch.size} ({inputs}) but {rows_of}: samples must lie "
+            "in dimension 0 of the first input and of the output. Time first: wrap the model in a "
             "Module whose forward calls model(x.transpose(0, 1)), and pass samples first. A mean "
             "over the batch: return a row for each sample. A single sample: pass X[None]"
         )

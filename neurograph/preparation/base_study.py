@@ -26,7 +26,7 @@ from neurograph.model.positions import token_names
 from neurograph.model.target import Target, TargetFunction, describe_target
 from neurograph.preparation.options import StudyOptions, read_options
 from neurograph.preparation.preflight import routing, sampled, stillness
-from neurograph.preparation.preparation import Preparation, Statistics, with_statistics
+from neurograph.preparation.preparation import LayerStatistics, Preparation, with_statistics
 from neurograph.replay.wiring import Wiring
 
 __all__ = ["BaseStudy"]
@@ -120,7 +120,7 @@ class BaseStudy:
     @property
     def _has_routed(self) -> bool:
         """Whether layers that run on some rows only are layers; other samples may have no such."""
-        return self._routed and not self.contrast.needs_twins
+        return self._routed and not self.contrast.needs_counterfactuals
 
     @property
     def layers(self) -> nx.DiGraph:
@@ -128,7 +128,7 @@ class BaseStudy:
         return self.wiring.layers
 
     @property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> LayerStatistics:
         """Statistics over the data, by layer."""
         return self._preparation.statistics(self.contrast)
 

@@ -1,4 +1,4 @@
-"""What is checked of a model, its data and a target before anything is measured, or told of it."""
+"""Checks of a model, its data and a target before anything is measured, and notes on them."""
 
 from __future__ import annotations
 
@@ -207,9 +207,9 @@ def coarse(target: Target, actual: Recording) -> Iterator[str]:
     step = float(rounding(values.double(), values.dtype)) if values.is_floating_point() else 0.0
     half = values.is_floating_point() and torch.finfo(values.dtype).eps > COARSE
     if half or step > _COARSE * spread > 0:
-        told = str(values.dtype).removeprefix("torch.")
+        dtype = str(values.dtype).removeprefix("torch.")
         yield (
-            f"targets of about {float(values.abs().max()):.3g} are computed in {told}, to about "
+            f"targets of about {float(values.abs().max()):.3g} are computed in {dtype}, to about "
             f"{step:.1g}, and differ by {spread:.1g}: smaller effects count as 0 unless they stand "
             "out of their standard errors. Finer: model.double(), or a target nearer to 0"
         )
@@ -299,9 +299,9 @@ def _check_width(widths: dict[int, int]) -> None:
     `widths` says how many there were, by the number of samples.
     """
     if len(set(widths.values())) > 1:
-        told = " and ".join(f"{size}×{width}" for size, width in widths.items())
+        shapes = " and ".join(f"{size}×{width}" for size, width in widths.items())
         raise OptionError(
-            f"the output is {told} for batches of {' and '.join(map(str, widths))} samples: its "
+            f"the output is {shapes} for batches of {' and '.join(map(str, widths))} samples: its "
             "columns are the samples of a batch (similarities of pairs, say), so that an index "
             "means another one in each batch. Pass target=callable(output, batch) -> [batch] of "
             "embeddings, or wrap the model in a Module that returns them"

@@ -18,7 +18,7 @@ from neurograph.activations.profile import (
     model_hash,
     wired,
 )
-from neurograph.data.source import Batch, Source, check_columns, concatenate, draw, fingerprint
+from neurograph.data.source import Batch, Source, check_same_columns, concatenate, draw, fingerprint
 from neurograph.effects.contrast import Background, Contrast, with_background
 from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
@@ -51,9 +51,9 @@ from neurograph.utils.checks import shown
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.nested import flatten
 
-__all__ = ["Preparation", "Prepared", "Statistics", "with_statistics"]
+__all__ = ["LayerStatistics", "Preparation", "Prepared", "with_statistics"]
 
-Statistics = Mapping[str, Mapping[str, Any]]
+LayerStatistics = Mapping[str, Mapping[str, Any]]
 """By layer, what `profile` puts on its node."""
 
 
@@ -80,7 +80,7 @@ class Preparation:
         options: Mapping[str, Any],
     ) -> None:
         self.model, self.data, self.asked, self.options = model, data, target, options
-        self._statistics: Statistics | None = None
+        self._statistics: LayerStatistics | None = None
         self._levels = set(QUANTILES)
         self._experiments: dict[tuple[Background, bool], Experiment] = {}
         self.is_trusted = False  # whether the weights are known to be those that were prepared
@@ -100,11 +100,11 @@ class Preparation:
             )
 
     @property
-    def known_statistics(self) -> Statistics:
+    def known_statistics(self) -> LayerStatistics:
         """Statistics as far as they were needed."""
         return self._statistics or {}
 
-    def statistics(self, contrast: Contrast) -> Statistics:
+    def statistics(self, contrast: Contrast) -> LayerStatistics:
         """Statistics of every layer over the data, with a contrast's quantiles; a pass over it.
 
         Those of a profile that was given, where there is one.
@@ -147,17 +147,17 @@ class Preparation:
         """
         prepared, options = self.prepared, self.options
         actual, graph = prepared.recording, self.wiring(routed=routed).layers
-        statistics: Statistics = {}
+        statistics: LayerStatistics = {}
         if contrast.needs_statistics or background == "mean":
             # Here, where no stand-ins are in the model that the pass would meet.
             statistics = self.statistics(contrast)
             graph = with_statistics(graph, statistics)
         with placed(self.model, options["device"]):
-            twins = contrast.twins(self._reference)
+            counterfactuals = contrast.counterfactuals(self._reference)
 
         def levels(layer: str) -> Tensor:
             known = statistics.get(layer, {})
-            values = contrast.levels_of(actual.layers[layer], known, actual, twins)
+            values = contrast.levels_of(actual.layers[layer], known, actual, counterfactuals)
             return values.to(actual.main(layer))
 
         key = background, self.wiring(routed=routed) is prepared.wiring
@@ -171,7 +171,7 @@ class Preparation:
 
     @property
     def _reference(self) -> Reference:
-        """The reference samples, as what twins of them are found by."""
+        """The reference samples, as what their counterfactuals are found by."""
         prepared, options = self.prepared, self.options
         actual, is_drawn = prepared.recording, isinstance(options["reference"], int)
         count = prepared.samples if is_drawn else actual.size
@@ -223,7 +223,7 @@ class Preparation:
             return confirm_wiring(replay, wiring)
 
 
-def with_statistics(graph: nx.DiGraph, statistics: Statistics) -> nx.DiGraph:
+def with_statistics(graph: nx.DiGraph, statistics: LayerStatistics) -> nx.DiGraph:
     """Layer graph with statistics on its nodes."""
     known = graph.copy()
     for name, data in known.nodes(data=True):
@@ -429,7 +429,7 @@ def _reference(
         for _ in hashed():
             pass
         given = Source(options["reference"], model)
-        check_columns(source, given, "reference")
+        check_same_columns(source, given, "reference")
         try:
             batch = concatenate(list(given))
         except DataError as error:

@@ -77,9 +77,9 @@ def _check_agreement(circuit: Circuit, attached: Circuit, study: Study) -> None:
     for one, other in zip(stored, again, strict=True):
         close = _RELATIVE * abs(one.effect) + _OF_LARGEST * largest
         if not abs(one.effect - other.effect) <= close:
-            told = " → ".join(map(str, one.names))
+            path = " → ".join(map(str, one.names))
             raise OptionError(
-                f"the path {told} was measured as {one.effect:+.4g} and is {other.effect:+.4g} "
+                f"the path {path} was measured as {one.effect:+.4g} and is {other.effect:+.4g} "
                 "now: pass the target (and contrast, reference) that the circuit was found with"
             )
 

@@ -357,7 +357,7 @@ def faithfulness(
     ablations : sequence of {"mean", "resample", "zero", "counterfactual"}
         What an ablated neuron is: its mean over the data, at each position where shapes are
         fixed; what it is in another reference sample, the same one for all neurons, at the same
-        position; 0; what it is in the sample's twin.
+        position; 0; what it is in the sample's counterfactual.
     draws : int
         How many series of random circuits.
     confidence : float
@@ -366,8 +366,9 @@ def faithfulness(
         Measured beside the target, of the reference samples and their labels; see
         `masking_curves`.
     corrupt : data, optional
-        Twins of all samples of the data, in the same order, for ``"counterfactual"``. By default
-        those of the study's contrast, where it is a `Counterfactual`.
+        Counterfactuals of all samples of the data, in the same order, for
+        ``"counterfactual"``. By default those of the study's contrast, where it is
+        a `Counterfactual`.
     **options
         Those of `Study`, but for `contrast` and `background`. By default ``layers``, ``groups``
         and ``positions`` are those of a circuit, and 128 samples are run, as `reference` says;

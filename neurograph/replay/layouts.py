@@ -28,13 +28,13 @@ from neurograph.model.observe import (
 from neurograph.utils.memory import PeakMeter
 from neurograph.utils.nested import Rebuild, flatten, iter_tensors, leaf_names, storages, tree_map
 
-__all__ = ["Layouts", "Run", "Seen", "find_layouts", "watch"]
+__all__ = ["Layouts", "Watched", "WatchedCall", "find_layouts", "watch"]
 
 _SAME = {False: Layout(None), True: Layout(None, many=0)}
 
 
 @dataclass(frozen=True)
-class Seen:
+class WatchedCall:
     """One call in one run of `size` samples; of its arguments only the shapes."""
 
     path: str
@@ -44,7 +44,7 @@ class Seen:
     arriving: list[tuple[int, ...] | None]
     size: int
 
-    def layouts(self, twin: Seen | None) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
+    def layouts(self, twin: WatchedCall | None) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
         """Layouts of what it returned and of its arguments, by the same call in another run."""
         few = None if twin is None else twin.leaves
         size = self.size if twin is None else twin.size
@@ -62,24 +62,24 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Run:
+class Watched:
     """One run of `size` samples: every call, and what the model returned."""
 
     size: int
-    calls: dict[str, Seen]
+    calls: dict[str, WatchedCall]
     output: Any
     containers: frozenset[str]
 
 
-_REFUSED = Run(1, {}, None, frozenset())
+_REFUSED = Watched(1, {}, None, frozenset())
 """Instead of a run on another number of samples, where the model takes no other."""
 
 
 def watch(
     model: nn.Module, batch: Batch, sites: Sites, inside: Callable[[Observed], Any] | None = None
-) -> Run:
+) -> Watched:
     """Run the model on a batch and copy what every call returned; `inside` as for `observe`."""
-    calls: dict[str, Seen] = {}
+    calls: dict[str, WatchedCall] = {}
     size = batch.size
 
     def visit(call: str, path: str, arguments: Any, output: Any) -> None:
@@ -87,10 +87,10 @@ def watch(
         arriving = [
             tuple(x.shape) if isinstance(x, Tensor) else None for x in flatten(arguments)[0]
         ]
-        calls[call] = Seen(path, leaves, rebuild, leaf_names(output), arriving, size)
+        calls[call] = WatchedCall(path, leaves, rebuild, leaf_names(output), arriving, size)
 
     seen = observe(model, batch, sites, visit, inside)
-    return Run(size, calls, _copied(seen.output), frozenset(seen.containers))
+    return Watched(size, calls, _copied(seen.output), frozenset(seen.containers))
 
 
 def _copied(tree: Any) -> Any:
@@ -130,7 +130,7 @@ class Layouts:
     fixed: bool
 
 
-def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layouts:
+def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Watched) -> Layouts:
     """Run the model once more, on few samples, and compare with the run of all.
 
     Raises
@@ -155,7 +155,7 @@ def find_layouts(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> Layo
     return Layouts(calls, output, row_bytes, call_bytes, routed, mixes, twin is _REFUSED)
 
 
-def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, int]:
+def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Watched) -> tuple[Watched, int]:
     """Run on another number of samples, watching memory and hidden parameters.
 
     On the first few; on everything twice where few take another way through the model.
@@ -174,7 +174,7 @@ def _twin(model: nn.Module, batch: Batch, sites: Sites, run: Run) -> tuple[Run, 
         if twin.calls.keys() == run.calls.keys() and _comparable(run, twin):
             uses.check(run)
             return twin, meter.peak // twin.size + 1
-    nothing = _REFUSED if refused else Run(run.size, {}, None, frozenset())
+    nothing = _REFUSED if refused else Watched(run.size, {}, None, frozenset())
     total = sum(t.nbytes for seen in run.calls.values() for t in iter_tensors(seen.leaves))
     return nothing, 2 * total // run.size + 1
 
@@ -192,7 +192,7 @@ def _call_bytes(model: nn.Module, batch: Batch, sites: Sites) -> dict[str, int]:
     return laps
 
 
-def _comparable(run: Run, twin: Run) -> bool:
+def _comparable(run: Watched, twin: Watched) -> bool:
     """Whether every tensor of the two runs differs in the batch dimension at most."""
     return all(
         a.dim() == b.dim() and sum(m != n for m, n in zip(a.shape, b.shape, strict=True)) <= 1
@@ -232,7 +232,7 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._uses.add((owner, running[-1] if running else None))
         return func(*args, **(kwargs or {}))
 
-    def check(self, run: Run) -> None:
+    def check(self, run: Watched) -> None:
         """Raise ModelError for a module whose parameters glue uses though it is never called."""
         if self._explicit:
             return
@@ -296,7 +296,7 @@ def _by_one_sample(
     model: nn.Module,
     batch: Batch,
     sites: Sites,
-    run: Run,
+    run: Watched,
     layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
 ) -> dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]]:
     """Layouts by what changes where the first sample is what the second one is."""
@@ -331,8 +331,8 @@ def _routed(
     model: nn.Module,
     batch: Batch,
     sites: Sites,
-    run: Run,
-    twin: Run,
+    run: Watched,
+    twin: Watched,
     layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
 ) -> frozenset[str]:
     """Modules that run on rows which values choose, so that rows do not follow the samples.
@@ -361,7 +361,7 @@ def _routed(
     return frozenset(routed - run.containers)
 
 
-def _again(model: nn.Module, batch: Batch, sites: Sites) -> Run | None:
+def _again(model: nn.Module, batch: Batch, sites: Sites) -> Watched | None:
     with contextlib.suppress(ModelError):
         return watch(model, batch, sites)
     return None
@@ -375,7 +375,9 @@ def _half_replaced(leaf: Tensor) -> Tensor:
     return rows
 
 
-def _follows(seen: Seen, other: Seen | None, layouts: tuple[Layout, ...], unchanged: slice) -> bool:
+def _follows(
+    seen: WatchedCall, other: WatchedCall | None, layouts: tuple[Layout, ...], unchanged: slice
+) -> bool:
     """Whether a call returned the same for the samples that are: turned round if all are."""
     if other is None or len(other.leaves) != len(seen.leaves):
         return False
@@ -402,7 +404,7 @@ def _alike(x: Tensor, y: Tensor) -> bool:
 def _spread(
     model: nn.Module,
     batch: Batch,
-    run: Run,
+    run: Watched,
     layouts: dict[str, tuple[tuple[Layout, ...], tuple[Layout, ...]]],
 ) -> None:
     """Find which tensors that are the same for all samples may have a row for each instead.
@@ -426,7 +428,7 @@ def _spread(
                 return
 
 
-def _takes_rows(model: nn.Module, batch: Batch, run: Run, spread: set[str]) -> bool:
+def _takes_rows(model: nn.Module, batch: Batch, run: Watched, spread: set[str]) -> bool:
     """Whether a model gives the same output if some calls return a row for each sample."""
     counts: Counter[str] = Counter()
 

@@ -14,7 +14,7 @@ from neurograph.utils.nested import iter_tensors
 
 __all__ = ["Maps", "find_maps"]
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 class _Seen(NamedTuple):
@@ -23,11 +23,11 @@ class _Seen(NamedTuple):
     path: str
     first: bool
     convolves: bool
-    arrived: frozenset[Shape]
-    returned: frozenset[Shape]
+    arrived: frozenset[TensorShape]
+    returned: frozenset[TensorShape]
 
     @property
-    def shapes(self) -> frozenset[Shape]:
+    def shapes(self) -> frozenset[TensorShape]:
         return self.arrived | self.returned
 
 
@@ -44,11 +44,11 @@ class Maps:
         self._seen = list(seen)
         self._convolved = {s for one in self._seen if one.convolves for s in one.arrived}
 
-    def of_input(self, shape: Shape) -> bool:
+    def of_input(self, shape: TensorShape) -> bool:
         """Whether a convolution takes an input of the model as it is."""
         return shape in self._convolved
 
-    def of_module(self, path: str, module: nn.Module, shape: Shape) -> bool:
+    def of_module(self, path: str, module: nn.Module, shape: TensorShape) -> bool:
         """Whether what a module returns has its channels in dimension 1."""
         if has_channels_first(module):
             return True

@@ -39,7 +39,7 @@ class Padding:
         For layers that have padding the name of the input that says so, with ``~`` before it where
         it is not zero for padding.
     notes : tuple of str
-        What is to be told of it.
+        Notes for the result.
     tried : bool
         Whether there were samples with padding.
     """
@@ -93,9 +93,9 @@ def find_padding(
             found = _Trial(replay, input_tensors(model, padded), target).found()
             return replace(found, notes=found.notes + unread)
     except ModelError:  # a model made for one batch size
-        told = ", ".join(sorted(n.split(".")[-1] for n, t in inputs.items() if is_mask(n, t)))
-        told = f"it could not be tried what {told} calls padding: nothing is"
-        return Padding({}, (told, *unread))
+        masks = ", ".join(sorted(n.split(".")[-1] for n, t in inputs.items() if is_mask(n, t)))
+        note = f"it could not be tried what {masks} calls padding: nothing is"
+        return Padding({}, (note, *unread))
 
 
 def _unread(inputs: Mapping[str, Tensor], recording: Recording) -> tuple[str, ...]:

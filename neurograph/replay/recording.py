@@ -18,7 +18,7 @@ from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 from neurograph.model.layers import INPUT_TYPE, Layer, Layout
 from neurograph.model.observe import input_tensors, not_replayed, undisturbed
-from neurograph.replay.layouts import Seen, find_layouts, watch
+from neurograph.replay.layouts import WatchedCall, find_layouts, watch
 from neurograph.replay.maps import Maps, find_maps
 from neurograph.replay.mixing import mixes_samples
 from neurograph.replay.repeat import check_repeats
@@ -27,7 +27,7 @@ from neurograph.utils.nested import Rebuild, main_index
 
 __all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 
-_SPREAD = 8  # samples by which layers are told and who reads whom
+_SPREAD = 8  # samples by which layers and their readers are found
 _SELDOM, _SELDOM_BYTES = 128, 2**28  # the same where values choose what is run, in that memory
 
 
@@ -310,7 +310,7 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
 
 def _describe(
     call: str,
-    seen: Seen,
+    seen: WatchedCall,
     module: nn.Module,
     layouts: Sequence[Layout],
     maps: Maps,

@@ -36,7 +36,7 @@ _SHOWN = [
     *(column for kind in (CIRCUIT, TOTAL) for column in (kind.effect, kind.stderr)),
     *"mean std min max count".split(),
     *(column for kind in THROUGH.values() for column in (kind.effect, kind.stderr)),
-    *"q0 q5 q25 q50 q75 q95 q100 cut wasserstein_std mean_before mean_after".split(),
+    *"q0 q5 q25 q50 q75 q95 q100 ablated wasserstein_std mean_before mean_after".split(),
 ]
 
 

@@ -157,7 +157,7 @@ def fit(
         trainer.fit(module, loaders["train"], loaders["validation"])
         if best.best_model_score is None or not best.best_model_score.isfinite():
             raise DataError(
-                f"no epoch had a finite {_told(monitor)}: look for NaN in the data, or lower "
+                f"no epoch had a finite {_words(monitor)}: look for NaN in the data, or lower "
                 f"learning_rate={module.hparams['learning_rate']}"
             )
         load_weights(module, best.best_model_path)
@@ -251,7 +251,7 @@ def _log_run(
     logger.finalize("success")
 
 
-def _told(name: str) -> str:
+def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
@@ -278,7 +278,7 @@ class _History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs.append({"epoch": trainer.current_epoch, **figures})
-        text = f"{_told(self.monitor)} {figures[self.monitor]:.3f}"
+        text = f"{_words(self.monitor)} {figures[self.monitor]:.3f}"
         self.bar.update(self._task, advance=1, figures=text)
 
     def best(self, mode: str) -> dict[str, float]:

@@ -33,8 +33,8 @@ _SHOWN = 60
 
 def shown(value: object) -> str:
     """What a value looks like, on one line and not too long of it."""
-    told = " ".join(repr(value).split())
-    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}…"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def is_number(value: object) -> bool:
@@ -75,7 +75,7 @@ def whole(value: Any, option: str, *, least: int | None = None, most: int = sys.
 
 
 def a_share(value: Any, option: str, *, zero: bool = False, one: bool = False) -> float:
-    """Read a number between 0 and 1, either of them included if so told; OptionError if not.
+    """Read a number between 0 and 1, either included where it may be; OptionError if not.
 
     Examples
     --------
@@ -94,8 +94,8 @@ def one_of(value: Any, option: str, known: Iterable[str | None]) -> None:
     """Raise OptionError for what is none of some words."""
     words = list(known)
     if not (value is None or isinstance(value, str)) or value not in words:
-        told = ", ".join(repr(word) for word in words if word is not None)
-        raise OptionError(f"{option}={shown(value)} is none of {told}")
+        options = ", ".join(repr(word) for word in words if word is not None)
+        raise OptionError(f"{option}={shown(value)} is none of {options}")
 
 
 def names(value: Any, option: str) -> tuple[str, ...] | None:

@@ -28,8 +28,8 @@ def parse_memory(memory: int | str) -> int:
     >>> parse_memory("1.5GB"), parse_memory(4096)
     (1500000000, 4096)
     """
-    told = str(memory) if isinstance(memory, str) or is_number(memory) else ""
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B?)\s*", told, re.IGNORECASE)
+    text = str(memory) if isinstance(memory, str) or is_number(memory) else ""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
     unit = match and match.group(2).upper()
     try:
         size = int(float(match.group(1)) * _UNITS[unit or ""]) if match else 0

@@ -1,4 +1,4 @@
-"""Causal shift: later distributions before and after a cut, against hooks and scipy."""
+"""Causal shift: later distributions before and after an ablation, against hooks and scipy."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def test_distances_equal_scipy_on_what_hooks_see(memory: str) -> None:
     shift = causal_shift(sample.model, X, CUT, how="zero", labels=labels, memory=memory)
     before = Reference(sample.network(), {"x": X}).background
 
-    def cut(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    def ablate(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         changed = output.clone()
         changed[:, [1, 4]] = 0
         return changed
 
-    handle = sample.model.layers[0].register_forward_hook(cut)
+    handle = sample.model.layers[0].register_forward_hook(ablate)
     after = Reference(sample.network(), {"x": X}).background
     handle.remove()
 
@@ -54,7 +54,7 @@ def test_distances_equal_scipy_on_what_hooks_see(memory: str) -> None:
             )
 
 
-def test_only_what_depends_on_the_cut_is_compared() -> None:
+def test_only_what_depends_on_the_ablated_is_compared() -> None:
     sample = zoo.branched_cnn(3, 2, 0, torch.float64)
     X = sample.data(30, 0)
     graph = ng.layer_graph(sample.model, X)
@@ -69,7 +69,7 @@ def test_only_what_depends_on_the_cut_is_compared() -> None:
     assert named.table.equals(shift.table)
 
 
-def test_a_cut_of_what_nothing_uses_shifts_nothing() -> None:
+def test_an_ablation_of_what_nothing_uses_shifts_nothing() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_a_cut_of_what_nothing_uses_shifts_nothing() -> None:
         assert (causal_shift(model, X, [("0", 0)], how=how).table["change"] > 0).all()
 
 
-def test_cut_neurons_are_not_compared_with_themselves() -> None:
+def test_ablated_neurons_are_not_compared_with_themselves() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     table = causal_shift(model, torch.randn(40, 2), {"0": [0], "2": [1, 2]}).table
@@ -110,7 +110,7 @@ def test_the_shift_on_the_graphs(tmp_path: Path) -> None:
     node = shift.layers.nodes["2"]
     assert node["most_wasserstein"] == rows["wasserstein_std"].max()
     assert rows["wasserstein_std"].iloc[node["most_shifted"]] == node["most_wasserstein"]
-    assert shift.layers.nodes["0"]["cut"] == 1
+    assert shift.layers.nodes["0"]["ablated"] == 1
 
     circuit = ng.search(model, X, 1, keep="top:6", progress=False)
     marked = shift.mark(circuit)
@@ -119,12 +119,12 @@ def test_the_shift_on_the_graphs(tmp_path: Path) -> None:
         for key in ("wasserstein_std", "mean_before", "mean_after"):
             assert marked.graph.nodes[neuron][key] == told.loc[neuron.index, key]
             assert key not in circuit.graph.nodes[neuron]
-    assert marked.graph.nodes["0", 2]["cut"] == "mean"
+    assert marked.graph.nodes["0", 2]["ablated"] == "mean"
     marked.save(tmp_path / "marked.circuit")
     again = ng.load(tmp_path / "marked.circuit")
     assert dict(again.graph.nodes(data=True)) == dict(marked.graph.nodes(data=True))
     marked.to_html(tmp_path / "marked.html")
-    assert "moved by the cut" in (tmp_path / "marked.html").read_text()
+    assert "moved by the ablation" in (tmp_path / "marked.html").read_text()
 
 
 def test_bad_neurons_and_data() -> None:

@@ -230,7 +230,7 @@ def test_where_nothing_kept_is_as_good_there_is_no_share() -> None:
     assert ends["significant"].to_dict() == {"mean": False, "zero": True}
     by_ablation = found.draws.groupby("ablation")["faithfulness"]
     assert by_ablation.apply(lambda f: f.isna().all()).to_dict() == {"mean": True, "zero": False}
-    assert "the model is not told from nothing kept" in repr(found)
+    assert "the model does not differ significantly from nothing kept" in repr(found)
     assert ends.loc["zero", "stderr"] == pytest.approx((10 * X[:, 0]).std().item() / 20**0.5)
 
 

@@ -1,4 +1,4 @@
-"""Silenced neurons, against hooks and weights changed by hand."""
+"""Ablated neurons, against hooks and weights changed by hand."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def hooks_of(model: nn.Module) -> int:
 def check_silenced(
     network: Network, site: str, how: str, data: Any, value: Callable[[Reference], Tensor]
 ) -> None:
-    """Silence the first and the last neuron of a site, and compare with the reference's hooks."""
+    """Ablate the first and the last neuron of a site, and compare with the reference's hooks."""
     arguments = network.inputs(6, 0)
     reference = Reference(network, arguments)
     chosen = sorted({0, reference.neurons(site) - 1})
@@ -653,7 +653,7 @@ def test_bad_models_and_data() -> None:
 def test_names_that_only_running_can_refuse() -> None:
     model, x = Twice(), torch.randn(2, 3)
     with (
-        pytest.raises(OptionError, match="layer 'cell#2' was to be silenced, but the model was"),
+        pytest.raises(OptionError, match="layer 'cell#2' was to be ablated, but the model was"),
         mask_neurons(model, [("cell#2", 0)]),
     ):
         model(x)

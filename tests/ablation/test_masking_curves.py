@@ -68,8 +68,8 @@ def slopes(model: nn.Module, data: Any, target: Any, **options: Any) -> pd.Serie
     return by_effect(ng.score(model, data, target, **options))
 
 
-def values(found: MaskingCurves, group: str, share: float, criterion: str = "truth") -> np.ndarray:
-    table = found.draws.query("group == @group and share == @share and criterion == @criterion")
+def values(found: MaskingCurves, group: str, share: float, ranking: str = "truth") -> np.ndarray:
+    table = found.draws.query("group == @group and share == @share and ranking == @ranking")
     return table["value"].to_numpy()
 
 
@@ -98,7 +98,7 @@ def test_only_important_neurons_cost_anything(how: Any) -> None:
 
 
 @pytest.mark.parametrize("scorer", ["exact", "gradient"])
-def test_criteria_find_what_was_planted(scorer: Any) -> None:
+def test_rankings_find_what_was_planted(scorer: Any) -> None:
     X, _ = planted_data()
     found = by_effect(ng.score(Planted(), X, 1, scorer=scorer, contrast="zero"))
     assert set(found.nlargest(4).index) == set(MATTER)
@@ -107,7 +107,7 @@ def test_criteria_find_what_was_planted(scorer: Any) -> None:
 
 @pytest.mark.parametrize("how", HOWS)
 def test_a_whole_group_equals_masking_it_by_hand(how: Any) -> None:
-    """At share 1 all important neurons are silenced, whatever is drawn."""
+    """At share 1 all important neurons are ablated, whatever is drawn."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     X, y = torch.randn(90, 3), torch.randint(3, (90,))
@@ -170,7 +170,7 @@ def test_as_many_neurons_in_every_group() -> None:
         assert counts[group, share].tolist() == [wanted]
     assert len(found.draws) == 3 * 3 * 4
     assert found.important == {"truth": 9}
-    assert list(found.draws.columns) == "criterion group share neurons draw value".split()
+    assert list(found.draws.columns) == "ranking group share neurons draw value".split()
 
 
 def test_reproducible_by_seed() -> None:
@@ -198,29 +198,27 @@ def test_batches_do_not_matter() -> None:
         pd.testing.assert_frame_equal(found.draws, whole.draws)
 
 
-def test_random_neurons_are_the_same_for_all_criteria() -> None:
+def test_random_neurons_are_the_same_for_all_rankings() -> None:
     model, (X, y) = Planted(), planted_data()
-    criteria = {
+    rankings = {
         "truth": known(),
         "chance": at_random(known().index, 1).sample(frac=1, random_state=0),
     }
-    found = masking_curves(model, (X, y), MeanSquaredError(), criteria, shares=(0.5, 1.0))
+    found = masking_curves(model, (X, y), MeanSquaredError(), rankings, shares=(0.5, 1.0))
     for share in (0.5, 1.0):
-        one, other = (values(found, "random", share, name) for name in criteria)
+        one, other = (values(found, "random", share, name) for name in rankings)
         np.testing.assert_array_equal(one, other)
     assert values(found, "random", 0.5).std() > 0
     assert list(found.damage().index) == ["truth", "chance"]
-    # Each criterion as if it were alone.
-    for name in criteria:
-        series = criteria[name]
+    # Each ranking as if it were alone.
+    for name in rankings:
+        series = rankings[name]
         alone = masking_curves(
             model, (X, y), MeanSquaredError(), series.reindex(known().index), shares=(0.5, 1.0)
         )
         pd.testing.assert_frame_equal(
-            alone.draws.drop(columns="criterion"),
-            found.draws.query("criterion == @name")
-            .drop(columns="criterion")
-            .reset_index(drop=True),
+            alone.draws.drop(columns="ranking"),
+            found.draws.query("ranking == @name").drop(columns="ranking").reset_index(drop=True),
         )
 
 
@@ -232,7 +230,7 @@ def made(values: dict[str, list[list[float]]], **options: Any) -> MaskingCurves:
         for share, line in zip((0.5, 1.0), table, strict=True)
         for draw, value in enumerate(line)
     ]
-    table = pd.DataFrame(rows, columns="criterion group share neurons draw value".split())
+    table = pd.DataFrame(rows, columns="ranking group share neurons draw value".split())
     given: dict[str, Any] = {"higher_is_better": True} | options
     return MaskingCurves(table, 0.9, "m", how="zero", important={"c": 10}, **given)
 
@@ -247,7 +245,7 @@ VALUES = {
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
 def test_intervals_are_students(confidence: float) -> None:
     found = made(VALUES, confidence=confidence).summary()
-    assert list(found.columns) == "criterion group share neurons mean low high".split()
+    assert list(found.columns) == "ranking group share neurons mean low high".split()
     lines = found.set_index(["group", "share"])
     for group, table in VALUES.items():
         for share, line in zip((0.5, 1.0), table, strict=True):

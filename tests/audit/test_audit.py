@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.audit.audit import audit_effects, choose
-from neurograph.audit.hooked import TARGET
+from neurograph.audit.audit import audit_effects, choose_claims
 from neurograph.audit.result import Audit, Claim
 from neurograph.effects.exact import node_effects, path_effects, total_effects
 from neurograph.effects.experiment import Experiment
+from neurograph.effects.routes import TARGET
 from neurograph.errors import ModelError, OptionError
 from neurograph.model.layers import Neuron
 from neurograph.preparation.preparation import Preparation
@@ -279,12 +279,12 @@ def test_modules_run_without_being_called_are_told(data: Tensor) -> None:
 def test_the_strongest_the_weakest_and_others_of_each_layer_are_chosen(seed: int) -> None:
     effects = [0.1, -3.0, 0.0, 2.0, 0.5, math.nan, 1.0, 1.0]
     layers = ["a", "a", "a", "b", "b", "b", "c", "c"]
-    chosen = choose(layers, effects, seed=seed, most=9)
+    chosen = choose_claims(layers, effects, seed=seed, most=9)
     assert sorted(chosen) == [0, 1, 2, 3, 4, 6, 7]
     assert chosen[0] == 1
     assert {layers[i] for i in chosen[:4]} == {"a", "b", "c"}
-    assert choose(layers, effects, seed=seed, most=2) == chosen[:2]
-    assert choose([], [], seed=seed, most=5) == []
+    assert choose_claims(layers, effects, seed=seed, most=2) == chosen[:2]
+    assert choose_claims([], [], seed=seed, most=5) == []
 
 
 # -- results that carry their audit ----------------------------------------------------------------

@@ -22,7 +22,7 @@ from neurograph.effects.hybrid import HybridScorer
 from neurograph.effects.routes import TARGET, Through
 from neurograph.effects.scorer import Method, Scored, Scorer, as_method
 from neurograph.effects.scorers import SCORERS
-from neurograph.effects.slopes import Background, along
+from neurograph.effects.slopes import AtBackground, along
 from neurograph.questions.study import Study
 from neurograph.utils.memory import PeakMeter
 from tests import zoo
@@ -190,7 +190,7 @@ def test_one_backward_run_gives_every_gradient(name: str) -> None:
     options = dict(reference=SAMPLES, progress=False, **network.options)
     study = Study(network.model, as_data(network.inputs(8, 1)), network.target, **options)
     with study.open() as experiment:
-        together, alone = Background(experiment), Background(experiment)
+        together, alone = AtBackground(experiment), AtBackground(experiment)
         experiment.real = True
         found = {layer: together.slope(layer) for layer in neurons_of(experiment)}
         experiment.real = False
@@ -219,7 +219,7 @@ def test_hybrid_is_exact_where_all_behind_the_readers_is_linear() -> None:
             found, wanted = hybrid.nodes(layer, through), exact.nodes(layer, through)
             torch.testing.assert_close(found.effects.effect, wanted.effects.effect)
         gradient = (
-            GradientScorer(experiment, [Background(experiment)])
+            GradientScorer(experiment, [AtBackground(experiment)])
             .nodes("0", {"2": [0]})
             .effects.effect
         )
@@ -282,7 +282,7 @@ def test_estimates_average_over_samples() -> None:
     for reference in (x[:8], twice):
         options = {"reference": reference, "progress": False}
         with Study(model, x, 1, **options).open() as experiment:
-            points = [Background(experiment)], along(experiment, 3)
+            points = [AtBackground(experiment)], along(experiment, 3)
             scorers: list[Scorer] = [GradientScorer(experiment, some) for some in points]
             found[len(reference)] = [
                 torch.from_numpy(all_edges(s, experiment, "0")["2"]) for s in scorers
@@ -304,7 +304,7 @@ def test_gradients_take_a_few_copies_of_the_activations() -> None:
         copy = sum(experiment.recording.main(name).nbytes for name in layers)
         copy = max(copy, 16 * experiment.recording.row_bytes)
         with PeakMeter() as meter:
-            gradient = GradientScorer(experiment, [Background(experiment)])
+            gradient = GradientScorer(experiment, [AtBackground(experiment)])
             for layer in neurons_of(experiment):
                 gradient.totals(layer, range(len(experiment.units(layer))))
                 all_edges(gradient, experiment, layer)

@@ -799,10 +799,10 @@ def test_channels_of_maps_are_where_convolutions_have_them(layer: str, channels:
     with torch.no_grad():
         for j in range(channels):
 
-            def silence(_m: Any, _a: Any, out: Tensor, j: int = j) -> Tensor:
+            def ablate(_m: Any, _a: Any, out: Tensor, j: int = j) -> Tensor:
                 return out.index_fill(1, torch.tensor([j]), 0.0)
 
-            handle = model.get_submodule(layer).register_forward_hook(silence)
+            handle = model.get_submodule(layer).register_forward_hook(ablate)
             without = model(X)[:, 1]
             handle.remove()
             wanted = float((model(X)[:, 1] - without).mean())
@@ -1031,10 +1031,10 @@ def test_channels_behind_convolutions_are_last_where_those_around_have_them_last
     with torch.no_grad():
         for j in range(channels):
 
-            def silence(_m: Any, _a: Any, out: Tensor, j: int = j) -> Tensor:
+            def ablate(_m: Any, _a: Any, out: Tensor, j: int = j) -> Tensor:
                 return out.index_fill(out.dim() - 1, torch.tensor([j]), 0.0)
 
-            handle = model.get_submodule(layer).register_forward_hook(silence)
+            handle = model.get_submodule(layer).register_forward_hook(ablate)
             without = model(X)[:, 1]
             handle.remove()
             wanted = float((model(X)[:, 1] - without).mean())

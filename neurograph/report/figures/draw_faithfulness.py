@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["faithfulness"]
 
-_DIRECTIONS = {"keep": "kept alone", "knock_out": "knocked out"}
+_DIRECTIONS = {"keep": "kept alone", "knock_out": "ablated"}
 _ORDERS: dict[str, dict[str, Any]] = {
     "signed": {"linestyle": DASHES[0], "marker": "o"},
     "absolute": {"linestyle": DASHES[1], "marker": "s"},
@@ -58,7 +58,7 @@ def faithfulness(result: Faithfulness, *, rankings: Collection[str] | None = Non
     -------
     Figure
         Faithfulness against the share of the neurons or edges that a circuit holds, in percent, on
-        a logarithmic axis: above, circuits kept alone, below, the model with them knocked out. By
+        a logarithmic axis: above, circuits kept alone, below, the model with them ablated. By
         signed and by absolute effects, and where a circuit is a ranking, what it kept. The band is
         the interval of random circuits' mean; dashed lines are the whole model, 1, and everything
         ablated, 0.

@@ -1,4 +1,4 @@
-"""Masking curves: what is left of a model as neurons are silenced."""
+"""Masking curves: what is left of a model as neurons are ablated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LOOKS = {
 
 
 def masking(curves: MaskingCurves) -> Figure:
-    """Draw masking curves with their intervals, a panel for each criterion of importance.
+    """Draw masking curves with their intervals, a panel for each ranking.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def masking(curves: MaskingCurves) -> Figure:
     Returns
     -------
     Figure
-        The metric against the share of the important neurons that are silenced, in percent: of
+        The metric against the share of the important neurons that are ablated, in percent: of
         these neurons, of as many unimportant ones, and of as many drawn at random. Bands are the
         intervals of the summary, the dashed line is the whole model.
 
@@ -55,35 +55,35 @@ def masking(curves: MaskingCurves) -> Figure:
         The summary is empty, lacks a column, or has a group that is none of the three.
     """
     table = curves.summary()
-    columns = "criterion group share mean low high".split()
+    columns = "ranking group share mean low high".split()
     check_columns(table, columns, "masking curves")
     groups = list(dict.fromkeys(table["group"]))
     unknown = [group for group in groups if group not in _LOOKS]
     if unknown:
         raise DataError(f"group {unknown[0]!r} is none of {', '.join(_LOOKS)}")
-    by_criterion = dict(list(table.groupby("criterion", sort=False)))
+    by_ranking = dict(list(table.groupby("ranking", sort=False)))
     metric = literal(_spoken(curves.metric), 40)
     how = literal(curves.how, 20)
     title = (
-        f"{metric[:1].upper()}{metric[1:]} with neurons silenced (how='{how}')\n"
+        f"{metric[:1].upper()}{metric[1:]} with neurons ablated (how='{how}')\n"
         f"mean of the draws, {100 * curves.confidence:g} % confidence interval"
     )
     with look():
         figure, axes = panels(
-            len(by_criterion), title, height=2.9, option="criteria", sharex=True, sharey=True
+            len(by_ranking), title, height=2.9, option="importance", sharex=True, sharey=True
         )
-        for (ax, first, lowest), (criterion, rows) in zip(
-            outer(axes), by_criterion.items(), strict=True
+        for (ax, first, lowest), (ranking, rows) in zip(
+            outer(axes), by_ranking.items(), strict=True
         ):
             ax.axhline(curves.baseline, color="black", linestyle="--", linewidth=1)
             for group, line in rows.groupby("group", sort=False):
                 _line(ax, line.sort_values("share"), str(group))
-            ax.set_title(f"by {literal(criterion, 34)}")
+            ax.set_title(f"by {literal(ranking, 34)}")
             ax.tick_params(labelbottom=lowest, labelleft=first)
             if first:
                 ax.set_ylabel(metric)
             if lowest:
-                ax.set_xlabel("share of the important\nneurons silenced, %")
+                ax.set_xlabel("share of the important\nneurons ablated, %")
         handles = [
             key(color=colour, linestyle=dash, marker=marker)
             for colour, dash, marker in (_LOOKS[group] for group in groups)

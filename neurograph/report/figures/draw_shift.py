@@ -1,4 +1,4 @@
-"""How far the activations of later neurons shift when others are cut, layer by layer."""
+"""How far the activations of later neurons shift when others are ablated, layer by layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BOX: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "linewidth": 
 
 
 def shift(table: pd.DataFrame, *, named: int = 3) -> Figure:
-    """Draw how far activations shift when neurons are cut, a row for each later layer.
+    """Draw how far activations shift when neurons are ablated, a row for each later layer.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def shift(table: pd.DataFrame, *, named: int = 3) -> Figure:
         raise OptionError(
             f"{len(by_layer)} layers do not fit: give a table of at most {_MOST_LAYERS}"
         )
-    title = "Shift of later neurons' activations when neurons are cut"
+    title = "Shift of later neurons' activations when neurons are ablated"
     if distances.isna().any():
         title += f"\nwithout {distances.isna().sum():,} that did not vary before"
     with look():

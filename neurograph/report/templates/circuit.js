@@ -202,10 +202,10 @@
       ["5 % … 95 %", range("q5", "q95")],
       ["least … most", full ? range("min", "max") : null],
       ["values", full ? some("count", (node.count ?? 0).toLocaleString("en")) : null],
-      ["cut", node.cut],
-      ["mean after the cut", some("mean_after",
+      ["ablated", node.ablated],
+      ["mean after the ablation", some("mean_after",
         `${number(node.mean_after)} (${number(node.mean_before)} before)`)],
-      ["moved by the cut", some("wasserstein_std", `${number(node.wasserstein_std)} std`)],
+      ["moved by the ablation", some("wasserstein_std", `${number(node.wasserstein_std)} std`)],
     ];
   }
 

@@ -91,12 +91,12 @@ def separations() -> pd.DataFrame:
 def masked() -> Curves:
     shares = np.linspace(0.1, 0.9, 5)
     rows = [
-        (criterion, group, share, top - slope * share, top - 0.5 * share, top - slope * share / 2)
-        for criterion, top in (("effect", 0.9), ("gradient", 0.8))
+        (ranking, group, share, top - slope * share, top - 0.5 * share, top - slope * share / 2)
+        for ranking, top in (("effect", 0.9), ("gradient", 0.8))
         for group, slope in (("important", 0.4), ("unimportant", 0.05), ("random", 0.2))
         for share in shares
     ]
-    return Curves(pd.DataFrame(rows, columns="criterion group share mean low high".split()))
+    return Curves(pd.DataFrame(rows, columns="ranking group share mean low high".split()))
 
 
 def kept(rankings: Sequence[str] = ("exact", "gradient"), **changed: Any) -> Faithfulness:

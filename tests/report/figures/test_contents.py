@@ -181,11 +181,11 @@ def test_masking_is_the_summary() -> None:
     assert titles(figure) == ["by effect", "by gradient"]
     assert legend(figure) == ["important", "unimportant", "random", "whole model"]
     colours = {"important": style.VERMILLION, "unimportant": style.BLUE, "random": style.GREY}
-    for ax, criterion in zip(figure.axes, ("effect", "gradient"), strict=True):
+    for ax, ranking in zip(figure.axes, ("effect", "gradient"), strict=True):
         assert lines(ax, "black")[0].get_ydata() == [0.9, 0.9]
         for band, (group, colour) in zip(ax.collections, colours.items(), strict=True):
             table = curves.table
-            rows = table[(table["criterion"] == criterion) & (table["group"] == group)]
+            rows = table[(table["ranking"] == ranking) & (table["group"] == group)]
             (line,) = lines(ax, colour)
             np.testing.assert_allclose(line.get_xdata(), [10, 30, 50, 70, 90])
             np.testing.assert_array_equal(line.get_ydata(), rows["mean"])
@@ -195,7 +195,7 @@ def test_masking_is_the_summary() -> None:
             assert edge[:, 1].min() == pytest.approx(rows["low"].min())
     looks = {(ln.get_linestyle(), ln.get_marker()) for ln in lines(figure.axes[0])}
     assert len(looks) == 4
-    assert figure.get_suptitle().startswith("Binary accuracy with neurons silenced (how='zero')")
+    assert figure.get_suptitle().startswith("Binary accuracy with neurons ablated (how='zero')")
     assert "95 % confidence" in figure.get_suptitle()
     assert figure.axes[0].get_ylabel() == "binary accuracy"
     assert "%" in figure.axes[0].get_xlabel()
@@ -220,7 +220,7 @@ def test_faithfulness_is_the_curves() -> None:
     table = found.curves()
     places = list(itertools.product(("keep", "knock_out"), ("mean", "zero")))
     assert titles(figure)[0] == "kept alone, others mean"
-    assert titles(figure)[3] == "knocked out, zero"
+    assert titles(figure)[3] == "ablated, zero"
     looks = set()
     for ax, (direction, ablation) in zip(figure.axes, places, strict=True):
         here = table[(table["direction"] == direction) & (table["ablation"] == ablation)]
