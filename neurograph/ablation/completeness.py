@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from neurograph.ablation.index import Flags
 from neurograph.ablation.measure import Measure
-from neurograph.ablation.replacements import Ablation
+from neurograph.effects.contrast import Ablation
 from neurograph.errors import OptionError
 from neurograph.utils import checks
 from neurograph.utils.checks import a_share, one_of, shown

@@ -24,8 +24,8 @@ from neurograph.ablation.rankings import (
     read_rankings,
     what,
 )
-from neurograph.ablation.replacements import Ablation, check_ablations
-from neurograph.effects.contrast import Counterfactual
+from neurograph.ablation.replacements import check_ablations
+from neurograph.effects.contrast import Ablation, Counterfactual
 from neurograph.effects.experiment import Experiment
 from neurograph.preparation.base_study import BaseStudy
 from neurograph.preparation.options import FaithfulnessOptions, read_options

@@ -13,7 +13,7 @@ import scipy
 from neurograph.ablation.completeness import Circuits, Size, incompleteness, minimality
 from neurograph.ablation.intervals import interval, means_over_draws
 from neurograph.ablation.rankings import Order
-from neurograph.ablation.replacements import Ablation
+from neurograph.effects.contrast import Ablation
 from neurograph.errors import OptionError
 
 __all__ = ["Areas", "Faithfulness", "areas"]

@@ -18,7 +18,8 @@ from neurograph.ablation.index import Components, Flags
 from neurograph.ablation.keep_edges import KeepEdges
 from neurograph.ablation.keep_neurons import KeepNeurons
 from neurograph.ablation.metric import Score
-from neurograph.ablation.replacements import Ablated, Ablation, ablated_values
+from neurograph.ablation.replacements import Ablated, ablated_values
+from neurograph.effects.contrast import Ablation
 from neurograph.effects.effects import rounding
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import ModelError, OptionError

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
-from neurograph.effects.contrast import FromMean, FromZero
+from neurograph.effects.contrast import Ablation, FromMean, FromZero
 from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.observe import input_tensors
 from neurograph.preparation.base_study import BaseStudy
 from neurograph.utils.checks import listed, one_of
 
-__all__ = ["Ablated", "Ablation", "ablated_values", "check_ablations"]
+__all__ = ["Ablated", "ablated_values", "check_ablations"]
 
-Ablation = Literal["mean", "zero", "resample", "counterfactual"]
 Ablated = Callable[[str], Tensor]
 """From a layer's name to the values of its elements once ablated, ``[samples, elements]``."""
 

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-from neurograph.ablation.replacements import Ablation
 from neurograph.circuit.circuit import Circuit
 from neurograph.comparison.compare_options import CompareOptions, Match
 from neurograph.comparison.comparison import Comparison
 from neurograph.comparison.comparisons import Comparisons
 from neurograph.comparison.two_circuits import compare_circuits
+from neurograph.effects.contrast import Ablation
 from neurograph.errors import OptionError, SearchInterrupted
 from neurograph.matching.alignment import Align
 from neurograph.utils import checks

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from neurograph.ablation.replacements import Ablation
 from neurograph.effects.budget import parse_budget
+from neurograph.effects.contrast import Ablation
 from neurograph.errors import OptionError
 from neurograph.matching.alignment import ALIGNMENTS, Align
 from neurograph.utils.checks import a_share, is_number, listed, one_of, whole

@@ -24,6 +24,7 @@ from neurograph.utils.checks import shown
 
 __all__ = [
     "SWEEP",
+    "Ablation",
     "Background",
     "Contrast",
     "Counterfactual",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 Background = Literal["data", "mean", "zero"]
+Ablation = Literal["mean", "zero", "resample", "counterfactual"]
+"""What a neuron is once it is ablated."""
 
 
 class CounterfactualRows(Protocol):

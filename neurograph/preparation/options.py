@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torchmetrics import Metric
 
-    from neurograph.ablation.replacements import Ablation
-    from neurograph.effects.contrast import Background, Contrast
+    from neurograph.effects.contrast import Ablation, Background, Contrast
     from neurograph.effects.scorer import Method
     from neurograph.effects.selection import Keep, Sign
     from neurograph.model.layer_choice import Choice
