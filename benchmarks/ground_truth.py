@@ -247,8 +247,8 @@ Where shorter ones are filled up it does, and is found.
 
 The same edges under `resample`, by scorer. At the unmoved model this target is at its best, so its
 slope there is 0: scorers that take slopes at the background alone, `hybrid` and `gradient`, see
-nothing and are refused. `auto` measures, on top of what it screens, 4 neurons of each layer and sign and 16 edges
-between each two layers: here, all.
+nothing and are refused. `auto` measures, on top of what it screens, 4 neurons of each layer and
+sign and 16 edges between each two layers: here, all.
 
 {by_scorer}
 
