@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import neurograph
 from neurograph.demos import heart
-from neurograph.discovery.frontier import Found, find_neurons
+from neurograph.discovery.frontier import SearchState, find_neurons
 from neurograph.effects.contrast import SWEEP
 from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.effects.selection import SIGNS, TopQuantile
@@ -104,8 +104,8 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     study = Study(model, X, 1, **options)
     keep = TopQuantile(0.95)
 
-    def ours() -> Found:
-        found = Found()
+    def ours() -> SearchState:
+        found = SearchState()
         with study.open() as experiment:
             for _ in find_neurons(experiment, ExactScorer(experiment), keep, found):
                 pass
@@ -162,7 +162,7 @@ def search_rate(width: int, depth: int) -> str:
     study = Study(model, X, 1, progress=False)
 
     def search() -> None:
-        found = Found()
+        found = SearchState()
         with study.open() as experiment:
             for _ in find_neurons(experiment, ExactScorer(experiment), TopQuantile(0.95), found):
                 pass
