@@ -1,4 +1,4 @@
-"""The backward search: from the target's layers to the inputs, one frontier in two parts."""
+"""Backward search: from the target's layers to the inputs, one frontier in two parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of a search's result must know besides its numbers, in sentences."""
+"""Notes on a search: what a reader of its result must know besides the numbers, in sentences."""
 
 from __future__ import annotations
 

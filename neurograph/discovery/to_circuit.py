@@ -1,4 +1,4 @@
-"""From what a search found to a circuit: its graph and its numbers."""
+"""Circuit from the state of a search: its graph and its numbers."""
 
 from __future__ import annotations
 
