@@ -105,11 +105,11 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     keep = TopQuantile(0.95)
 
     def ours() -> SearchState:
-        found = SearchState()
+        state = SearchState()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, ExactScorer(experiment), keep, found):
+            for _ in find_neurons(experiment, ExactScorer(experiment), keep, state):
                 pass
-        return found
+        return state
 
     found = ours()
     seconds = timed(ours, repeats=25)
@@ -162,9 +162,9 @@ def search_rate(width: int, depth: int) -> str:
     study = Study(model, X, 1, progress=False)
 
     def search() -> None:
-        found = SearchState()
+        state = SearchState()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, ExactScorer(experiment), TopQuantile(0.95), found):
+            for _ in find_neurons(experiment, ExactScorer(experiment), TopQuantile(0.95), state):
                 pass
 
     with FlopCounterMode(display=False) as counter:
