@@ -160,12 +160,12 @@ def time_row(case: Case, inputs: bool) -> str:
         statistics.median(run[-1] for run in runs),
         statistics.median(once),
     ]
-    told = [f"**{share:.2f}**" if share > AIM else f"{share:.2f}" for share in found]
+    shown = [f"**{share:.2f}**" if share > AIM else f"{share:.2f}" for share in found]
     elements = sum(row_sizes(case, inputs))
     sides = "inputs and outputs" if inputs else "outputs"
     return (
         f"| {case.name} | {sides} | {elements:,} | {forward_flops(case) / elements:.0f} | {rows} | "
-        f"{' | '.join(told)} |"
+        f"{' | '.join(shown)} |"
     )
 
 

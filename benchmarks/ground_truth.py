@@ -161,7 +161,7 @@ def addition_rows() -> tuple[str, list[object]]:
     network = modular_addition()
     data, known = (network.X, network.y), dict(enumerate(network.key.tolist()))
     alone, without = network.accuracy(network.key), network.accuracy(~network.key)
-    told = (
+    text = (
         "Modular addition (a + b modulo 23; squares between two layers: Gromov 2023, "
         "arXiv:2301.02679; Nanda et al. 2023, arXiv:2301.05217): "
         f"{int(network.key.sum())} of {len(known)} hidden neurons follow one frequency, and are "
@@ -181,14 +181,14 @@ def addition_rows() -> tuple[str, list[object]]:
             progress=False,
         )
         found.append(auroc(scores.ranking()["0"], known))
-    return told, ["modular addition: hidden neurons", *found]
+    return text, ["modular addition: hidden neurons", *found]
 
 
 def greater_rows() -> tuple[str, list[object]]:
     """What is known of greater-than, and AUROC by contrast."""
     network = greater_than()
     rest = torch.arange(1, 20).double().log()[18 - network.year]
-    told = (
+    text = (
         "Greater-than (which years come after the one in the sentence; after Hanna et al. 2023, "
         f"arXiv:2305.00586): only head {SEEING} may see the year; cross-entropy "
         f"{network.loss():.3f}, a guess among the later years has {float(rest.mean()):.3f}. So "
@@ -208,7 +208,7 @@ def greater_rows() -> tuple[str, list[object]]:
             **network.options,
         )
         found.append(auroc(scores.ranking(), network.neurons))
-    return told, ["greater-than: embeddings and heads by position", *found]
+    return text, ["greater-than: embeddings and heads by position", *found]
 
 
 def page(curves: Mapping[str, np.ndarray]) -> str:

@@ -80,8 +80,8 @@ CASES: dict[str, tuple[Callable[[int], nn.Sequential], tuple[int, ...]]] = {
 
 
 def attached(model: nn.Module, X: Tensor) -> Circuit:
-    told: dict[str, Any] = {"scorer": "gradient", "paths": 20, "keep": "top:50"}
-    return neurograph.search(model, X, 0, progress=False, **told)
+    options: dict[str, Any] = {"scorer": "gradient", "paths": 20, "keep": "top:50"}
+    return neurograph.search(model, X, 0, progress=False, **options)
 
 
 class Cost(NamedTuple):

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import neurograph
 from neurograph.demos import heart
-from neurograph.discovery.frontier import Found, find_neurons
+from neurograph.discovery.frontier import SearchState, find_neurons
 from neurograph.effects.contrast import SWEEP
 from neurograph.effects.exact_scorer import ExactScorer
 from neurograph.effects.selection import SIGNS, TopQuantile
@@ -104,12 +104,12 @@ def compare(model: nn.Module, X: Tensor, reference: int, sample: int) -> str:
     study = Study(model, X, 1, **options)
     keep = TopQuantile(0.95)
 
-    def ours() -> Found:
-        found = Found()
+    def ours() -> SearchState:
+        state = SearchState()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, ExactScorer(experiment), keep, found):
+            for _ in find_neurons(experiment, ExactScorer(experiment), keep, state):
                 pass
-        return found
+        return state
 
     found = ours()
     seconds = timed(ours, repeats=25)
@@ -162,9 +162,9 @@ def search_rate(width: int, depth: int) -> str:
     study = Study(model, X, 1, progress=False)
 
     def search() -> None:
-        found = Found()
+        state = SearchState()
         with study.open() as experiment:
-            for _ in find_neurons(experiment, ExactScorer(experiment), TopQuantile(0.95), found):
+            for _ in find_neurons(experiment, ExactScorer(experiment), TopQuantile(0.95), state):
                 pass
 
     with FlopCounterMode(display=False) as counter:

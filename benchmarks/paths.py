@@ -242,8 +242,8 @@ def heart_agrees(model: nn.Module, X: Any, found: StrongestPaths) -> tuple[bool,
     truth = {
         (int(n) // effects[0].numel(), int(n) // len(w2) % len(w1), int(n) % len(w2)) for n in best
     }
-    told = {tuple(neuron.index for neuron in path.neurons[:3]) for path in found.paths}
-    return truth == told, time.perf_counter() - start
+    searched = {tuple(neuron.index for neuron in path.neurons[:3]) for path in found.paths}
+    return truth == searched, time.perf_counter() - start
 
 
 def larger() -> tuple[list[str], str]:
@@ -263,10 +263,10 @@ def larger() -> tuple[list[str], str]:
             rows.append(large(name, net, Z, 0)[0])
     torch.manual_seed(0)
     rows.append(large("residual MLP, 2 blocks of 32, random", Residual(16, 32, 3), Z[:, :16], 0)[0])
-    told = f"""The heart network's {found.total:,} paths were all computed besides, in plain \
+    text = f"""The heart network's {found.total:,} paths were all computed besides, in plain \
 matrix arithmetic ({seconds:.0f} s): its hundred strongest are \
 {"the same" if agrees else "others"}."""
-    return rows, told
+    return rows, text
 
 
 def main() -> None:
@@ -276,7 +276,7 @@ def main() -> None:
     torch.manual_seed(0)
     strongest_paths(mlp(2, 2, 2, activation=nn.ReLU), torch.randn(9, 2), 0)  # first calls are slow
     rows = [row(case) for case in cases()]
-    huge, told = larger()
+    huge, text = larger()
     newline = "\n"
     text = f"""# The strongest paths
 
@@ -311,7 +311,7 @@ weakest of them: up to 1, no path that was not measured can be stronger.
 | --- | --- | --- | --- | --- |
 {newline.join(huge)}
 
-{told}
+{text}
 
 A bound is known where Linear layers are joined by pointwise activations and the target is an
 output's index: so for the whole of an MLP, and for the last layers of many other networks. Before

@@ -71,10 +71,12 @@ def race(only: str, folder: Path, environments: Path) -> None:
         except tasks.NotAvailable as why:
             missing[name] = str(why)
     for entry in chosen:
-        told = {"status": "skipped", "why": missing[entry.task]} if entry.task in missing else None
-        told = told or started(entry, folder, environments)
-        write_json(folder / f"{entry.key}.json", {"entry": entry.key} | told)
-        print(said(entry, told), flush=True)
+        outcome = (
+            {"status": "skipped", "why": missing[entry.task]} if entry.task in missing else None
+        )
+        outcome = outcome or started(entry, folder, environments)
+        write_json(folder / f"{entry.key}.json", {"entry": entry.key} | outcome)
+        print(said(entry, outcome), flush=True)
     from race.quality import judge
 
     for name in dict.fromkeys(entry.task for entry in chosen):
@@ -107,9 +109,9 @@ def started(entry: Entry, folder: Path, environments: Path) -> dict[str, Any]:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"status": "failed", "why": last[:300]}
     path = folder / f"{entry.key}.raw.json"
-    told: dict[str, Any] = json.loads(path.read_text())
+    outcome: dict[str, Any] = json.loads(path.read_text())
     path.unlink()
-    return told
+    return outcome
 
 
 def one_entry(key: str, folder: Path) -> None:
@@ -128,12 +130,12 @@ def other_evaluator(folder: Path) -> None:
     write_json(folder / "circuits.answer.json", found)
 
 
-def said(entry: Entry, told: dict[str, Any]) -> str:
-    if told["status"] != "measured":
-        return f"{entry.key}: {told['status']}: {told['why']}"
+def said(entry: Entry, outcome: dict[str, Any]) -> str:
+    if outcome["status"] != "measured":
+        return f"{entry.key}: {outcome['status']}: {outcome['why']}"
     return (
-        f"{entry.key}: {told['count']} scores in {told['seconds']:.3f} s "
-        f"(+ {told['setup_seconds']:.3f} s set-up), {told['above_bytes'] / 1e6:.0f} MB"
+        f"{entry.key}: {outcome['count']} scores in {outcome['seconds']:.3f} s "
+        f"(+ {outcome['setup_seconds']:.3f} s set-up), {outcome['above_bytes'] / 1e6:.0f} MB"
     )
 
 

@@ -181,8 +181,8 @@ def opened(build: Build, width: int, depth: int, samples: int) -> Iterator[tuple
 def grown(title: str, sizes: Sequence[object], costs: Iterable[float]) -> str:
     """One row: costs relative to the first."""
     known = list(costs)
-    told = ", ".join(map(str, sizes)), ", ".join(f"{cost / known[0]:.2f}" for cost in known)
-    return f"| {title} | {told[0]} | {told[1]} |"
+    columns = ", ".join(map(str, sizes)), ", ".join(f"{cost / known[0]:.2f}" for cost in known)
+    return f"| {title} | {columns[0]} | {columns[1]} |"
 
 
 def time_rows(build: Build, width: int) -> Iterator[str]:
@@ -272,9 +272,9 @@ def memory_rows(real: Real) -> Iterator[str]:
                 edges_of(experiment, real.writer)
         stays = profiling.stays + recording.stays
         above = [profiling.peak - profiling.stays, nodes.peak, edges.peak]
-        told = [told_within(peak, parse_memory(budget)) for peak in above]
+        peaks = [compared_with(peak, parse_memory(budget)) for peak in above]
         row = f"{real.name} | {experiment.recording.row_bytes / 1e6:.1f} MB"
-        yield f"| {row} | {budget} | {' | '.join(told)} | {stays / 1e6:.0f} MB |"
+        yield f"| {row} | {budget} | {' | '.join(peaks)} | {stays / 1e6:.0f} MB |"
         del graph, study, experiment
 
 
@@ -286,7 +286,7 @@ def edges_of(experiment: Experiment, writer: str) -> None:
             pass
 
 
-def told_within(peak: int, budget: int) -> str:
+def compared_with(peak: int, budget: int) -> str:
     megabytes = f"{peak / 1e6:.0f} MB"
     return megabytes if peak <= budget else f"**{megabytes}**"
 

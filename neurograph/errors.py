@@ -33,8 +33,8 @@ class CircuitFileError(NeurographError, ValueError):
 
 
 class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a search; `found` is what it had until then, as it would return it, or None."""
+    """Ctrl-C during a search; `result` is what it had so far, as it would return it, or None."""
 
-    def __init__(self, found: object | None) -> None:
+    def __init__(self, result: object | None) -> None:
         super().__init__("the search was interrupted")
-        self.found = found
+        self.result = result

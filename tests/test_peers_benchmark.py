@@ -55,10 +55,10 @@ def test_a_peer_that_is_not_installed_is_skipped_by_name(
     for entry in race.plan.ENTRIES:
         if race.plan.CONTENDERS[entry.contender].environment is None:
             continue
-        told = race.peers.started(entry, tmp_path, tmp_path / "nowhere")
-        assert told["status"] == "skipped"
-        assert told["why"].startswith(f"{entry.contender}: not installed, skipped")
-        assert "scores" not in told
+        outcome = race.peers.started(entry, tmp_path, tmp_path / "nowhere")
+        assert outcome["status"] == "skipped"
+        assert outcome["why"].startswith(f"{entry.contender}: not installed, skipped")
+        assert "scores" not in outcome
 
 
 def test_a_side_whose_library_lacks_a_part_says_which(
@@ -69,9 +69,9 @@ def test_a_side_whose_library_lacks_a_part_says_which(
     monkeypatch.setitem(sys.modules, "auto_circuit", None)
     monkeypatch.delitem(sys.modules, "race.sides.auto_circuit", raising=False)
     entry = next(e for e in race.plan.ENTRIES if e.contender == "auto-circuit")
-    told = run_entry(entry, tmp_path)
-    assert told["status"] == "skipped"
-    assert "auto_circuit" in told["why"]
+    outcome = run_entry(entry, tmp_path)
+    assert outcome["status"] == "skipped"
+    assert "auto_circuit" in outcome["why"]
 
 
 def test_edges_are_those_of_a_factorised_transformer(race: SimpleNamespace) -> None:
@@ -83,18 +83,18 @@ def test_edges_are_those_of_a_factorised_transformer(race: SimpleNamespace) -> N
     assert ("blocks.1.attention.o_proj:input", 7, "blocks.1.mlp", 0) in found
 
 
-def measured(seconds: float, scores: list[Any], **told: Any) -> dict[str, Any]:
+def measured(seconds: float, scores: list[Any], **outcome: Any) -> dict[str, Any]:
     return {
         "status": "measured",
         "scores": scores,
         "count": len(scores),
-        "told": {},
+        "facts": {},
         "trial_seconds": 0.1,
         "setup_seconds": 0.0,
         "seconds": seconds,
         "above_bytes": 10_000_000,
         "versions": {"torch": "2"},
-    } | told
+    } | outcome
 
 
 def test_a_page_is_made_of_what_was_written(race: SimpleNamespace, tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_a_page_is_made_of_what_was_written(race: SimpleNamespace, tmp_path: Pat
         "digits.captum.ablation": measured(2.0, scores),
         "digits.zennit-crp.graph": {"status": "skipped", "why": "zennit-crp: not installed"},
     }
-    for key, told in files.items():
-        (tmp_path / f"{key}.json").write_text(json.dumps({"entry": key} | told))
+    for key, outcome in files.items():
+        (tmp_path / f"{key}.json").write_text(json.dumps({"entry": key} | outcome))
     (tmp_path / "digits.json").write_text('{"accuracy": 0.9}')
     curve = {"signed": [0.2, 1.0], "absolute": [0.2, 1.0], "cpr": 0.3, "cmd": 0.4}
     better = {"signed": [0.6, 1.0], "absolute": [0.6, 1.0], "cpr": 0.7, "cmd": 0.1}

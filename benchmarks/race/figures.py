@@ -52,18 +52,18 @@ def _saved(figure: Figure, folder: Path, name: str) -> str:
 def _speed(results: Results) -> Figure | None:
     """Time a score of each peer's method, as a multiple of ours of the same kind."""
     bars: list[tuple[str, float]] = []
-    for entry, told in results.entries:
+    for entry, outcome in results.entries:
         if (
             entry.kind not in ("exact", "gradient", "integrated")
             or entry.contender == OWN
-            or told["status"] != "measured"
+            or outcome["status"] != "measured"
         ):
             continue
         same = "input_edges" if entry.method == "neuron_conductance" else entry.kind
         mine = results.measured(entry.task, OWN, same)
         if mine is not None:
             what = f"{entry.task}, {entry.kind}: {entry.contender} {entry.method}"
-            bars.append((what.replace("_", " "), each(told) / each(mine)))
+            bars.append((what.replace("_", " "), each(outcome) / each(mine)))
     if not bars:
         return None
     with look():

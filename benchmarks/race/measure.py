@@ -34,14 +34,14 @@ class Outcome:
         How many scores were computed, where the list does not hold them all.
     preparing : float
         Seconds of the run that were set-up.
-    told : dict
+    facts : dict
         Whatever else the page says of it.
     """
 
     scores: list[list[Any]]
     count: int = 0
     preparing: float = 0.0
-    told: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 Work = Callable[[], Outcome]

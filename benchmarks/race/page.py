@@ -72,18 +72,18 @@ def page(results: Results, figures: dict[str, str]) -> str:
 
 def _machine(results: Results) -> Iterator[str]:
     found: dict[str, str] = {}
-    for _, told in results.entries:
-        found |= told.get("versions", {})
+    for _, outcome in results.entries:
+        found |= outcome.get("versions", {})
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     listed = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
     processor = names[0] if names else platform.processor()
     yield f"{listed}; {processor}, {os.cpu_count()} cores.\n"
     trials: dict[str, float] = {}
-    for entry, told in results.entries:
-        if told["status"] == "measured" and entry.kind in ("gradient", "relevance"):
-            least = trials.get(entry.contender, told["trial_seconds"])
-            trials[entry.contender] = min(least, told["trial_seconds"])
+    for entry, outcome in results.entries:
+        if outcome["status"] == "measured" and entry.kind in ("gradient", "relevance"):
+            least = trials.get(entry.contender, outcome["trial_seconds"])
+            trials[entry.contender] = min(least, outcome["trial_seconds"])
     if trials:
         listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in trials.items())
         yield (
@@ -131,30 +131,31 @@ def _costs(results: Results, name: str) -> Iterator[str]:
     """A row an entry; against ours of the same kind."""
     agreement = results.quality.get(name, {}).get("agreement", {})
     own = {
-        entry.kind: told
-        for entry, told in results.of(name)
-        if entry.contender == OWN and entry.ranks and told["status"] == "measured"
+        entry.kind: outcome
+        for entry, outcome in results.of(name)
+        if entry.contender == OWN and entry.ranks and outcome["status"] == "measured"
     }
     yield (
         "| method | scores | s | of it set-up | ms a score | against ours of the kind | MB | "
         "Spearman with exact |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    for entry, told in results.of(name):
-        if told["status"] != "measured" or entry.kind == "chance":
+    for entry, outcome in results.of(name):
+        if outcome["status"] != "measured" or entry.kind == "chance":
             continue
         peer = own.get(entry.kind)
         ratio = "–"
         if entry.contender != OWN and peer is not None:
-            times = each(told) / each(peer)
+            times = each(outcome) / each(peer)
             ratio = f"{times:.1f} × our time" if times >= 1 else f"**{times:.2f} × our time**"
         same = agreement.get(_label(entry))
         rank = "1" if _label(entry) == f"{OWN} exact" else "–"
         if same is not None:
             rank = f"{same['spearman_absolute']:.3f}"
         yield (
-            f"| {entry.contender}: {entry.method} ({entry.kind}) | {told['count']:,} | "
-            f"{told['seconds'] + told['setup_seconds']:.3f} | {told['setup_seconds']:.3f} | "
-            f"{1e3 * each(told):.3f} | {ratio} | {told['above_bytes'] / 1e6:.0f} | {rank} |"
+            f"| {entry.contender}: {entry.method} ({entry.kind}) | {outcome['count']:,} | "
+            f"{outcome['seconds'] + outcome['setup_seconds']:.3f} | "
+            f"{outcome['setup_seconds']:.3f} | "
+            f"{1e3 * each(outcome):.3f} | {ratio} | {outcome['above_bytes'] / 1e6:.0f} | {rank} |"
         )
     yield ""
 
@@ -224,11 +225,13 @@ def _evaluators(results: Results) -> Iterator[str]:
 
 
 def _skipped(results: Results) -> Iterator[str]:
-    rows = [(entry, told) for entry, told in results.entries if told["status"] != "measured"]
+    rows = [
+        (entry, outcome) for entry, outcome in results.entries if outcome["status"] != "measured"
+    ]
     if rows:
         yield "## Skipped\n"
-        for entry, told in rows:
-            yield f"- {entry.key} ({told['status']}): {told['why']}"
+        for entry, outcome in rows:
+            yield f"- {entry.key} ({outcome['status']}): {outcome['why']}"
         yield ""
 
 

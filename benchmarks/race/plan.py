@@ -24,7 +24,7 @@ class Contender:
     environment : str or None
         The folder below ``.venv-peers/`` that it lives in; None: the project's own.
     package : str
-        The distribution whose version is told.
+        The distribution whose version is noted.
     licence, about : str
     """
 

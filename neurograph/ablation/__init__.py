@@ -1,1 +1,1 @@
-"""Neurons ablated in a model that runs by itself: masks, rankings, curves."""
+"""Ablation: neurons replaced while a model runs, rankings, masking curves, faithfulness."""

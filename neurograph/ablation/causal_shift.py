@@ -1,4 +1,4 @@
-"""What happens to the distributions of later neurons when some neurons are ablated."""
+"""Causal shift: how ablating neurons changes the distributions of all later ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which neurons are meant: as users name them, and the layers that hold any worth ablating."""
+"""Neurons to ablate, as users name them, and the layers that hold any worth ablating."""
 
 from __future__ import annotations
 

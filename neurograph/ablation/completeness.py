@@ -1,4 +1,4 @@
-"""Of one circuit: what it lacks, and which of its parts it could do without."""
+"""Completeness and minimality of a circuit: what it lacks, and which parts it could do without."""
 
 from __future__ import annotations
 

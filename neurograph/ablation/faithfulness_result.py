@@ -1,4 +1,4 @@
-"""How faithful circuits of every size are, as tables; and the areas that sum them up."""
+"""Faithfulness of circuits of every size, as tables, and the areas under its curves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LINE = ["ranking", "order", "ablation"]
 
 @dataclass(frozen=True)
 class Areas:
-    """What one curve of faithfulness comes to.
+    """Areas under and beside one curve of faithfulness.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What ablated neurons pass on instead of their own values: zero, their means, other samples'.
+"""Replacement values for ablated neurons under hooks: zero, means, values of other samples.
 
 Zeros and means are those of ablation (`neurograph.effects.contrast`). Samples are drawn anew:
 there each reference sample has another one of them, but inside a block users run what they like,

@@ -1,4 +1,4 @@
-"""What a circuit may be made of: the neurons of a model, or its edges, counted through."""
+"""Components of circuits: the neurons of a model, or its edges, counted through."""
 
 from __future__ import annotations
 

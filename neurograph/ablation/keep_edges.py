@@ -1,4 +1,4 @@
-"""Runs in which every neuron is computed from its kept writers, and ablated values of the others.
+"""Edge ablation: neurons computed from their kept writers, and ablated values of the others.
 
 Layers go one after the other, so that what a circuit computes is what its later neurons see.
 """

@@ -1,4 +1,4 @@
-"""Runs in which only some neurons keep their values, and all others have ablated ones."""
+"""Neuron ablation: runs in which some neurons keep their values, and all others are ablated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ablate neurons of a model for the length of a block, and leave the model as it was."""
+"""Ablation by forward hooks: neurons of a model are ablated for the length of a block."""
 
 from __future__ import annotations
 

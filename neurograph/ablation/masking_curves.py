@@ -1,4 +1,4 @@
-"""The masking experiment: what ablating important neurons costs, and unimportant ones, and any."""
+"""Masking curves: a metric while important, unimportant or random neurons are ablated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The target, and a metric, with only some neurons or edges kept."""
+"""Targets and metrics of ablated runs: those with only some neurons or edges kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Runs = Callable[[Flags, Ablated], Iterator[tuple[slice, slice, Any]]]
 
 @dataclass(frozen=True)
 class Point:
-    """What is left with one set kept.
+    """Mean target, and a metric, with one set kept.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Ends:
-    """The whole model, and everything ablated.
+    """Both ends of faithfulness: the whole model, and everything ablated.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""One number for a model on labelled data: any metric, of predictions read off its output."""
+"""Metrics of a model on labelled data: one number, of predictions read off its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows of a stream a uniform sample keeps.
+"""Reservoir sampling: which rows of a stream a uniform sample keeps.
 
 The problem of Vitter (1985, *ACM TOMS* 11), solved by keeping the rows with the smallest random
 keys: Efraimidis & Spirakis (2006, *Inf. Process. Lett.* 97) with equal weights. Two such samples
@@ -25,7 +25,7 @@ _AHEAD = 16  # batches
 
 
 class RowChoice(NamedTuple):
-    """What becomes of a sample as rows arrive.
+    """Rows that a sample keeps of those that arrive.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Which neurons tell classes apart: tests, effect sizes and divergences of every neuron."""
+"""Class separation: significance tests, effect sizes and divergences of every neuron."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _ADD_ROWS = 32  # at least, so that adding their sums costs little beside making
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What `ActivationStatistics.compute` found; tensors are ``[*shape]``.
+    """Statistics as `ActivationStatistics.compute` returns them; tensors are ``[*shape]``.
 
     ``std`` divides by ``count - 1`` and is 0 for one row. ``quantiles``, ``[len(levels), *shape]``,
     are interpolated linearly, as in `numpy.quantile`. ``rank_error`` is 0 while every row was kept,

@@ -1,4 +1,4 @@
-"""Whether two classes differ at a neuron: tests, effect sizes, divergences, of many at once."""
+"""Two-sample statistics: significance tests, effect sizes, divergences, of many neurons at once."""
 
 from __future__ import annotations
 

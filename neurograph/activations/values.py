@@ -1,4 +1,4 @@
-"""One activation a sample of every neuron, by class: a sample of the data, kept in memory."""
+"""Activations by class: one number a sample of every neuron, for a sample of the data."""
 
 from __future__ import annotations
 

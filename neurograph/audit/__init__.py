@@ -1,1 +1,1 @@
-"""Effects computed again by another road: forward hooks on the model as it was given."""
+"""Audit: effects computed again by forward hooks on the model as it was given."""

@@ -1,4 +1,4 @@
-"""Some effects of a result computed again by forward hooks alone."""
+"""Audit of a result: some of its effects computed again by forward hooks alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hooks do in one call of a model: keep what layers compute, and pass other values on."""
+"""Forward hooks for one call of a model: they keep what layers compute, and pass values on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why an effect is not what hooks alone give: found by trying, one shortcut after another."""
+"""Diagnosis of failed audits: which shortcut is wrong, found by trying one after another."""
 
 from __future__ import annotations
 

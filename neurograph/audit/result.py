@@ -1,4 +1,4 @@
-"""What an audit looks at, and what came out."""
+"""Results of an audit: the claims it looked at, and what came out."""
 
 from __future__ import annotations
 

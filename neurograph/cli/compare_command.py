@@ -108,8 +108,8 @@ def compare(
         else:
             found = compare_circuits(circuits, **options)
     except SearchInterrupted as stop:
-        if stop.found is not None and out is not None:
-            stop.found.save(out)  # type: ignore[attr-defined]  # Comparisons
+        if stop.result is not None and out is not None:
+            stop.result.save(out)  # type: ignore[attr-defined]  # Comparisons
             say(f"what was compared until now is in {out}")
         raise
     for path, write in ((out, found.save), (html, found.to_html)):

@@ -1,4 +1,4 @@
-"""How the command line ends: notes on standard error, errors in one line, exit codes."""
+"""Errors and exit codes of the command line: notes and one-line errors on standard error."""
 
 from __future__ import annotations
 

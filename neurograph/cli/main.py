@@ -125,7 +125,7 @@ def explore(
             progress=False if quiet else None,
         )
     except SearchInterrupted as stop:
-        _save_part(stop.found, out)
+        _save_part(stop.result, out)
         raise
     _write(circuit, out, html, quiet)
     for line in circuit.screened():

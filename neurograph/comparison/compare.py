@@ -115,7 +115,7 @@ def compare(  # type: ignore[misc]  # overloads cannot say: with the options bel
     ModelError
         A model's weights have changed since the search.
     SearchInterrupted
-        On Ctrl-C among several circuits, a KeyboardInterrupt whose ``found`` is the `Comparisons`
+        On Ctrl-C among several circuits, a KeyboardInterrupt whose ``result`` is the `Comparisons`
         made until then.
 
     Notes

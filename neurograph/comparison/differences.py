@@ -1,4 +1,4 @@
-"""Effects sample by sample in both models: how sure the differences between them are."""
+"""Differences of effects between two models, sample by sample, with their standard errors."""
 
 from __future__ import annotations
 

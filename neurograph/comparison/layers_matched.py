@@ -1,4 +1,4 @@
-"""What two circuits have in common layer by layer."""
+"""Overlap of two circuits layer by layer."""
 
 from __future__ import annotations
 

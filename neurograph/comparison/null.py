@@ -1,4 +1,4 @@
-"""What two circuits would have in common by chance: neurons permuted within their layers."""
+"""Null distribution of overlaps: neurons permuted within their layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much two circuits have in common: measures of it, and what they measure."""
+"""Overlap measures: how much two circuits have in common, and what each measures."""
 
 from __future__ import annotations
 

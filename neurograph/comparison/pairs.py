@@ -1,4 +1,4 @@
-"""What either circuit has: neurons, edges, paths, each with what it is in the other model."""
+"""Union of two circuits: neurons, edges and paths, each with what it is in the other model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may not be compared without being asked for, and what to bear in mind where it is."""
+"""Checks before a comparison: what may not be compared unasked, and notes where it is."""
 
 from __future__ import annotations
 

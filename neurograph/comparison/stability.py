@@ -1,4 +1,4 @@
-"""What several circuits have in common: the same neurons, edges or paths, with which effects."""
+"""Stability across circuits: neurons, edges or paths that several have, with their effects."""
 
 from __future__ import annotations
 

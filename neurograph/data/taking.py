@@ -1,4 +1,4 @@
-"""What a model takes, found by running it on a few samples: whole numbers or floating-point."""
+"""Input dtypes: what a model takes, found by running it on a few samples."""
 
 from __future__ import annotations
 

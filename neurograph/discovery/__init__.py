@@ -1,1 +1,1 @@
-"""What is asked of a study: circuits, scores, strongest paths, response curves."""
+"""Circuit discovery: circuits, scores, strongest paths and response curves of a study."""

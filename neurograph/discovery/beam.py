@@ -1,4 +1,4 @@
-"""One pass over a model: prefixes of paths grow layer by layer, the most promising are kept.
+"""Beam search over a model: prefixes of paths grow layer by layer, the most promising are kept.
 
 Every step of a prefix is measured, as `path_effects` measures it. What is not kept is bounded: a
 pass says how strong the strongest path can be that it did not measure.
@@ -40,7 +40,7 @@ _TABLES = 8  # of one number for each prefix and neuron, while they are chosen
 
 
 class Prefixes(NamedTuple):
-    """Beginnings of paths that end at neurons of one layer.
+    """Prefixes: beginnings of paths, which end at neurons of one layer.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Prefixes(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What one pass found.
+    """The result of one pass of a beam search.
 
     Attributes
     ----------

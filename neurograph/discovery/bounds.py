@@ -1,4 +1,4 @@
-"""What may still come of a change: how much its completions promise, and the most they can do.
+"""Heuristic scores and upper bounds: what completions of a path promise, and the most they can do.
 
 Seen from each layer, backwards from the target. A *promise* ranks prefixes of paths, and nothing
 else: it is first-order, from slopes of the glue at the background. A *limit* is certain: no path
@@ -39,7 +39,7 @@ class Ending(NamedTuple):
 
 
 class Way(NamedTuple):
-    """One kind of completion.
+    """One kind of completion, as its heuristic score takes it.
 
     `slope` ``[samples × elements, neurons]`` is what the glue ahead makes of a change, None where
     that differs too much between completions; `gain` ``[neurons]`` what becomes of it then.
@@ -51,7 +51,7 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
-    """What may come of changes of one layer's neurons.
+    """Heuristic scores and upper bounds of changes of one layer's neurons.
 
     Attributes
     ----------

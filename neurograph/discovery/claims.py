@@ -1,4 +1,4 @@
-"""Which effects of a result are audited: the strongest, the weakest and others of each layer."""
+"""Effects of a result to audit: the strongest, the weakest and others of each layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backward search: from the target's layers to the inputs, one frontier in two parts."""
+"""Backward search: from the target's layers to the inputs, one frontier in two parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from neurograph.effects.selection import SIGNS, Above, Keep, Sign, TopK, select
 from neurograph.model.layers import Neuron
 from neurograph.replay.wiring import target_layers
 
-__all__ = ["Found", "FoundEdges", "Measured", "find_edges", "find_neurons"]
+__all__ = ["LayerEdges", "Measured", "SearchState", "find_edges", "find_neurons"]
 
 Measured = tuple[float, float]
 """An effect and its standard error."""
@@ -36,7 +36,7 @@ _MOST_EDGES = 100_000  # in a circuit: as many as a graph can be queried and dra
 
 
 @dataclass(frozen=True, eq=False)
-class FoundEdges:
+class LayerEdges:
     """Edges from one layer's neurons to another's, as arrays ``[edges]``.
 
     `pairs` ``[edges, 2]`` are numbers of neurons.
@@ -51,15 +51,15 @@ class FoundEdges:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def at(self, which: np.ndarray) -> FoundEdges:
+    def at(self, which: np.ndarray) -> LayerEdges:
         """Return some of the edges."""
         pairs, effects, transfer = self.pairs[which], self.effects.at(which), self.transfer[which]
         return replace(self, pairs=pairs, effects=effects, transfer=transfer)
 
 
 @dataclass
-class Found:
-    """What a search has found so far; it grows, so that an interrupted search keeps its part.
+class SearchState:
+    """What a search has kept so far; it grows, so that an interrupted search keeps its part.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Found:
     ends: set[str] = field(default_factory=set)
     scores: dict[str, EffectTable] = field(default_factory=dict)
     direct: dict[Neuron, Measured] = field(default_factory=dict)
-    edges: list[FoundEdges] = field(default_factory=list)
+    edges: list[LayerEdges] = field(default_factory=list)
     edges_left: int = 0
     screening: dict[str, Screening] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class Found:
         raises = self.scores[layer][TOTAL].effect >= 0
         return [i for i in kept if raises[i] == (sign == "positive")]
 
-    def add_edges(self, edges: FoundEdges) -> None:
+    def add_edges(self, edges: LayerEdges) -> None:
         """Take in edges, and let go of the weakest where there are too many."""
         self.edges.append(edges)
         count = sum(map(len, self.edges))
@@ -108,7 +108,9 @@ class Found:
         self.edges_left += len(strength) - _MOST_EDGES
 
 
-def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Found) -> Iterator[str]:
+def find_neurons(
+    experiment: Experiment, scorer: Scorer, keep: Keep, state: SearchState
+) -> Iterator[str]:
     """Score every layer's neurons through the frontier of its readers; yields finished layers.
 
     Readers come in reverse topological order. The frontier is what was kept of them, in two parts
@@ -120,21 +122,21 @@ def find_neurons(experiment: Experiment, scorer: Scorer, keep: Keep, found: Foun
     ends = set(target_layers(experiment.graph))
     for layer in reversed(list(experiment.graph)):
         if experiment.recording.layers[layer].neurons:
-            _score_layer(experiment, scorer, keep, found, layer, layer in ends)
+            _score_layer(experiment, scorer, keep, state, layer, layer in ends)
         yield layer
 
 
 def _score_layer(
-    experiment: Experiment, scorer: Scorer, keep: Keep, found: Found, layer: str, is_end: bool
+    experiment: Experiment, scorer: Scorer, keep: Keep, state: SearchState, layer: str, is_end: bool
 ) -> None:
-    parts = {sign: _through(experiment, found, layer, sign, is_end) for sign in SIGNS}
+    parts = {sign: _through(experiment, state, layer, sign, is_end) for sign in SIGNS}
     ways = {sign: scorer.nodes(layer, through) for sign, through in parts.items() if through}
     rankings = ((scored, sign) for scored in ways.values() for sign in SIGNS)
     chosen = list(dict.fromkeys(i for ranking in rankings for i in _select(*ranking, keep)))
     neurons = len(experiment.units(layer))
     table: dict[EffectKind, EffectArrays] = {}
     if len(ways) == len(parts):
-        whole = _through(experiment, found, layer, None, is_end)
+        whole = _through(experiment, state, layer, None, is_end)
         scored = scorer.measuring(chosen, alone=True).nodes(layer, whole)
         table[CIRCUIT] = EffectArrays.of(scored)
     elif ways:
@@ -143,7 +145,7 @@ def _score_layer(
         table[CIRCUIT] = EffectArrays.none(neurons)
     table |= {THROUGH[sign]: EffectArrays.of(scored) for sign, scored in ways.items()}
     is_last = is_end and not experiment.graph.out_degree(layer)  # there the target sees everything
-    found.ends |= {layer} if is_last else set()
+    state.ends |= {layer} if is_last else set()
     if is_last:
         table[TOTAL] = table[THROUGH["positive"]]
     else:  # of inputs all are asked for, of other layers only the kept ones, where not all fit
@@ -153,19 +155,19 @@ def _score_layer(
     if chosen and is_end and not is_last:
         effects = node_effects(experiment, layer, chosen, {TARGET: None})
         named = map(experiment.units(layer).neuron, chosen)
-        found.direct |= zip(named, _pairs(effects), strict=True)
-    found.scores[layer] = table
+        state.direct |= zip(named, _pairs(effects), strict=True)
+    state.scores[layer] = table
     if chosen:
-        found.kept[layer] = chosen
+        state.kept[layer] = chosen
 
 
 def _through(
-    experiment: Experiment, found: Found, layer: str, sign: Sign | None, is_end: bool
+    experiment: Experiment, state: SearchState, layer: str, sign: Sign | None, is_end: bool
 ) -> Through:
     """One part of what sees a layer's neurons move, or both."""
     readers = experiment.graph.successors(layer)
     through: dict[str, Sequence[int] | None] = {
-        reader: part for reader in readers if (part := found.part(reader, sign))
+        reader: part for reader in readers if (part := state.part(reader, sign))
     }
     return through | ({TARGET: None} if is_end and sign != "negative" else {})
 
@@ -189,24 +191,24 @@ def _pairs(effects: Effects) -> list[Measured]:
     return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
 
 
-def find_edges(experiment: Experiment, scorer: Scorer, found: Found) -> Iterator[str]:
+def find_edges(experiment: Experiment, scorer: Scorer, state: SearchState) -> Iterator[str]:
     """Score the edges among the kept neurons; yields finished writers."""
     for writer in experiment.graph:
-        sources = found.part(writer, None)
+        sources = state.part(writer, None)
         readers = {
             reader: outputs
             for reader in experiment.graph.successors(writer)
-            if (outputs := found.part(reader, None))
+            if (outputs := state.part(reader, None))
         }
         if sources and readers:
-            _score_edges(scorer, found, writer, sources, readers)
+            _score_edges(scorer, state, writer, sources, readers)
         yield writer
-    found.cut_edges()
+    state.cut_edges()
 
 
 def _score_edges(
     scorer: Scorer,
-    found: Found,
+    state: SearchState,
     writer: str,
     sources: Sequence[int],
     readers: Mapping[str, Sequence[int]],
@@ -216,4 +218,4 @@ def _score_edges(
         numbers = np.array(sources)[i], np.array(readers[edges.reader])[j]
         pairs, effects = np.stack(numbers, axis=1), EffectArrays.of(edges.scored)
         transfer = edges.transfer.cpu().numpy()
-        found.add_edges(FoundEdges(writer, edges.reader, pairs, effects, transfer))
+        state.add_edges(LayerEdges(writer, edges.reader, pairs, effects, transfer))

@@ -1,4 +1,4 @@
-"""How far pointwise glue can stretch a change: Lipschitz constants of the operations that ran."""
+"""Lipschitz constants of pointwise glue: how far it can stretch a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of a search's result must know besides its numbers, in sentences."""
+"""Notes on a search: what a reader of its result must know besides the numbers, in sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from neurograph.circuit.paths import format_effect
-from neurograph.discovery.frontier import Found
+from neurograph.discovery.frontier import SearchState
 from neurograph.effects.effect_table import CIRCUIT, TOTAL, EffectArrays, EffectTable
 from neurograph.effects.selection import SENSE, SIGNS, Sign
 
@@ -17,28 +17,28 @@ _SHOWN = 3  # examples in a sentence
 _VERBS: Mapping[Sign, str] = {"positive": "raises", "negative": "lowers"}
 
 
-def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> list[str]:
+def search_notes(state: SearchState, target: str, name: Callable[[str, int], str]) -> list[str]:
     """Say where a search ended early, what it left out, and where signs disagree.
 
     Parameters
     ----------
-    found : Found
+    state : SearchState
     target : str
         What the target is called.
     name : callable
         From a layer and the number of a neuron to what it is called.
     """
-    layers = [layer for layer in found.scores if layer not in found.ends]
-    if not any(found.kept.values()):
-        return [_nothing(found, target)]
-    said = [*_ended(found, target, layers)]
-    if found.edges_left:
-        count = sum(map(len, found.edges))
+    layers = [layer for layer in state.scores if layer not in state.ends]
+    if not any(state.kept.values()):
+        return [_nothing(state, target)]
+    said = [*_ended(state, target, layers)]
+    if state.edges_left:
+        count = sum(map(len, state.edges))
         said.append(
-            f"only the strongest {count:,} of {count + found.edges_left:,} edges are in the "
+            f"only the strongest {count:,} of {count + state.edges_left:,} edges are in the "
             "circuit: a stricter keep= makes it one to read"
         )
-    left_out = [text for layer in layers if (text := _left_out(found, layer, name))]
+    left_out = [text for layer in layers if (text := _left_out(state, layer, name))]
     if left_out:
         more = len(left_out) - _SHOWN
         said.append(
@@ -46,7 +46,7 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
             f"{'; '.join(left_out[:_SHOWN])}"
             f"{f'; and some of {more} layers more' if more > 0 else ''} (a wider keep= holds more)"
         )
-    disagreeing = list(_disagreeing(found, layers, name))
+    disagreeing = list(_disagreeing(state, layers, name))
     if disagreeing:
         more = len(disagreeing) - _SHOWN
         said.append(
@@ -57,8 +57,8 @@ def search_notes(found: Found, target: str, name: Callable[[str, int], str]) -> 
     return said
 
 
-def _nothing(found: Found, target: str) -> str:
-    if not any(map(_does_anything, found.scores.values())):
+def _nothing(state: SearchState, target: str) -> str:
+    if not any(map(_does_anything, state.scores.values())):
         return f"nothing was kept: every effect on {target} is exactly 0"
     return (
         f"nothing was kept: no effect on {target} passes keep= and is farther from 0 than its "
@@ -77,10 +77,10 @@ def _is_any(effects: EffectArrays) -> bool:
     return bool(doubtful or any(np.nan_to_num(values).any() for values in numbers))
 
 
-def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
+def _ended(state: SearchState, target: str, layers: Sequence[str]) -> Iterator[str]:
     """Say of which layers nothing was kept, and of which nothing of one sign."""
-    empty = [layer for layer in layers if not found.kept.get(layer)]
-    idle = [layer for layer in empty if not _does_anything(found.scores[layer])]
+    empty = [layer for layer in layers if not state.kept.get(layer)]
+    idle = [layer for layer in empty if not _does_anything(state.scores[layer])]
     if idle:
         yield f"every effect of {_listed(idle)} is exactly 0: nothing of them reaches {target}"
     empty = [layer for layer in empty if layer not in idle]
@@ -92,9 +92,9 @@ def _ended(found: Found, target: str, layers: Sequence[str]) -> Iterator[str]:
     for sign in SIGNS:
         without = [
             layer
-            for layer, kept in found.kept.items()
+            for layer, kept in state.kept.items()
             if layer in layers
-            and not (SENSE[sign] * found.scores[layer][CIRCUIT].effect[kept] > 0).any()
+            and not (SENSE[sign] * state.scores[layer][CIRCUIT].effect[kept] > 0).any()
         ]
         if without:
             yield (
@@ -109,9 +109,9 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(shown)} and {more} layers more" if more else ", ".join(shown)
 
 
-def _left_out(found: Found, layer: str, name: Callable[[str, int], str]) -> str | None:
+def _left_out(state: SearchState, layer: str, name: Callable[[str, int], str]) -> str | None:
     """Neurons that were not kept though in total they do more than a kept one."""
-    totals, kept = found.scores[layer][TOTAL], found.kept.get(layer, [])
+    totals, kept = state.scores[layer][TOTAL], state.kept.get(layer, [])
     total, certain = totals.effect, totals.certain
     larger: list[int] = []
     for sense in SENSE.values():
@@ -129,12 +129,12 @@ def _left_out(found: Found, layer: str, name: Callable[[str, int], str]) -> str 
 
 
 def _disagreeing(
-    found: Found, layers: Sequence[str], name: Callable[[str, int], str]
+    state: SearchState, layers: Sequence[str], name: Callable[[str, int], str]
 ) -> Iterator[str]:
     for layer in layers:
-        through, total = (found.scores[layer][kind] for kind in (CIRCUIT, TOTAL))
+        through, total = (state.scores[layer][kind] for kind in (CIRCUIT, TOTAL))
         differ = through.certain & total.certain & (through.effect * total.effect < 0)
-        for i in found.part(layer, None):
+        for i in state.part(layer, None):
             if differ[i]:
                 here, in_all = _shown(through, i), _shown(total, i)
                 yield f"{name(layer, i)} ({here} through the circuit, {in_all} in total)"

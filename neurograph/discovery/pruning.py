@@ -1,4 +1,4 @@
-"""Room for so many prefixes of one layer: the most promising stay, the rest is bounded."""
+"""Pruning of a beam: the most promising prefixes of a layer stay, the rest is bounded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Candidates(NamedTuple):
 
 
 class Room:
-    """Keep so many candidates, and none that cannot exceed a floor.
+    """Beam of one layer: keep so many candidates, and none that cannot exceed a floor.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Scores of all neurons or all edges of a model, by any scorer: what circuits are cut from."""
+"""Attribution scores of all neurons or all edges of a model, by any scorer."""
 
 from __future__ import annotations
 

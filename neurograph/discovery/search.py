@@ -15,7 +15,7 @@ from neurograph.audit.audit import take_slower
 from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import Path, PathQuery, name_of
 from neurograph.discovery.claims import audit_result
-from neurograph.discovery.frontier import Found, find_edges, find_neurons
+from neurograph.discovery.frontier import SearchState, find_edges, find_neurons
 from neurograph.discovery.to_circuit import circuit_graph, to_circuit
 from neurograph.effects.budget import Schedule, parse_budget
 from neurograph.effects.scorer import as_method
@@ -36,12 +36,12 @@ _FIRST_PATHS = 8  # measured whatever they take: they tell what one does
 def find_circuit(study: BaseStudy, options: Mapping[str, Any]) -> Circuit:
     """Search a study for a circuit; see `search`."""
     own = read_options(SearchOptions, options, "search")
-    progress, start = Found(), time.monotonic()
+    progress, start = SearchState(), time.monotonic()
     try:
         circuit = _searched(study, own, progress, start)
         while note := take_slower(study.experiment, circuit.audited):
             study.add_note(note)
-            progress = Found()
+            progress = SearchState()
             circuit = _searched(study, own, progress, time.monotonic())
         circuit.audited.check()
         return circuit
@@ -59,21 +59,23 @@ def _provenance(study: BaseStudy, own: Mapping[str, Any], *, complete: bool) -> 
     return {**study.provenance_with(described), "complete": complete}
 
 
-def _searched(study: BaseStudy, own: Mapping[str, Any], found: Found, start: float) -> Circuit:
+def _searched(
+    study: BaseStudy, own: Mapping[str, Any], state: SearchState, start: float
+) -> Circuit:
     """Search, measure the strongest paths, and have some of all that computed again by hooks."""
     _ = study.statistics  # of the circuit's neurons: a pass over the data, before anything moves
-    _fill(study, own, found, start)
-    graph = circuit_graph(study, found)
+    _fill(study, own, state, start)
+    graph = circuit_graph(study, state)
     paths = _strongest(study, own, graph, start)
     provenance = _provenance(study, own, complete=True)
-    circuit = to_circuit(study, found, graph, paths, provenance)
+    circuit = to_circuit(study, state, graph, paths, provenance)
     seconds = max(_AUDIT_SECONDS, _AUDIT * (time.monotonic() - start))
     audit = audit_result(study, circuit, seconds=seconds)
     return replace(circuit, provenance={**circuit.provenance, "audit": audit.as_json()})
 
 
-def _fill(study: BaseStudy, own: Mapping[str, Any], found: Found, start: float) -> None:
-    """Run the search's steps; `found` keeps what is done if one is interrupted."""
+def _fill(study: BaseStudy, own: Mapping[str, Any], state: SearchState, start: float) -> None:
+    """Run the search's steps; `state` keeps what is done if one is interrupted."""
     keep = as_keep(own["keep"])
     with (
         study.open() as experiment,
@@ -86,13 +88,13 @@ def _fill(study: BaseStudy, own: Mapping[str, Any], found: Found, start: float) 
         scorer = as_method(own["scorer"]).start(experiment, schedule)
         try:
             for step, layer in itertools.chain(
-                _named("neurons of", find_neurons(experiment, scorer, keep, found)),
-                _named("edges into", find_edges(experiment, scorer, found)),
+                _named("neurons of", find_neurons(experiment, scorer, keep, state)),
+                _named("edges into", find_edges(experiment, scorer, state)),
             ):
                 bar.describe(f"{step} {layer}")
                 bar.advance()
         finally:
-            found.screening = scorer.report()
+            state.screening = scorer.report()
 
 
 def _named(step: str, layers: Iterable[str]) -> Iterator[tuple[str, str]]:

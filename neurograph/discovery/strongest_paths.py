@@ -92,7 +92,7 @@ def find_strongest_paths(study: BaseStudy, k: int, options: Mapping[str, Any]) -
     """Find the strongest paths of a study; see `strongest_paths`."""
     k, own = whole(k, "k", least=1), read_options(PathOptions, options, "strongest_paths")
     sense = {"positive": 1, "negative": -1, None: 0}[own["sign"]]
-    study, found, beam = study.at(routed=False), _Found(k), None
+    study, merged, beam = study.at(routed=False), _Merged(k), None
     try:
         begin = read_sources(study, own["sources"])
         asked = {**own, "k": k, "sources": begin}
@@ -100,20 +100,20 @@ def find_strongest_paths(study: BaseStudy, k: int, options: Mapping[str, Any]) -
             beam = Beam(experiment, begin, k, sense)
             if not beam.total:
                 raise OptionError(f"no path leads from {', '.join(begin)} to the target")
-            _widen(beam, found, parse_budget(own["budget"]), study.options["progress"])
-        result = _result(study, beam, found, asked)
+            _widen(beam, merged, parse_budget(own["budget"]), study.options["progress"])
+        result = _result(study, beam, merged, asked)
         with placed(study.model, study.options["device"]):
             claims = [Claim("path", p.neurons, p.effect, p.stderr) for p in result.paths[:_AUDITED]]
             audit_effects(study.experiment, claims).check()
         return result
     except KeyboardInterrupt as stop:
-        if beam is None or not found.passes:
+        if beam is None or not merged.passes:
             raise SearchInterrupted(None) from stop
-        raise SearchInterrupted(_result(study, beam, found, asked)) from stop
+        raise SearchInterrupted(_result(study, beam, merged, asked)) from stop
 
 
-class _Found:
-    """What the passes until now say together."""
+class _Merged:
+    """The strongest paths and the bound of all passes until now."""
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -142,17 +142,17 @@ class _Found:
 
 
 class _Spent(Exception):
-    """The budget is."""
+    """Raised where the budget is spent."""
 
 
-def _widen(beam: Beam, found: _Found, budget: Budget, progress: bool | None) -> None:
+def _widen(beam: Beam, merged: _Merged, budget: Budget, progress: bool | None) -> None:
     """Pass after pass, each wider, until nothing is left to find or no time."""
     until = math.inf if budget.seconds is None else time.monotonic() + budget.seconds
     # A second pass as wide knows what can be left out, and so may be certain.
-    widths = _widths(2 * found.k) if budget.count is None else iter([budget.count] * 2)
+    widths = _widths(2 * merged.k) if budget.count is None else iter([budget.count] * 2)
 
     def check() -> None:
-        if found.passes and time.monotonic() > until:
+        if merged.passes and time.monotonic() > until:
             raise _Spent
 
     beam.check = check
@@ -162,10 +162,10 @@ def _widen(beam: Beam, found: _Found, budget: Budget, progress: bool | None) -> 
     ):
         for width in widths:
             bar.describe(f"searching paths, {width:,} at each layer")
-            one = beam.run(width, found.weakest)
-            found.add(one)
+            one = beam.run(width, merged.weakest)
+            merged.add(one)
             bar.advance()
-            if found.certain or not one.wider:
+            if merged.certain or not one.wider:
                 break
             check()
 
@@ -175,18 +175,18 @@ def _widths(least: int) -> Iterator[int]:
     return (max(_WIDTH, least) * _WIDER**step for step in itertools.count())
 
 
-def _result(study: BaseStudy, beam: Beam, found: _Found, asked: dict[str, Any]) -> StrongestPaths:
+def _result(study: BaseStudy, beam: Beam, merged: _Merged, asked: dict[str, Any]) -> StrongestPaths:
     tokens = {name: study.tokens(name) for name in beam.layers}
     paths = tuple(
         Path(neurons, *strength, True, tuple(study.name(n, tokens[n.layer]) for n in neurons))
-        for neurons, strength in found.best.items()
+        for neurons, strength in merged.best.items()
     )
     return StrongestPaths(
         paths,
-        found.certain,
+        merged.certain,
         beam.total,
-        found.measured,
-        found.bound,
+        merged.measured,
+        merged.bound,
         study.target.name,
         study.provenance_with(asked),
     )

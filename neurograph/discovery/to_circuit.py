@@ -1,4 +1,4 @@
-"""From what a search found to a circuit: its graph and its numbers."""
+"""Circuit from the state of a search: its graph and its numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import Path
-from neurograph.discovery.frontier import Found, FoundEdges
+from neurograph.discovery.frontier import LayerEdges, SearchState
 from neurograph.discovery.notes import search_notes
 from neurograph.effects.effect_table import (
     CIRCUIT,
@@ -39,27 +39,27 @@ _STATISTICS = ("mean", "std", "min", "max")
 _PLAIN = ("type", "shape", "neurons", "parameters", "output")
 
 
-def circuit_graph(study: BaseStudy, found: Found) -> nx.DiGraph:
+def circuit_graph(study: BaseStudy, state: SearchState) -> nx.DiGraph:
     """Graph of the kept neurons and the edges among them, as `Circuit.graph` documents it."""
     graph = nx.DiGraph(target=study.target.name)
     for layer in study.layers:
-        kept = found.part(layer, None)
+        kept = state.part(layer, None)
         if not kept:
             continue
         units = study.experiment.units(layer)
         tokens, statistics = study.tokens(layer), _statistics(study, layer, kept)
         for unit, numbers in zip(kept, statistics, strict=True):
             neuron = units.neuron(unit)
-            effects = _effects(study, found, neuron, unit)
+            effects = _effects(study, state, neuron, unit)
             graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
-    for edges in found.edges:
+    for edges in state.edges:
         graph.add_edges_from(_edges(study, edges))
     return graph
 
 
 def to_circuit(
     study: BaseStudy,
-    found: Found,
+    state: SearchState,
     graph: nx.DiGraph,
     paths: tuple[Path, ...],
     provenance: Mapping[str, Any],
@@ -76,17 +76,17 @@ def to_circuit(
     layers.add_edges_from(study.layers.edges)
     names = study.feature_names
     if names is not None:
-        (only,) = (n for n in layers if layers.nodes[n]["type"] == INPUT_TYPE and n in found.scores)
+        (only,) = (n for n in layers if layers.nodes[n]["type"] == INPUT_TYPE and n in state.scores)
         layers.nodes[only]["names"] = list(names)
-    whole = {**provenance, "notes": [*provenance["notes"], *_notes(study, found)]}
-    screening = {phase: asdict(s) for phase, s in found.screening.items() if s.scored}
+    whole = {**provenance, "notes": [*provenance["notes"], *_notes(study, state)]}
+    screening = {phase: asdict(s) for phase, s in state.screening.items() if s.scored}
     if screening:
         whole["screening"] = screening
-    scores = {name: _by_position(study, name, table) for name, table in found.scores.items()}
+    scores = {name: _by_position(study, name, table) for name, table in state.scores.items()}
     return Circuit(graph, layers, study.target.name, paths, scores, whole, study)
 
 
-def _edges(study: BaseStudy, edges: FoundEdges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
+def _edges(study: BaseStudy, edges: LayerEdges) -> Iterator[tuple[Neuron, Neuron, dict[str, Any]]]:
     start, end = study.experiment.units(edges.writer), study.experiment.units(edges.reader)
     effects = edges.effects
     columns = {
@@ -102,12 +102,12 @@ def _edges(study: BaseStudy, edges: FoundEdges) -> Iterator[tuple[Neuron, Neuron
         yield start.neuron(i), end.neuron(j), attributes
 
 
-def _notes(study: BaseStudy, found: Found) -> list[str]:
+def _notes(study: BaseStudy, state: SearchState) -> list[str]:
     def name(layer: str, unit: int) -> str:
         return study.name(study.experiment.units(layer).neuron(unit), study.tokens(layer))
 
     branches = [_BRANCHES] if study.experiment.replay.branches else []
-    return [*branches, *search_notes(found, study.target.name, name)]
+    return [*branches, *search_notes(state, study.target.name, name)]
 
 
 def _by_position(study: BaseStudy, layer: str, table: EffectTable) -> dict[str, np.ndarray]:
@@ -128,9 +128,9 @@ def _names(study: BaseStudy, neuron: Neuron, tokens: Sequence[str] | None) -> di
     return {"name": study.name(neuron, tokens), **named}
 
 
-def _effects(study: BaseStudy, found: Found, neuron: Neuron, unit: int) -> dict[str, Any]:
+def _effects(study: BaseStudy, state: SearchState, neuron: Neuron, unit: int) -> dict[str, Any]:
     """Attributes that say what a neuron does."""
-    table = found.scores[neuron.layer]
+    table = state.scores[neuron.layer]
 
     def numbers(kind: EffectKind) -> dict[str, Any]:
         one = table[kind].at(unit)
@@ -143,8 +143,8 @@ def _effects(study: BaseStudy, found: Found, neuron: Neuron, unit: int) -> dict[
     attributes["sign"] = sign_of(attributes[CIRCUIT.effect])
     attributes |= numbers(TOTAL) | measured(TOTAL)
     attributes["target"] = bool(study.layers.nodes[neuron.layer]["output"])
-    if neuron in found.direct:
-        attributes |= DIRECT.numbers(*found.direct[neuron])
+    if neuron in state.direct:
+        attributes |= DIRECT.numbers(*state.direct[neuron])
     for kind in THROUGH.values():
         if kind in table:
             attributes |= numbers(kind)
@@ -161,8 +161,8 @@ def _statistics(study: BaseStudy, layer: str, units: Sequence[int]) -> list[dict
         pooled = values.dim() == 1
         values = values.view(-1, *[1] * (shape.dim() - 2)) if pooled else values
         flat = values.expand(shape.shape[1:]).movedim(0, recorded.channel_dim - 1).flatten()
-        found: list[float] = flat[members].double().mean(dim=1).tolist()
-        return found
+        means: list[float] = flat[members].double().mean(dim=1).tolist()
+        return means
 
     columns = {key: means(node[key]) for key in _STATISTICS}
     for level, values in zip(node["levels"], node["quantiles"], strict=True):

@@ -1,4 +1,4 @@
-"""Estimate everything, measure what promises most, and say how well the estimates rank.
+"""Screen and verify: gradients estimate all effects, interventions measure what promises most.
 
 What can be measured whole within its share of the budget is. Elsewhere a few are measured that
 promise most, which tells how long one takes, and a few at random, which tell how well the screen

@@ -1,4 +1,4 @@
-"""What verifying may take: a time, shared out by how much each step costs, or a number."""
+"""Budgets for verifying: a time, shared out by how much each step costs, or a number."""
 
 from __future__ import annotations
 

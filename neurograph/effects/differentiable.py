@@ -1,4 +1,4 @@
-"""Where gradients pass and where they do not, though changes do.
+"""Differentiability of models: where gradients pass, and where they do not though changes do.
 
 A forward may run without gradients, detach a part of the way, round, or compare: then estimates
 by gradients leave out what interventions find.

@@ -1,4 +1,4 @@
-"""Effects by gradients: linear all the way from the move to the target, at one point or several.
+"""Gradient attribution: effects linear all the way to the target, at one point or several.
 
 At the background alone this is edge attribution patching (Syed, Rager & Conmy 2023,
 arXiv:2310.10348), which equals exact effects to first order. At points along a joint move it is

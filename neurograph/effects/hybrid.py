@@ -1,4 +1,4 @@
-"""Readers computed exactly, all behind them to first order.
+"""Hybrid attribution: readers computed exactly, all behind them to first order.
 
 How far a moved neuron moves each output of its readers is executed; what that does to the target
 is the output's slope at the background times its change.

@@ -1,4 +1,4 @@
-"""How moved neurons reach the outputs that may see them: four routes, one interface.
+"""Intervention routes: how moved neurons reach the outputs that may see them, in four ways.
 
 A route turns a piece of moves into rows for the layers that a replay is given; the replay does
 the rest. `choose_route` decides once for a writer and what sees it, by the layer graph alone.

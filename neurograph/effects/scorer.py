@@ -1,4 +1,4 @@
-"""What every scorer answers: effects of nodes, of whole neurons, and of edges."""
+"""Interface of scorers: effects of nodes, of whole neurons, and of edges."""
 
 from __future__ import annotations
 

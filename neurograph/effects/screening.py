@@ -1,4 +1,4 @@
-"""What a screen promised and what measuring found: how far to trust the rest of it."""
+"""Quality of screening: rank correlation and recall of estimates, where effects were measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which neurons a search keeps, given the effects of all neurons of a layer."""
+"""Keep-rules: which neurons a search keeps, given the effects of all neurons of a layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where gradients of the target are taken: at the background, and on the way of a joint move.
+"""Gradients of the target: at the background, and on the way of a joint move.
 
 A point knows what each layer passes on there, how far its neurons still have to move, and the
 gradient of the target by its rows: all ``[samples, elements]`` once flattened.

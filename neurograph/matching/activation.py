@@ -1,4 +1,4 @@
-"""Neurons matched by what they do on the same data."""
+"""Activation matching: neurons matched by what they do on the same data."""
 
 from __future__ import annotations
 

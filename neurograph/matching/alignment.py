@@ -1,4 +1,4 @@
-"""Which layer of one model goes with which of another."""
+"""Layer alignment: which layer of one model goes with which of another."""
 
 from __future__ import annotations
 

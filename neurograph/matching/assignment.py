@@ -1,4 +1,4 @@
-"""Which neuron goes with which: the assignment of greatest similarity, and where chance chose."""
+"""Optimal assignment of neurons by similarity, and where chance chose among equals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Neurons matched as they are called, or as the user says."""
+"""Identity and given matchings: neurons matched as they are called, or as the user says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""See and change what passes through layers while a model runs by itself, with hooks alone."""
+"""Forward hooks: what passes through layers while a model runs, seen and changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where modules have their channels, as far as their types say."""
+"""Channel dimensions of modules, as far as their types say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What moves together: the neurons of a layer as sets of elements of its rows."""
+"""Neurons as sets of elements of a layer's rows: channels, groups of them, positions."""
 
 from __future__ import annotations
 

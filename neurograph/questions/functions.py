@@ -91,7 +91,7 @@ def search(
     DataError, OptionError
         Unusable data or options; the message names what and says what to do.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``found`` is what was found until then.
+        On Ctrl-C, a KeyboardInterrupt whose ``result`` is what was found until then.
 
     Notes
     -----
@@ -156,7 +156,7 @@ def score(
     ModelError, DataError, OptionError
         As for `search`.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `Scores` of the layers done.
+        On Ctrl-C, a KeyboardInterrupt whose ``result`` is the `Scores` of the layers done.
 
     Examples
     --------
@@ -228,7 +228,7 @@ def strongest_paths(
     OptionError
         A layer or neuron that does not exist, or any other option that means nothing here.
     SearchInterrupted
-        On Ctrl-C, a KeyboardInterrupt whose ``found`` is the `StrongestPaths` found until then.
+        On Ctrl-C, a KeyboardInterrupt whose ``result`` is the `StrongestPaths` found until then.
 
     Notes
     -----

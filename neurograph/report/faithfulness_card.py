@@ -1,4 +1,4 @@
-"""What the page shows of faithfulness: a table of areas, and curves as paths of an SVG."""
+"""Faithfulness on a page: a table of areas, and curves as paths of an SVG."""
 
 from __future__ import annotations
 

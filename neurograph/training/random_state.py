@@ -1,4 +1,4 @@
-"""Random numbers that leave no trace."""
+"""Random generators seeded for a block, and put back after it."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def test_an_interruption_leaves_what_was_compared(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "compare_circuits", interrupted)
     with pytest.raises(SearchInterrupted) as stop:
         ng.compare(CIRCUITS, draws=0)
-    assert isinstance(stop.value.found, ng.Comparisons)
-    assert list(stop.value.found.cells) == [("one", "two"), ("one", "three")]
+    assert isinstance(stop.value.result, ng.Comparisons)
+    assert list(stop.value.result.cells) == [("one", "two"), ("one", "three")]
 
 
 @pytest.mark.parametrize(

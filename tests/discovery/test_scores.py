@@ -149,12 +149,12 @@ def test_what_is_interrupted_keeps_the_layers_done(monkeypatch: pytest.MonkeyPat
         patch.setattr(sys.modules["neurograph.discovery.scores"], "audit_result", stopped)
         with pytest.raises(SearchInterrupted) as stop:
             ng.score(sample.model, x, target, scorer="exact", progress=False)
-    assert isinstance(stop.value.found, Scores)
-    assert len(stop.value.found.table) == 13  # all there is, before it was audited
+    assert isinstance(stop.value.result, Scores)
+    assert len(stop.value.result.table) == 13  # all there is, before it was audited
     calls = 0
     with pytest.raises(SearchInterrupted) as stop:
         ng.score(sample.model, x, target, scorer="exact", progress=False)
-    part = stop.value.found
+    part = stop.value.result
     assert isinstance(part, Scores)
     assert set(part.table["layer"]) == {"input", "layers.0"} or len(part.table) < 13
     assert not any("forward" in vars(module) for module in sample.model.modules())

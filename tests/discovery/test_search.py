@@ -366,7 +366,7 @@ def test_interrupt_keeps_what_was_found(offset: int | None) -> None:
     with pytest.raises(SearchInterrupted) as caught:
         ng.search(model, torch.rand(20, 3), 1, progress=False)
     assert state_of(model) == before
-    circuit = caught.value.found
+    circuit = caught.value.result
     assert (circuit is None) == (after < first)
     if circuit is not None:
         assert isinstance(circuit, ng.Circuit)

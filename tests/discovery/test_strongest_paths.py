@@ -254,8 +254,10 @@ def test_an_interrupted_search_brings_what_it_has() -> None:
             search(model, X, target, 3)
         return raised.value
 
-    assert stopped(0).found is None
-    found = next(stop.found for after in range(1, 50) if (stop := stopped(after)).found is not None)
+    assert stopped(0).result is None
+    found = next(
+        stop.result for after in range(1, 50) if (stop := stopped(after)).result is not None
+    )
     assert isinstance(found, StrongestPaths)
     assert len(found) == 3
     assert not found.certain

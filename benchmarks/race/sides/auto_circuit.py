@@ -144,8 +144,8 @@ def patching(task: Loaded) -> Work:
                     edge.patch_mask(setup.model).data[edge.patch_idx] = 1.0
                     effect = clean - setup.margin().double().mean()
                     scores.append([*place(edge), float(effect)])
-        told = {"edges": len(setup.edges), "logit_difference": setup.logit_difference}
-        return Outcome(scores, told=told)
+        facts = {"edges": len(setup.edges), "logit_difference": setup.logit_difference}
+        return Outcome(scores, facts=facts)
 
     return work
 

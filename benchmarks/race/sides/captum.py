@@ -32,13 +32,13 @@ def _baseline(task: Loaded) -> Tensor:
     return task.every.mean(0, keepdim=True) if task.corrupt is None else task.corrupt
 
 
-def _outcome(task: Loaded, found: dict[str, Tensor], **told: Any) -> Outcome:
+def _outcome(task: Loaded, found: dict[str, Tensor], **facts: Any) -> Outcome:
     """Scores of neurons: means over the samples of attributions summed over positions."""
     scores = []
     for layer, attributions in found.items():
         each = attributions.flatten(2).sum(2) if attributions.dim() > 2 else attributions
         scores += [[layer, i, s] for i, s in enumerate(each.double().mean(0).tolist())]
-    return Outcome(scores, told=told)
+    return Outcome(scores, facts=facts)
 
 
 def _by_layer(task: Loaded, attribute: Callable[[str], Tensor]) -> Work:

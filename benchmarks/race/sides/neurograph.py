@@ -43,12 +43,12 @@ def _score(of: str, scorer: str, **changed: Any) -> Callable[[Loaded], Work]:
             scores = study.score(of=of, scorer=scorer)  # type: ignore[typeddict-item]
             columns = [*(NEURON if of == "neurons" else EDGE), "effect"]
             rows = scores.table[columns].to_numpy().tolist()
-            told = {"measured": int(scores.table["measured"].sum()), "all": len(rows)}
+            facts = {"measured": int(scores.table["measured"].sum()), "all": len(rows)}
             if task.task.of == "edges":  # what a head's own parts do is no edge between writers
                 rows = [row for row in rows if row[0].rsplit(".", 1)[-1] not in READERS]
             elif of == "neurons":  # the features are scored too
                 rows = [row for row in rows if row[0] in task.task.layers]
-            return Outcome(rows, preparing=seconds, told=told)
+            return Outcome(rows, preparing=seconds, facts=facts)
 
         return work
 

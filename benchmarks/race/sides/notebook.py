@@ -26,7 +26,7 @@ def loop(task: Loaded) -> Work:
             seen = range(len(task.model.get_submodule(reader).weight))
             effects, _ = loop_effects(study, reader, writer, range(width), seen)
             scores += [[writer, i, s] for i, s in enumerate(effects.tolist())]
-        return Outcome(scores, told={"signed_for": float(signs.mean())})
+        return Outcome(scores, facts={"signed_for": float(signs.mean())})
 
     return work
 

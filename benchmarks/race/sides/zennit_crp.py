@@ -66,7 +66,7 @@ def graph(task: Loaded) -> Work:
             )
             for (reader, output), below in found.connections.items():
                 edges += [[w, i, reader, output, s] for w, i, s in below]
-        return Outcome([], count=len(edges), told={"edges": len(edges)})
+        return Outcome([], count=len(edges), facts={"edges": len(edges)})
 
     return work
 

@@ -1,4 +1,4 @@
-"""Curves of faithfulness: how much of a target circuits of every size carry."""
+"""Faithfulness curves as a figure: how much of a target circuits of every size carry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a circuit appears: what each circuit of a series shares with one of them."""
+"""Overlap over training: what each circuit of a series shares with one of them."""
 
 from __future__ import annotations
 

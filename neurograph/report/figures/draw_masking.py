@@ -1,4 +1,4 @@
-"""Masking curves: what is left of a model as neurons are ablated."""
+"""Masking curves as a figure: what is left of a model as neurons are ablated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the activations of later neurons shift when others are ablated, layer by layer."""
+"""Causal shift as a figure: how far activations of later neurons move, layer by layer."""
 
 from __future__ import annotations
 
