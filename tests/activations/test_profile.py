@@ -107,6 +107,7 @@ print((after - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_a_wide_network_is_searched_within_a_gigabyte_above_the_model() -> None:
     done = subprocess.run(

@@ -395,6 +395,7 @@ print(own.count, own.mean.item(), found.count, found.mean.item(), found.max.item
 """
 
 
+@pytest.mark.slow
 def test_processes_keep_rows_of_their_own_and_merge(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WORKER]
     places = [[str(rank), str(tmp_path / "store")] for rank in range(2)]

@@ -149,6 +149,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file: Path) -> None:
         refused(file)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused_or_does_no_harm(circuit: Circuit, file: Path) -> None:
     whole = file.read_bytes()
     positions = np.random.default_rng(0).permutation(8 * len(whole))[:200].tolist()

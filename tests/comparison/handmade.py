@@ -15,6 +15,7 @@ from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import Path
 from neurograph.effects.selection import sign_of
 from neurograph.model.layers import Neuron
+from tests import zoo
 
 LAYERS = {"a": 3, "b": 2}
 
@@ -57,10 +58,7 @@ def circuit(
 def network(*widths: int, seed: int = 0) -> nn.Sequential:
     """Linear layers with ReLUs between them."""
     torch.manual_seed(seed)
-    parts: list[nn.Module] = []
-    for here, there in itertools.pairwise(widths):
-        parts += [nn.Linear(here, there), nn.ReLU()]
-    return nn.Sequential(*parts[:-1]).double()
+    return zoo.plain(widths).double()
 
 
 def inputs(features: int, samples: int = 200, seed: int = 0) -> Tensor:

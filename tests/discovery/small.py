@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,15 +13,9 @@ from neurograph.discovery.strongest_paths import read_sources
 from neurograph.effects.exact import path_effects
 from neurograph.model.layers import Neuron
 from neurograph.questions.study import Study
+from tests import zoo
 
 Paths = dict[tuple[Neuron, ...], float]
-
-
-def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for a, b in pairwise(widths):
-        parts += [nn.Linear(a, b), activation()]
-    return nn.Sequential(*parts[:-1])
 
 
 class Residual(nn.Module):
@@ -31,7 +24,7 @@ class Residual(nn.Module):
     def __init__(self, features: int, width: int, outputs: int) -> None:
         super().__init__()
         self.enter, self.head = nn.Linear(features, width), nn.Linear(width, outputs)
-        self.blocks = nn.ModuleList(mlp([width, width, width], nn.GELU) for _ in range(2))
+        self.blocks = nn.ModuleList(zoo.plain([width, width, width], nn.GELU) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x)

@@ -15,10 +15,10 @@ from neurograph.discovery.beam import Beam
 from neurograph.discovery.strongest_paths import read_sources
 from tests import zoo
 from tests.case import Case
-from tests.discovery.small import Residual, enumerated, mlp, opened, strongest, trained
+from tests.discovery.small import Residual, enumerated, opened, strongest, trained
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.SiLU, nn.Softsign]
-slow = settings(max_examples=40, suppress_health_check=list(HealthCheck))
+many_examples = settings(max_examples=30, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -39,7 +39,7 @@ def samples(draw: st.DrawFn) -> zoo.Sample:
     return zoo.attention(2, outputs, seed, torch.float64)
 
 
-@slow
+@many_examples
 @given(
     samples(),
     st.sampled_from(["quantiles", "mean", "zero"]),
@@ -70,7 +70,7 @@ def test_without_end_every_path_is_measured(
         assert (effect, stderr) == pytest.approx(wanted, rel=1e-8, abs=1e-11 * (1 + largest))
 
 
-@slow
+@many_examples
 @given(
     samples(),
     st.sampled_from(["data", "zero"]),
@@ -102,7 +102,7 @@ def test_random_networks_give_up_their_strongest_paths_to_a_narrow_beam(
     activation: type[nn.Module], seed: int
 ) -> None:
     torch.manual_seed(seed)
-    check_recall(mlp([5, 9, 8, 7, 2], activation), torch.randn(80, 5), 0)
+    check_recall(zoo.plain([5, 9, 8, 7, 2], activation), torch.randn(80, 5), 0)
 
 
 def labels(X: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def labels(X: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
 def test_so_do_trained_ones(activation: type[nn.Module]) -> None:
     X = torch.randn(120, 5)
-    check_recall(trained(mlp([5, 10, 8, 3], activation), X, labels(X)), X, 1)
+    check_recall(trained(zoo.plain([5, 10, 8, 3], activation), X, labels(X)), X, 1)
 
 
 def test_so_do_residual_ones() -> None:

@@ -19,7 +19,7 @@ from tests.reference import TARGET
 
 CONTRASTS = ["quantiles", (0.25, 0.75), "sweep", "mean", "zero", "counterfactual", "resample"]
 BACKGROUNDS = ["data", "mean", "zero"]
-slow = settings(max_examples=30, suppress_health_check=list(HealthCheck))
+many_examples = settings(max_examples=30, suppress_health_check=list(HealthCheck))
 dtypes = st.sampled_from([torch.float64, torch.float32])
 seeds = st.integers(0, 10_000)
 
@@ -52,7 +52,7 @@ def case_of(
     return Case(sample.network(target), contrast, background, index)
 
 
-@slow
+@many_examples
 @given(samples())
 def test_layer_graph_is_the_causal_truth(sample: zoo.Sample) -> None:
     case = case_of(sample)
@@ -63,7 +63,7 @@ def test_layer_graph_is_the_causal_truth(sample: zoo.Sample) -> None:
         assert graph.nodes[writer]["output"] == (TARGET in truth)
 
 
-@slow
+@many_examples
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_node_effects_through_one_reader(
     sample: zoo.Sample, seed: int, contrast: str, background: str
@@ -75,7 +75,7 @@ def test_node_effects_through_one_reader(
         case.check_nodes(experiment, writer, case.subsets([reader], seed), case.neurons(writer))
 
 
-@slow
+@many_examples
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_node_effects_through_all_readers_and_the_target(
     sample: zoo.Sample, seed: int, contrast: str, background: str
@@ -116,7 +116,7 @@ def test_node_effects_where_one_reader_descends_from_another(kind: str, backgrou
     assert tried
 
 
-@slow
+@many_examples
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_edge_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
     case = case_of(sample, contrast, background)
@@ -138,7 +138,7 @@ def test_edge_effects(sample: zoo.Sample, seed: int, contrast: str, background: 
         case.check(effects, wanted)
 
 
-@slow
+@many_examples
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_total_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
     case = case_of(sample, contrast, background)
@@ -152,7 +152,7 @@ def test_total_effects(sample: zoo.Sample, seed: int, contrast: str, background:
     case.check(found, wanted)
 
 
-@slow
+@many_examples
 @given(samples(), seeds, st.sampled_from(CONTRASTS), st.sampled_from(BACKGROUNDS))
 def test_path_effects(sample: zoo.Sample, seed: int, contrast: str, background: str) -> None:
     case = case_of(sample, contrast, background)

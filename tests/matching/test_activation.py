@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -26,10 +25,7 @@ Orders = dict[str, Tensor]
 
 def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    model = nn.Sequential()
-    for a, b in itertools.pairwise(widths):
-        model.extend([nn.Linear(a, b), nn.ReLU()])
-    return model[:-1]
+    return zoo.plain(widths)
 
 
 def inputs(rows: int = 200, features: int = 5) -> Tensor:

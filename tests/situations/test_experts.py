@@ -243,10 +243,17 @@ def test_circuits_hold_neurons_of_experts(kind: type[Experts]) -> None:
     assert audit.counts["node"] > len(kept)
 
 
+@pytest.fixture(scope="module")
+def exact_scores() -> dict[str, dict]:
+    return scored(seeded(lambda: Residual(Added)), inputs(4))
+
+
 @pytest.mark.parametrize("scorer", ["gradient", "integrated", "hybrid", "auto"])
-def test_experts_are_measured_whatever_the_scorer(scorer: str) -> None:
+def test_experts_are_measured_whatever_the_scorer(
+    scorer: str, exact_scores: dict[str, dict]
+) -> None:
     model, args = seeded(lambda: Residual(Added)), inputs(4)
-    exact, found = scored(model, args), scored(model, args, scorer=scorer)
+    exact, found = exact_scores, scored(model, args, scorer=scorer)
     for name in chosen_by(model, args):
         if scorer == "hybrid":  # it measures what readers see of it, and estimates the rest
             assert list(found[name]) == sorted(found[name], key=lambda i: -abs(found[name][i]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,6 +162,14 @@ class Attention(nn.Module):
         x = x + self.o(mixed)
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         return self.head(x[:, 0])
+
+
+def plain(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers with activations between, with the weights that torch draws."""
+    parts: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        parts += [nn.Linear(a, b), activation()]
+    return nn.Sequential(*parts[:-1])
 
 
 def mlp(
