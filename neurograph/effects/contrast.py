@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -184,12 +185,17 @@ class Quantiles(Contrast):
     needs_statistics = True
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
-        inside = all(0 <= level <= 1 for level in self.levels)
-        if len(self.levels) < 2 or not ascending or not inside:
+        try:
+            levels = tuple(float(level) for level in self.levels)
+        except (TypeError, ValueError):
+            levels = ()
+        ascending = all(a < b for a, b in itertools.pairwise(levels))
+        if len(levels) < 2 or not ascending or not all(0 <= level <= 1 for level in levels):
             raise OptionError(
-                f"contrast levels {self.levels} must be two or more ascending quantiles in [0, 1]"
+                f"contrast levels {shown(self.levels)} must be two or more ascending quantiles in "
+                "[0, 1]"
             )
+        object.__setattr__(self, "levels", levels)
 
     @property
     def quantiles(self) -> tuple[float, ...]:
@@ -338,11 +344,7 @@ def as_contrast(contrast: str | tuple[float, ...] | Contrast | Mapping[str, Any]
     if isinstance(contrast, Mapping) and contrast.get("type") in _BY_TYPE:
         return _BY_TYPE[contrast["type"]].from_json(contrast)
     if isinstance(contrast, (tuple, list)):
-        try:
-            return Quantiles(tuple(float(level) for level in contrast))
-        except (TypeError, ValueError) as error:
-            if isinstance(error, OptionError):
-                raise
+        return Quantiles(tuple(contrast))
     raise OptionError(
         f"contrast={shown(contrast)} is none of {', '.join(_NAMED)}, a tuple of quantiles, or a "
         "Counterfactual(data)"

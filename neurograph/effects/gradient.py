@@ -60,7 +60,7 @@ class Integrated(Method):
     steps: int = 5
 
     def __post_init__(self) -> None:
-        whole(self.steps, "scorer: steps", least=1)
+        object.__setattr__(self, "steps", whole(self.steps, "scorer: steps", least=1))
 
     def start(self, experiment: Experiment, schedule: Schedule) -> Scorer:
         """Make the scorer for one experiment."""

@@ -136,8 +136,14 @@ def as_method(scorer: str | Method | Mapping[str, Any]) -> Method:
             f"scorer={shown(scorer)} is none of {', '.join(map(repr, SCORERS))}, and no object "
             "like Integrated(steps=8)"
         )
-    method: Method = getattr(importlib.import_module(SCORERS[name]), name.capitalize())(**settings)
-    return method
+    kind: type[Method] = getattr(importlib.import_module(SCORERS[name]), name.capitalize())
+    known = [one.name for one in fields(kind)]
+    for setting in settings:
+        if setting not in known:
+            raise OptionError(
+                f"scorer={name!r} has no setting {setting!r}; it has {', '.join(known) or 'none'}"
+            )
+    return kind(**settings)
 
 
 def method_text(scorer: str | Mapping[str, Any] | None) -> str:

@@ -51,7 +51,8 @@ class TopQuantile:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        a_share(self.level, "keep: quantile level", zero=True, one=True)
+        level = a_share(self.level, "keep: quantile level", zero=True, one=True)
+        object.__setattr__(self, "level", level)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TopK:
     count: int
 
     def __post_init__(self) -> None:
-        whole(self.count, "keep: top", least=1)
+        object.__setattr__(self, "count", whole(self.count, "keep: top", least=1))
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Share:
     share: float
 
     def __post_init__(self) -> None:
-        a_share(self.share, "keep: share", one=True)
+        object.__setattr__(self, "share", a_share(self.share, "keep: share", one=True))
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Above:
     def __post_init__(self) -> None:
         if not is_number(self.size) or not self.size > 0:
             raise OptionError(f"keep: above {shown(self.size)} is not above 0")
+        object.__setattr__(self, "size", float(self.size))
 
 
 Keep = TopQuantile | TopK | Share | Above

@@ -199,9 +199,13 @@ def find_groups(
 def describe_groups(asked: Mapping[str, Groups]) -> dict[str, Any]:
     """Say what `groups=` was as JSON holds it: arrays and ranges as lists."""
     return {
-        pattern: groups if isinstance(groups, str | int) else _lists(groups)
+        pattern: groups if isinstance(groups, str) else _number_or_lists(groups)
         for pattern, groups in asked.items()
     }
+
+
+def _number_or_lists(groups: Any) -> int | list[list[int]]:
+    return int(groups) if is_number(groups) else _lists(groups)
 
 
 def _read(groups: Groups, layer: Layer, model: nn.Module) -> tuple[str, list[list[int]]]:

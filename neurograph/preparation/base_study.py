@@ -9,12 +9,13 @@ import itertools
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, Self, Unpack
 
 import networkx as nx
 from torch import nn
 
-from neurograph.effects.contrast import Contrast, as_contrast
+from neurograph.effects.contrast import Background, Contrast
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
@@ -29,7 +30,11 @@ from neurograph.preparation.preflight import routing, sampled, stillness
 from neurograph.preparation.preparation import LayerStatistics, Preparation, with_statistics
 from neurograph.replay.wiring import Wiring
 
-__all__ = ["BaseStudy"]
+__all__ = ["MEANING", "BaseStudy", "differing"]
+
+_VIEWS = 8  # kept: each may hold other samples
+MEANING = ("layers", "groups", "positions", "contrast", "background")
+"""Options without which effects mean something else."""
 
 
 class BaseStudy:
@@ -50,7 +55,9 @@ class BaseStudy:
     ) -> None:
         refuse_unsupported(model)
         self.model, self.data = model, data
-        self.options: Mapping[str, Any] = read_options(StudyOptions, options, "a study")
+        self.options: Mapping[str, Any] = MappingProxyType(
+            read_options(StudyOptions, options, "a study")
+        )
         self._preparation = Preparation(model, data, target, self.options)
         self._derived: dict[Any, Self] = {}
         self._routed = True
@@ -93,12 +100,14 @@ class BaseStudy:
     @property
     def layer_graph(self) -> nx.DiGraph:
         """Who reads whom; as from `neurograph.layer_graph`."""
-        return self.wiring.layers.copy()
+        with self.asking():
+            return self.wiring.layers.copy()
 
     @property
     def profile(self) -> nx.DiGraph:
         """The layer graph with statistics of all neurons; as from `neurograph.profile`."""
-        graph = with_statistics(self.wiring.layers, self.statistics)
+        with self.asking():
+            graph = with_statistics(self.wiring.layers, self.statistics)
         graph.graph["model"] = self._preparation.prepared.weights
         return graph
 
@@ -130,12 +139,14 @@ class BaseStudy:
     @property
     def statistics(self) -> LayerStatistics:
         """Statistics over the data, by layer."""
-        return self._preparation.statistics(self.contrast)
+        with self.asking():
+            return self._preparation.statistics(self.contrast)
 
-    @functools.cached_property
+    @property
     def contrast(self) -> Contrast:
         """The values between which neurons move."""
-        return as_contrast(self.options["contrast"])
+        contrast: Contrast = self.options["contrast"]
+        return contrast
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -242,45 +253,56 @@ class BaseStudy:
 
     # -- running ---------------------------------------------------------------------------------
 
-    def at(self, *, routed: bool | None = None, **options: Any) -> Self:
+    def at(
+        self,
+        *,
+        contrast: str | tuple[float, ...] | Contrast | None = None,
+        background: Background | None = None,
+        routed: bool | None = None,
+    ) -> Self:
         """The same study with another contrast or background, which share its preparation.
 
         Parameters
         ----------
+        contrast, background : optional
+            As for `Study`.
         routed : bool, optional
             Whether layers that run on some rows only are layers; else they are glue.
-        **options
-            ``contrast``, ``background``.
         """
-        wanted = {**self.options, **options}
+        given = {"contrast": contrast, "background": background}
+        given = {name: value for name, value in given.items() if value is not None}
+        wanted = read_options(StudyOptions, {**self.options, **given}, "a study")
         routed = self._routed if routed is None else routed
         key = routed, wanted["contrast"], wanted["background"]
         if key == (self._routed, self.options["contrast"], self.options["background"]):
             return self
         if key not in self._derived:
             other = copy.copy(self)
-            for name in ("experiment", "contrast"):
-                vars(other).pop(name, None)
-            other.options, other._routed = wanted, routed
+            vars(other).pop("experiment", None)
+            other.options, other._routed = MappingProxyType(wanted), routed
             self._derived[key] = other
+            while len(self._derived) > _VIEWS:
+                self._derived.pop(next(iter(self._derived)))
         return self._derived[key]
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
-        """Refuse weights that are others now, once for all that is run inside.
+        """Answer one question at a time, of the model as it was prepared.
 
-        Replays would mix them with what the model returned before. What is prepared inside is of
-        the weights as they are.
+        A model that is another by now is refused, once for all that is run inside: replays would
+        mix it with what the other returned. Questions of other threads wait.
         """
         preparation = self._preparation
-        outermost = not preparation.is_trusted
-        if outermost:
-            preparation.check_unchanged()
-        preparation.is_trusted = True
-        try:
-            yield
-        finally:
-            preparation.is_trusted = not outermost
+        with preparation.lock:
+            outermost = not preparation.is_trusted
+            if outermost:
+                preparation.is_late = "prepared" in vars(preparation)
+                preparation.check_unchanged()
+            preparation.is_trusted = True
+            try:
+                yield
+            finally:
+                preparation.is_trusted = not outermost
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:
@@ -289,8 +311,18 @@ class BaseStudy:
             yield running
 
     def check_unchanged(self) -> None:
-        """ModelError if the weights are others than they were when it was prepared."""
+        """ModelError if the model is another than it was when it was prepared."""
         self._preparation.check_unchanged()
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Name the first thing in which two provenances are of effects with another meaning."""
+    parts = [("model", "hash"), ("data", "fingerprint"), ("data", "reference"), ("target", "name")]
+    parts += [("options", name) for name in MEANING]
+    for part, key in parts:
+        if one[part].get(key) != other[part].get(key):
+            return key if part == "options" else part
+    return None
 
 
 def _describe(options: Mapping[str, Any], contrast: Contrast, sites: Sites) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing here needs torch, so that the command line can say what it takes without
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib
@@ -131,6 +132,10 @@ def _memory(value: Any) -> Any:
     return written if isinstance(written, str) else int(written)
 
 
+def _layers(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value  # which the user may change
+
+
 def _budget(value: Any) -> Any:
     written = _readable("effects.budget:parse_budget")(value)
     return written if isinstance(written, str) else int(written)
@@ -184,6 +189,7 @@ _STUDY = {
         None,
         "Which modules are layers: names or patterns of the last names of their paths, as o_proj, "
         "layers.*.mlp or, for its input side, o_proj:input; else all with parameters.",
+        check=_layers,
         metavar="A,B,…",
         flag="choose",
     ),
@@ -191,6 +197,7 @@ _STUDY = {
         None,
         "Channels that move together in layers that match: attention heads, or N equal groups "
         "(repeat).",
+        copy.deepcopy,
         metavar="PATTERN=heads|N",
     ),
     "positions": Option(
@@ -204,7 +211,7 @@ _STUDY = {
         "quantiles",
         "Values a neuron moves between: quantiles, pooled, sweep, mean, zero, resample, or two or "
         "more quantiles as 0.25,0.75.",
-        _readable("effects.contrast:as_contrast"),
+        _read_by("effects.contrast:as_contrast"),
     ),
     "background": Option(
         "data",

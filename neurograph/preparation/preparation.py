@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import Tensor, nn
 
 from neurograph.activations.profile import (
@@ -25,7 +27,7 @@ from neurograph.effects.experiment import Experiment
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
-from neurograph.model.observe import input_tensors, placed
+from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
 from neurograph.model.positions import moving
 from neurograph.model.target import (
     Target,
@@ -42,6 +44,7 @@ from neurograph.preparation.preflight import (
     mixing,
     numberless,
 )
+from neurograph.replay.mixing import differs
 from neurograph.replay.padding import Padding, find_padding
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture
@@ -83,6 +86,8 @@ class Preparation:
         self._statistics: LayerStatistics | None = None
         self._levels = set(QUANTILES)
         self._experiments: dict[tuple[Background, bool], Experiment] = {}
+        self.lock = threading.RLock()
+        self.is_late = False  # whether a question came after others
         self.is_trusted = False  # whether the weights are known to be those that were prepared
 
     @functools.cached_property
@@ -92,11 +97,38 @@ class Preparation:
             return _prepare(self.model, self.data, self.asked, self.options)
 
     def check_unchanged(self) -> None:
-        """ModelError if the weights are others than they were when they were prepared."""
-        if "prepared" in vars(self) and model_hash(self.model) != self.prepared.weights:
+        """ModelError if the model is another than it was when it was prepared.
+
+        Its weights are compared, and, as what forward does may have changed besides (a module, a
+        hook, a number), what it makes of the reference samples.
+        """
+        if "prepared" not in vars(self):
+            return
+        actual, target = self.prepared.recording, self.prepared.target
+        if model_hash(self.model) != self.prepared.weights:
             raise ModelError(
                 "the model's weights have changed since it was prepared: make a new Study, or "
                 "search it again"
+            )
+        with placed(self.model, self.options["device"]), undisturbed(self.model):
+            output = call_model(self.model, actual.batch)
+            before, now = (target(out, lambda: actual.batch) for out in (actual.output, output))
+        if differs(before, now):
+            raise ModelError(
+                "the model gives something else for the reference samples than when it was "
+                "prepared, though its weights are the same (another module, a hook, another "
+                "number in it?): make a new Study, or search it again"
+            )
+
+    def _check_data(self) -> None:
+        """DataError if the data are others than they were when they were hashed."""
+        digest = fingerprint([])
+        for batch in self.prepared.source:
+            fingerprint(batch.tensors(), digest)
+        if digest.hexdigest() != self.prepared.fingerprint:
+            raise DataError(
+                "the data have changed since they were prepared: make a new Study (data that "
+                "draw random numbers: give profile=, so that they are read once)"
             )
 
     @property
@@ -113,28 +145,30 @@ class Preparation:
         if self._statistics is not None and set(contrast.quantiles) <= self._levels:
             return self._statistics
         graph = prepared.profiled
+        levels = self._levels | set(contrast.quantiles)
         if prepared.example is not None:
-            if not self.is_trusted:
-                self.check_unchanged()
-            graph, self._levels = graph.copy(), self._levels | set(contrast.quantiles)
+            graph = graph.copy()
             with placed(self.model, options["device"]):
+                if self.is_late:
+                    self._check_data()
                 add_statistics(
                     graph,
                     self.model,
                     self.data,
                     prepared.example,
-                    levels=sorted(self._levels),
+                    levels=sorted(levels),
                     memory=options["memory"],
                     seed=options["seed"],
                     progress=options["progress"],
                 )
-        self._statistics = dict(graph.nodes(data=True))
+        found = dict(graph.nodes(data=True))
         for name, layer in prepared.recording.layers.items():
-            if layer.neurons and "mean" not in self._statistics.get(name, {"mean": None}):
+            if layer.neurons and "mean" not in found.get(name, {"mean": None}):
                 raise OptionError(
                     f"the profile has no statistics for {name!r}: use profile(), not layer_graph()"
                 )
-        return self._statistics
+        self._statistics, self._levels = found, levels
+        return found
 
     def experiment(self, contrast: Contrast, background: Background, *, routed: bool) -> Experiment:
         """Experiment on the reference samples, ready to be opened.
@@ -431,7 +465,7 @@ def _reference(
         given = Source(options["reference"], model)
         check_same_columns(source, given, "reference")
         try:
-            batch = concatenate(list(given))
+            batch = concatenate(list(given)).map(torch.clone)  # the user may write to theirs
         except DataError as error:
             raise DataError(f"reference: {error}") from error
         positions = tuple(range(batch.size))

@@ -10,11 +10,16 @@ from torch import nn
 from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import Path
 from neurograph.effects.contrast import as_contrast
+from neurograph.effects.effect_table import TOTAL
+from neurograph.effects.exact import total_effects
 from neurograph.effects.selection import SIGNS
 from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.model.layers import Neuron
 from neurograph.model.target import describe_target
+from neurograph.preparation.base_study import MEANING
 from neurograph.preparation.options import OPTIONS, StudyOptions
 from neurograph.questions.study import Study
+from neurograph.utils.checks import shown
 
 __all__ = ["attach"]
 
@@ -46,6 +51,17 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"this is not the {part} of the circuit ({key} {found[part][key][:12]}… instead of "
                 f"{known[part][key][:12]}…)"
             )
+    for name in given.keys() & {*MEANING, "seed"}:
+        if found["options"][name] != described[name]:
+            raise OptionError(
+                f"{name}= says {shown(found['options'][name])}, but the circuit was found with "
+                f"{shown(described[name])}: leave {name}= out"
+            )
+    if found["data"]["reference"] != known["data"]["reference"]:
+        raise OptionError(
+            "the reference samples are not those of the circuit: leave reference= out, or pass the "
+            "same samples again"
+        )
     if "narrow" in known:
         study.add_note("shortcuts that were wrong when the circuit was found are left out")
         study.experiment.narrow = known["narrow"]
@@ -69,19 +85,38 @@ def _check_agreement(circuit: Circuit, attached: Circuit, study: Study) -> None:
             f"the circuit explains {known['name']!r}, target= says {asked['name']!r}: leave "
             "target= out, or search for that target"
         )
-    stored = _strongest(circuit)
+    stored = _strongest(circuit) or _totals(circuit)
     if not stored:
         return
-    again = attached.measure([path.neurons for path in stored])
+    if len(stored[0].neurons) > 1:
+        again = [path.effect for path in attached.measure([path.neurons for path in stored])]
+    else:
+        again = [_total_effect(study, path.neurons[0]) for path in stored]
     largest = max(abs(path.effect) for path in stored)
     for one, other in zip(stored, again, strict=True):
         close = _RELATIVE * abs(one.effect) + _OF_LARGEST * largest
-        if not abs(one.effect - other.effect) <= close:
+        if not abs(one.effect - other) <= close:
             path = " → ".join(map(str, one.names))
             raise OptionError(
-                f"the path {path} was measured as {one.effect:+.4g} and is {other.effect:+.4g} "
+                f"the effect of {path} was measured as {one.effect:+.4g} and is {other:+.4g} "
                 "now: pass the target (and contrast, reference) that the circuit was found with"
             )
+
+
+def _totals(circuit: Circuit) -> list[Path]:
+    """Where no path is stored: the kept neurons of the largest measured total effects."""
+    kept = [(n, d) for n, d in circuit.graph.nodes(data=True) if d.get(TOTAL.measured, True)]
+    kept.sort(key=lambda item: -abs(item[1][TOTAL.effect]))
+    return [
+        Path((neuron,), data[TOTAL.effect], data[TOTAL.stderr], True, (data["name"],))
+        for neuron, data in kept[: 2 * _PATHS]
+    ]
+
+
+def _total_effect(study: Study, neuron: Neuron) -> float:
+    with study.open() as experiment:
+        unit = experiment.units(neuron.layer).unit(neuron)
+        return float(total_effects(experiment, neuron.layer, [unit]).effect[0])
 
 
 def _strongest(circuit: Circuit) -> list[Path]:

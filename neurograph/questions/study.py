@@ -13,7 +13,8 @@ from neurograph.discovery.responses import ResponseCurves, find_responses
 from neurograph.discovery.scores import Scores, find_scores
 from neurograph.discovery.search import find_circuit
 from neurograph.discovery.strongest_paths import StrongestPaths, find_strongest_paths
-from neurograph.preparation.base_study import BaseStudy
+from neurograph.errors import OptionError
+from neurograph.preparation.base_study import BaseStudy, differing
 from neurograph.preparation.options import (
     FaithfulnessOptions,
     PathOptions,
@@ -23,7 +24,7 @@ from neurograph.preparation.options import (
     StudyOptions,
     with_options,
 )
-from neurograph.utils.checks import whole
+from neurograph.utils.checks import shown, whole
 
 if TYPE_CHECKING:  # these need SciPy, which takes a while to load
     from neurograph.ablation.faithfulness_result import Faithfulness
@@ -149,7 +150,8 @@ class Study(BaseStudy):
 
         names = "layers memory seed device feature_names class_names progress".split()
         own = {name: self.options[name] for name in names}
-        return separation(self.model, self.data, labels, alpha=alpha, **own)
+        with self.asking():
+            return separation(self.model, self.data, labels, alpha=alpha, **own)
 
     def audit(self, effects: int = 40, *, of: Circuit | Scores | None = None) -> Audit:
         """Compute effects again by forward hooks alone, at least one of each layer.
@@ -167,6 +169,16 @@ class Study(BaseStudy):
             How many were compared, the largest difference, on which layers; and what differs by
             more than rounding, with the likely reason: ``audit.agrees``, ``audit.check()``.
         """
+        if of is not None:
+            self._check_own(of)
         of = of.table if isinstance(of, Scores) else of
         with self.asking():
             return audit_result(self, of, effects=whole(effects, "effects", least=1))
+
+    def _check_own(self, result: Circuit | Scores) -> None:
+        """OptionError for a result of another study, whose effects are not to be compared."""
+        if not isinstance(result, Circuit | Scores):
+            raise OptionError(f"of={shown(result)}: pass a Circuit or Scores of this study")
+        other = differing(result.provenance, self.provenance)
+        if other:
+            raise OptionError(f"of= is of another study: its {other} differs, ask its own study")

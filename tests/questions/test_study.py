@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import json
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.errors import ModelError, OptionError
+from neurograph.effects.contrast import FromZero
+from neurograph.effects.gradient import Integrated
+from neurograph.effects.selection import TopK
+from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.preparation.options import OPTIONS, StudyOptions
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -117,7 +123,8 @@ def test_a_second_question_prepares_nothing(first: str, second: str) -> None:
     with counting(model) as runs:
         known = study.experiment, study.wiring
         ASKED[second](study)
-    assert runs == [0]
+    # One run a question, which tells whether the model still is the same; none prepares anything.
+    assert runs == [2 if second == "faithfulness" else 1]
     assert (study.experiment, study.wiring) == known
 
 
@@ -184,7 +191,7 @@ def test_a_profile_is_not_of_other_weights_than_the_layer_graph() -> None:
 def test_views_of_a_study_are_told_apart_by_all_that_they_change() -> None:
     study = ng.Study(Counted(), (X, Y), 1, progress=False)
     zero = study.at(contrast="zero", routed=False)
-    assert zero.at(routed=True).options["contrast"] == "zero"
+    assert zero.at(routed=True).contrast == FromZero()
     assert zero.at(contrast="quantiles", routed=True) is not zero
     assert study.at() is study
     scores = study.score(scorer="exact").ranking()
@@ -217,3 +224,127 @@ def test_options_are_typed_and_explained_by_the_same_names() -> None:
             assert shown[name].default == wanted
     for name in OPTIONS[StudyOptions]:
         assert f"{name}" in (ng.Study.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.second.register_forward_hook(lambda *args: args[2] * 3),
+        lambda model: setattr(model, "second", Doubled(model.second)),
+        lambda model: setattr(model, "forward", lambda x: model.second(model.first(x))),
+    ],
+)
+def test_a_model_that_does_something_else_by_now_is_refused(change: Callable[[Any], Any]) -> None:
+    model = Counted()
+    study = ng.Study(model, (X, Y), 1, progress=False)
+    study.score()
+    change(model)
+    for question in ASKED.values():
+        with pytest.raises(ModelError, match=r"something else for the reference|have changed"):
+            question(study)
+
+
+class Doubled(nn.Linear):
+    """A layer with the weights of another that returns twice as much."""
+
+    def __init__(self, other: nn.Linear) -> None:
+        super().__init__(other.in_features, other.out_features, dtype=torch.float64)
+        self.weight, self.bias = other.weight, other.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_data_that_changed_are_not_mixed_with_what_was_recorded() -> None:
+    data = X.clone()
+    study = ng.Study(Counted(), data, 1, contrast="zero", reference=data, progress=False)
+    before = study.score(scorer="exact").ranking()
+    data.mul_(3)
+    pd.testing.assert_series_equal(study.score(scorer="exact").ranking(), before)
+    for ask in (
+        lambda: study.at(contrast="mean").score(),
+        lambda: study.responses(),
+        lambda: study.profile,
+        lambda: study.faithfulness(before, draws=1),
+    ):
+        with pytest.raises(DataError, match="data have changed"):
+            ask()
+
+
+def test_an_interrupted_pass_over_the_data_leaves_the_study_as_it_was() -> None:
+    class Once(torch.utils.data.Dataset[Tensor]):
+        fails = False
+
+        def __len__(self) -> int:
+            return len(X)
+
+        def __getitem__(self, index: int) -> Tensor:
+            if Once.fails and index == 50:
+                raise KeyboardInterrupt
+            return X[index]
+
+    study = ng.Study(Counted(), Once(), 1, progress=False)
+    study.score()
+    Once.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        study.at(contrast=(0.2, 0.8)).score()
+    Once.fails = False
+    found = study.at(contrast=(0.2, 0.8)).score(scorer="exact").table
+    wanted = ng.score(Counted(), X, 1, contrast=(0.2, 0.8), scorer="exact", progress=False).table
+    pd.testing.assert_frame_equal(found, wanted)
+
+
+def test_questions_of_several_threads_wait_for_each_other() -> None:
+    study = ng.Study(Counted(), (X, Y), 1, progress=False)
+    wanted = study.score(scorer="exact").ranking()
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(lambda: study.score(scorer="exact").ranking()) for _ in range(8)]
+        for one in found:
+            pd.testing.assert_series_equal(one.result(), wanted)
+    with torch.no_grad():
+        study.model.first.weight.add_(1.0)
+    with pytest.raises(ModelError, match="weights have changed"):
+        study.score()
+
+
+def test_options_are_those_that_were_given_whatever_becomes_of_them() -> None:
+    groups, contrast = {"first": np.int64(2)}, [0.1, 0.9]
+    study = ng.Study(Counted(), X, 1, groups=groups, contrast=contrast, progress=False)  # type: ignore[arg-type]
+    groups["first"], contrast[0] = np.int64(3), 0.5
+    circuit = study.search(keep=TopK(np.int64(2)), scorer=Integrated(steps=np.int64(2)))
+    assert circuit.provenance["options"]["groups"] == {"first": 2}
+    assert circuit.provenance["options"]["contrast"]["levels"] == [0.1, 0.9]
+    json.dumps(circuit.provenance)
+    again = circuit.detach().attach(study.model, X)
+    assert again.measure(circuit.strongest[:1])[0].effect == circuit.strongest[0].effect
+    with pytest.raises(TypeError):
+        study.options["seed"] = 3  # type: ignore[index]
+    with pytest.raises(TypeError):
+        study.at(seed=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"contrast": "mean"}, "contrast= says"),
+        ({"background": "zero"}, "background= says"),
+        ({"reference": 8}, "reference samples are not those"),
+        ({"target": lambda output, _batch: -5 * output[:, 0]}, "explains 'output'|was measured as"),
+    ],
+)
+def test_a_circuit_without_paths_is_attached_to_what_it_was_found_with(
+    given: dict[str, Any], message: str
+) -> None:
+    model = Counted()
+    circuit = ng.search(model, X, 1, paths=0, progress=False).detach()
+    assert circuit.attach(model, X).is_attached
+    with pytest.raises(OptionError, match=message):
+        circuit.attach(model, X, **given)
+
+
+def test_a_result_of_another_study_is_not_audited() -> None:
+    one, other = (ng.Study(Counted(), X, 1, contrast=c, progress=False) for c in ("zero", "mean"))
+    with pytest.raises(OptionError, match="of another study: its contrast differs"):
+        one.audit(of=other.score())
+    with pytest.raises(OptionError, match="of=3"):
+        one.audit(of=3)  # type: ignore[arg-type]
