@@ -22,6 +22,7 @@ _FLAGS = {
 } | {name: f"--{name}" for name in ("target", "match", "across")}
 _OPTION = re.compile(rf"(?<![\w.-])({'|'.join(_FLAGS)})=(?!=)([^\s.,;:)]?)")
 """An option as errors write it, and what its value begins with."""
+_NAMES = re.compile(r"(?<![\w.-])(feature_names|class_names)(?=:| has )")
 
 
 def say(text: str) -> None:
@@ -62,7 +63,9 @@ def _one_line(error: Exception) -> str:
     elif not isinstance(error, (NeurographError, OSError, ImportError)):
         message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
     message = " ".join(message.split()) or type(error).__name__
-    return _OPTION.sub(lambda found: _flag(*found.groups()), message)
+    message = _OPTION.sub(lambda found: _flag(*found.groups()), message)
+    message = _NAMES.sub(lambda found: _FLAGS[found[1]], message)
+    return re.sub(r"\('(\w+)',\)", r"\1", message)  # a collection of one, as flags take it
 
 
 def _flag(name: str, rest: str) -> str:

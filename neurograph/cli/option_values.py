@@ -53,6 +53,8 @@ def read_groups(words: Sequence[str] | None) -> dict[str, str | int]:
         pattern, equals, value = (part.strip() for part in each.rpartition("="))
         if not (pattern and equals and value):
             raise OptionError(f"--groups takes PATTERN=heads or PATTERN=N, not {each!r}")
+        if pattern in groups:
+            raise OptionError(f"--groups names {pattern!r} twice: give each pattern once")
         groups[pattern] = int(value) if value.isdecimal() else value
     return groups
 
