@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neurograph.data.source import Batch
 from neurograph.errors import DataError
+from neurograph.model.batch import Batch
 from neurograph.model.layers import Layer, channels_first
 from neurograph.model.observe import input_tensors, observe, undisturbed
 from neurograph.model.positions import attended

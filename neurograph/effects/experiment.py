@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurograph.data.source import Batch
+from neurograph.model.batch import Batch
 from neurograph.model.neurons import Units
 from neurograph.model.target import Target
 from neurograph.replay.elementwise import Chain, Product, as_product, find_chains

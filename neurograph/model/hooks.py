@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurograph.data.source import Batch
 from neurograph.errors import DataError, OptionError
+from neurograph.model.batch import Batch
 from neurograph.model.layer_choice import INPUT_SIDE
 from neurograph.model.observe import call_name, input_name, input_tensors
 from neurograph.utils.nested import flatten, leaf_names, main_index
