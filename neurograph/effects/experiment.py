@@ -18,7 +18,7 @@ from neurograph.model.target import Target
 from neurograph.replay.elementwise import (
     Chain,
     Product,
-    Way,
+    PossibleChain,
     as_product,
     confirmed_chains,
     possible_chains,
@@ -96,7 +96,7 @@ class _Glue:
     """What is known of the glue between layers, and whether it may be made use of."""
 
     narrow: bool
-    ways: Mapping[tuple[str, str], Way] | None = None  # as one run shows them
+    ways: Mapping[tuple[str, str], PossibleChain] | None = None  # as one run shows them
     chains: Mapping[tuple[str, str], Chain] | None = None  # confirmed, once one is asked for
     blocked: list[tuple[str, str]] | None = None
 

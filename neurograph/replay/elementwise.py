@@ -30,9 +30,9 @@ from neurograph.utils.nested import iter_tensors, storages
 __all__ = [
     "Chain",
     "Computes",
+    "PossibleChain",
     "Product",
     "Reads",
-    "Way",
     "as_product",
     "confirmed_chains",
     "find_chains",
@@ -233,7 +233,7 @@ def find_chains(
 def possible_chains(
     replay: Replay,
     serves: Callable[[nn.Module], Computes | None] = as_product,
-) -> dict[tuple[str, str], Way]:
+) -> dict[tuple[str, str], PossibleChain]:
     """Chains as one run shows them, and what the layers behind should compute.
 
     The parameters are those of `find_chains`. An open replay in which values of layers decide
@@ -250,17 +250,17 @@ def possible_chains(
         # A number taken out of a tensor is one for the whole batch: interventions cannot share.
         replay.one_by_one = replay.branches = True
         return {}
-    ways: dict[tuple[str, str], Way] = {}
+    ways: dict[tuple[str, str], PossibleChain] = {}
     for (writer, reader), chain in watch.found.items():
         if reader.endswith(INPUT_SIDE) or reader not in layers or not layers[reader].layout.plain:
             continue
         computes = serves(modules[layers[reader].module])
         if computes is not None and layers[writer].neurons and layers[reader].neurons:
-            ways[writer, reader] = Way(chain, computes)
+            ways[writer, reader] = PossibleChain(chain, computes)
     return ways
 
 
-class Way(NamedTuple):
+class PossibleChain(NamedTuple):
     """A chain, and what a layer behind it should compute."""
 
     chain: Chain
@@ -269,7 +269,7 @@ class Way(NamedTuple):
 
 @torch.no_grad()
 def confirmed_chains(
-    replay: Replay, ways: Mapping[tuple[str, str], Way]
+    replay: Replay, ways: Mapping[tuple[str, str], PossibleChain]
 ) -> dict[tuple[str, str], Chain]:
     """Chains of those of the ways that compute what the model's own code does.
 
@@ -317,7 +317,7 @@ def _moved(rows: Tensor, number: int) -> Tensor:
     return rows + (2 * noise - 1).to(rows) * scale
 
 
-def _computes(way: Way, rows: Tensor, found: Tensor) -> bool:
+def _computes(way: PossibleChain, rows: Tensor, found: Tensor) -> bool:
     """Whether a way gives what was found, but for rounding."""
     try:
         wanted: Tensor = way.computes(way.chain(rows.clone()))
@@ -349,7 +349,7 @@ def find_output_chain(
     if found is None:
         return None, None
     writer, chain = found
-    way = Way(chain, lambda values: values)
+    way = PossibleChain(chain, lambda values: values)
     plan = Plan(given=frozenset({writer}), frozen=layers - {writer})
     with contextlib.suppress(ModelError):
         for number in range(_MOVES + 1):
