@@ -17,8 +17,8 @@ from neurograph.model.neurons import Units
 from neurograph.model.target import Target
 from neurograph.replay.elementwise import (
     Chain,
-    Product,
     PossibleChain,
+    Product,
     as_product,
     confirmed_chains,
     possible_chains,
