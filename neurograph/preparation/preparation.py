@@ -503,7 +503,7 @@ def _reference(
     given = Source(options["reference"], model)
     check_same_columns(walk.source, given, "reference")
     try:
-        batch = concatenate(list(given))
+        batch = concatenate(list(given)).map(torch.clone)  # the user may write to theirs
     except DataError as error:
         raise DataError(f"reference: {error}") from error
     return batch, tuple(range(batch.size))
