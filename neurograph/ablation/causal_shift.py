@@ -154,7 +154,7 @@ def causal_shift(
             "make one with shuffle=False"
         )
     with placed(model, device):
-        graph = wired(model, data, layers)[0]
+        graph = wired(model, Source(data, model), layers)[0]
         later = _later(graph, list(chosen))
     if labels is None or labels is False:
         labels, class_names = False, None

@@ -166,7 +166,7 @@ class Masker:
             self._check_without(groups)
             return
         choice = self._choice()
-        recording = capture_few(model, data, find_sites(model, choice))
+        recording = capture_few(model, Source(data, model), find_sites(model, choice))
         self.row_bytes = recording.row_bytes
         self.layers = {name: self._layer(name, recording) for name in self.places}
         if groups is not None:

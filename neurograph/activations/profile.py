@@ -101,7 +101,7 @@ def profile(
     levels = [a_share(q, "levels", zero=True, one=True) for q in listed(levels, "levels")]
     seed = whole(seed, "seed", least=0)
     with placed(model, device):
-        graph, recording = wired(model, data, layers)
+        graph, recording = wired(model, Source(data, model), layers)
         add_statistics(
             graph,
             model,
@@ -151,11 +151,13 @@ def model_hash(model: nn.Module) -> str:
     return str(digest.hexdigest())
 
 
-def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGraph, Recording]:
+def wired(
+    model: nn.Module, source: Iterable[Batch], layers: Choice | None
+) -> tuple[nx.DiGraph, Recording]:
     """The layer graph as `profile` makes it, without statistics, and the few samples it is of."""
-    wiring, recording = wire(model, data, layers)
+    wiring, recording = wire(model, source, layers)
     graph = wiring.layers
-    padding = find_padding(model, Source(data, model), recording)
+    padding = find_padding(model, source, recording)
     graph.graph.update(sites=recording.sites, padding=padding)
     if recording.fixed:
         graph.graph["batch"] = recording.size
@@ -165,10 +167,16 @@ def wired(model: nn.Module, data: Any, layers: Choice | None) -> tuple[nx.DiGrap
 def check_weights(model: nn.Module) -> None:
     """Raise ModelError naming the first parameter or buffer that is not finite."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if any(x.is_floating_point() and not torch.isfinite(x).all() for x in dense_parts(tensor)):
+        if not all(map(_is_finite, dense_parts(tensor))):
             raise ModelError(
                 f"weights {name!r} hold NaN or infinity: load a checkpoint that is whole"
             )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype in (torch.float32, torch.float64) and tensor.numel():
+        return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # in one reading
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _add_statistics(

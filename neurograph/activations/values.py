@@ -131,7 +131,7 @@ class Collector:
             source = Source(data, model, batch_size=_BATCH, class_names=class_names)
             self._columns = source.feature_names
             self.batches = Labelled(source, labels, class_names)
-            few = capture_few(model, data, find_sites(model, layers))
+            few = capture_few(model, Source(data, model), find_sites(model, layers))
             self.recording: Recording = find_padding(model, source, few).on(few)
         self.counts = dict(zip(self.batches.classes, self.batches.counts, strict=True))
 

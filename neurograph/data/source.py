@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,6 +49,7 @@ from neurograph.utils.nested import flatten, iter_tensors, leaf_names, main_inde
 
 __all__ = [
     "Batch",
+    "Drawn",
     "Source",
     "as_batch",
     "check_same_columns",
@@ -506,20 +508,45 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
     positions : tuple of int
         Where in the data they stood.
     """
-    generator = torch.Generator().manual_seed(seed)
-    kept: list[tuple[float, int, Batch]] = []
-    start = 0
+    drawn = Drawn(count, seed)
     for batch in source:
-        keys = torch.rand(batch.size, generator=generator, dtype=torch.float64)
-        limit = max(k for k, _, _ in kept) if len(kept) == count else float("inf")
-        rows = keys.argsort()[:count]
+        drawn.add(batch)
+    return drawn.result()
+
+
+class Drawn:
+    """Samples drawn so far, as `draw` does, from batches that come one by one."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._generator = count, torch.Generator().manual_seed(seed)
+        # Of each sample its key, where it stood, and where it is among those taken of its batch.
+        self._kept: list[tuple[float, int, Batch, int]] = []
+        self.seen = 0  # samples
+
+    def add(self, batch: Batch) -> None:
+        """Draw among the samples of one more batch, too."""
+        keys = torch.rand(batch.size, generator=self._generator, dtype=torch.float64)
+        full = len(self._kept) == self._count
+        limit = max(item[0] for item in self._kept) if full else float("inf")
+        rows = keys.argsort()[: self._count]
         rows = rows[keys[rows] < limit]
-        drawn = zip(keys[rows].tolist(), rows.tolist(), strict=True)
-        kept += [(key, start + row, _row(batch, row)) for key, row in drawn]
-        kept = sorted(kept, key=lambda item: item[0])[:count]
-        start += batch.size
-    kept.sort(key=lambda item: item[1])
-    return concatenate([b for _, _, b in kept]), tuple(position for _, position, _ in kept)
+        if len(rows):
+            some = batch.map(lambda leaf: leaf[rows.to(leaf.device)])
+            drawn = enumerate(zip(keys[rows].tolist(), rows.tolist(), strict=True))
+            self._kept += [(key, self.seen + row, some, place) for place, (key, row) in drawn]
+            self._kept = sorted(self._kept, key=lambda item: item[0])[: self._count]
+        self.seen += batch.size
+
+    def result(self) -> tuple[Batch, tuple[int, ...]]:
+        """The samples and their positions; DataError where they do not fit together."""
+        kept = sorted(self._kept, key=lambda item: item[1])
+        parts = []
+        for _, group in itertools.groupby(kept, key=lambda item: id(item[2])):
+            items = list(group)
+            places = torch.tensor([place for *_, place in items])
+            some = items[0][2]
+            parts.append(some.map(lambda leaf, at=places: leaf[at.to(leaf.device)]))
+        return concatenate(parts), tuple(position for _, position, _, _ in kept)
 
 
 def check_same_columns(source: Source, other: Source, option: str) -> None:
@@ -531,7 +558,3 @@ def check_same_columns(source: Source, other: Source, option: str) -> None:
             f"{option}: its columns are not those of the data in the same order ({first!r} is the "
             "first that differs): reorder them, as other[list(data.columns)]"
         )
-
-
-def _row(batch: Batch, row: int) -> Batch:
-    return batch.map(lambda leaf: leaf[row : row + 1])

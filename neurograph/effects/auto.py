@@ -278,7 +278,7 @@ class AutoScorer(Scorer):
         """Layers of which gradients do not tell everything."""
         layers = self.experiment.recording.layers
         routed = {name for name in self.experiment.graph if layers[name].routed}
-        return blind_layers(self.experiment, find_blocked(self.experiment)) | routed
+        return blind_layers(self.experiment, self.experiment.blocked(find_blocked)) | routed
 
     def nodes(self, writer: str, through: Through) -> Scored:
         """Effects of all neurons of a layer through chosen outputs of its readers."""

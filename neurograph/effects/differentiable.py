@@ -181,7 +181,7 @@ class Checked(Scorer):
         self._passes = functools.cache(self._check)
 
     def _check(self) -> None:
-        blocked = find_blocked(self.experiment)
+        blocked = self.experiment.blocked(find_blocked)
         if not self.inputs:
             blocked = [edge for edge in blocked if self.experiment.graph.in_degree(edge[0])]
         if blocked:

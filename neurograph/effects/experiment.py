@@ -15,7 +15,14 @@ from torch import Tensor
 from neurograph.model.batch import Batch
 from neurograph.model.neurons import Units
 from neurograph.model.target import Target
-from neurograph.replay.elementwise import Chain, Product, as_product, find_chains
+from neurograph.replay.elementwise import (
+    Chain,
+    PossibleChain,
+    Product,
+    as_product,
+    confirmed_chains,
+    possible_chains,
+)
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
@@ -89,7 +96,9 @@ class _Glue:
     """What is known of the glue between layers, and whether it may be made use of."""
 
     narrow: bool
-    chains: Mapping[tuple[str, str], Chain] | None = None
+    ways: Mapping[tuple[str, str], PossibleChain] | None = None  # as one run shows them
+    chains: Mapping[tuple[str, str], Chain] | None = None  # confirmed, once one is asked for
+    blocked: list[tuple[str, str]] | None = None
 
 
 class Experiment:
@@ -165,8 +174,8 @@ class Experiment:
     def __enter__(self) -> Experiment:
         self.replay.__enter__()
         try:
-            if self._glue.chains is None:  # also tells whether interventions may share a batch
-                self._glue.chains = find_chains(self.replay)
+            if self._glue.ways is None:  # also tells whether interventions may share a batch
+                self._glue.ways = possible_chains(self.replay)
         except BaseException:
             self.replay.__exit__()
             raise
@@ -187,7 +196,16 @@ class Experiment:
     @property
     def chains(self) -> Mapping[tuple[str, str], Chain]:
         """Pointwise glue between a layer and its reader, where products of weights may stand."""
-        return (self._glue.chains or {}) if self._glue.narrow else {}
+        glue = self._glue
+        if glue.chains is None and glue.narrow and glue.ways is not None and self.replay.is_open:
+            glue.chains = confirmed_chains(self.replay, glue.ways)
+        return (glue.chains or {}) if glue.narrow else {}
+
+    def blocked(self, find: Callable[[Experiment], list[tuple[str, str]]]) -> list[tuple[str, str]]:
+        """Edges that no gradients pass, found once by `find(experiment)`, whatever the contrast."""
+        if self._glue.blocked is None:
+            self._glue.blocked = find(self)
+        return self._glue.blocked
 
     def with_levels(self, levels: Callable[[str], Tensor]) -> Experiment:
         """The same experiment with another contrast; what is found out of the model is shared."""

@@ -108,6 +108,14 @@ class Layout:
             return self
         return replace(self, many=tensor.shape[self.dim] // size)
 
+    def resized(self, shape: tuple[int, ...], size: int, other: int) -> tuple[int, ...] | None:
+        """Shape of another number of samples; None where this is no shape of `size` of them."""
+        if self.dim is None:
+            return shape
+        if self.dim >= len(shape) or shape[self.dim] != self.many * size:
+            return None
+        return (*shape[: self.dim], self.many * other, *shape[self.dim + 1 :])
+
     def rows(self, tensor: Tensor) -> Tensor:
         """View a model's tensor as rows; what is the same for every sample is one row."""
         if self.plain:

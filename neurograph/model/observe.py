@@ -25,8 +25,10 @@ from neurograph.utils.nested import flatten, iter_tensors, leaf_names, main_inde
 
 __all__ = [
     "Forward",
+    "Inside",
     "Observed",
     "StopReplay",
+    "Visit",
     "call_model",
     "call_name",
     "input_name",
@@ -44,25 +46,35 @@ Forward = Callable[..., Any]
 Visit = Callable[[str, str, Any, Any], None]
 """``visit(call, path, arguments, output)``, after each call of a recorded module."""
 
+Inside = Callable[["Observed"], contextlib.AbstractContextManager[Any]]
+"""Makes a context to run in from what is being observed."""
+
 
 class StopReplay(Exception):
     """Raised inside a replay once everything asked for is known; caught by the replay."""
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[KeptModel]:
+def undisturbed(model: nn.Module, *, shared: bool = False) -> Iterator[KeptModel]:
     """Run in eval mode without gradients; leave the model, and what is global, as they were.
 
     PyTorch's fused transformer kernels are off meanwhile: they take the layers' weights without
     calling the layers. So are the caches of text generation, which a model would return. Other
     threads that search wait.
 
+    Parameters
+    ----------
+    model : Module
+    shared : bool
+        Whether such blocks inside this one leave it to this one to put back what runs change but
+        were not seen to change; what they were seen to is put back after each.
+
     Yields
     ------
     KeptModel
         What is kept of the model.
     """
-    with ALONE, _same_settings(), torch.no_grad(), keeping(model) as kept:
+    with ALONE, _same_settings(), torch.no_grad(), keeping(model, shared=shared) as kept:
         torch.backends.mha.set_fastpath_enabled(False)
         with kept.guarded():  # some models merge weights when they go to eval mode
             try:
@@ -257,7 +269,7 @@ def observe(
     batch: Batch,
     sites: Sites,
     visit: Visit,
-    inside: Callable[[Observed], contextlib.AbstractContextManager[Any]] | None = None,
+    inside: Inside | None = None,
     *,
     routed: bool = False,
 ) -> Observed:

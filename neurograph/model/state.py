@@ -122,9 +122,12 @@ class KeptModel:
     ----------
     changing : set of tuple
         Ways to what a run was seen to change.
+    shared : bool
+        Whether blocks inside this one need not keep the model as well.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, shared: bool = False) -> None:
+        self.shared = shared
         self.changing = _CHANGING.setdefault(model, set())
         self._places = reachable(model)
         self._before = self._snapshot()
@@ -211,10 +214,17 @@ ALONE = threading.RLock()
 
 
 @contextlib.contextmanager
-def keeping(model: nn.Module) -> Iterator[KeptModel]:
-    """Leave everything that can be reached from a model as it was, whatever happens inside."""
+def keeping(model: nn.Module, *, shared: bool = False) -> Iterator[KeptModel]:
+    """Leave everything that can be reached from a model as it was, whatever happens inside.
+
+    With `shared`, blocks inside this one leave that to it: looking at everything takes longer than
+    a run of a small model.
+    """
     outer = _OPEN.get(model)
-    kept = _OPEN[model] = KeptModel(model)
+    if outer is not None and outer.shared:
+        yield outer
+        return
+    kept = _OPEN[model] = KeptModel(model, shared=shared)
     try:
         yield kept
     finally:

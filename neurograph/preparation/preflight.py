@@ -29,7 +29,7 @@ from neurograph.model.target import (
     check_rows,
     resolve_target,
 )
-from neurograph.replay.mixing import differs, regrouped
+from neurograph.replay.mixing import Regrouped, differs
 from neurograph.replay.padding import Padding
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
@@ -215,15 +215,15 @@ def coarse(target: Target, actual: Recording) -> Iterator[str]:
         )
 
 
-def mixing(model: nn.Module, target: Target, actual: Recording) -> Iterator[str]:
+def mixing(others: Regrouped, target: Target, actual: Recording) -> Iterator[str]:
     """Say it where the target of a sample depends on the others of its batch."""
     mixes = False
-    with undisturbed(model):
+    with undisturbed(others.model):
         together = target(actual.output, lambda: actual.batch)
         _check_alone(target, actual, together)
-        for other, here, there in regrouped(actual.batch):
-            with contextlib.suppress(NeurographError):  # a model made for one batch size
-                found = target(call_model(model, other), itertools.repeat(other).__next__)
+        for other, output, here, there in others:
+            with contextlib.suppress(NeurographError):  # a target made for one batch size
+                found = target(output, itertools.repeat(other).__next__)
                 mixes = mixes or differs(together[here], found[there])
     if mixes:
         yield (

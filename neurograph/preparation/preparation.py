@@ -20,7 +20,14 @@ from neurograph.activations.profile import (
     model_hash,
     wired,
 )
-from neurograph.data.source import Batch, Source, check_same_columns, concatenate, draw, fingerprint
+from neurograph.data.source import (
+    Batch,
+    Drawn,
+    Source,
+    check_same_columns,
+    concatenate,
+    fingerprint,
+)
 from neurograph.effects.contrast import Background, Contrast, with_background
 from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
@@ -29,6 +36,7 @@ from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
 from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
 from neurograph.model.positions import moving
+from neurograph.model.state import ALONE, keeping
 from neurograph.model.target import (
     Target,
     TargetFunction,
@@ -44,7 +52,7 @@ from neurograph.preparation.preflight import (
     mixing,
     numberless,
 )
-from neurograph.replay.mixing import differs
+from neurograph.replay.mixing import Regrouped, differs
 from neurograph.replay.padding import Padding, find_padding
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording, capture
@@ -94,7 +102,11 @@ class Preparation:
     def prepared(self) -> Prepared:
         """What the runs of preparation found."""
         with placed(self.model, self.options["device"]):
-            return _prepare(self.model, self.data, self.asked, self.options)
+            refuse_unsupported(self.model)
+            check_weights(self.model)
+            weights = model_hash(self.model)
+            with ALONE, keeping(self.model, shared=True):
+                return _prepare(self.model, self.data, self.asked, self.options, weights)
 
     def check_unchanged(self) -> None:
         """ModelError if the model is another than it was when it was prepared.
@@ -323,23 +335,25 @@ def _prepare(
     data: Any,
     asked: int | str | TargetFunction | None,
     options: Mapping[str, Any],
+    weights: str,
 ) -> Prepared:
-    refuse_unsupported(model)
-    check_weights(model)
     given, example = options["profile"], None
     if given is not None:
-        _check_profiled(given, model)
+        _check_profiled(given, weights)
     source = Source(data, model, class_names=options["class_names"])
     _check_target(asked, source, model, options)
+    walk = _Walk(source, options)
     if given is None:
-        profiled, example = wired(model, data, options["layers"])
+        profiled, example = wired(model, walk, options["layers"])
     else:
         profiled = given
     sites = _sites(model, options, profiled)
-    batch, positions, data_hash, samples = _reference(source, model, options)
+    batch, positions = _reference(walk, model, options)
     _check_size(profiled, batch)
     with _naming_reference(options):
-        actual = _without_unknown(capture(model, batch, sites), profiled)
+        others = Regrouped(model, batch)
+        actual = capture(model, batch, sites, like=example, others=others)
+        actual = _without_unknown(actual, profiled)
         wiring = without_layers(Wiring.of(profiled), actual)
         _check_profile(wiring.layers, actual, made=given is None)
     asked = as_masked(asked, profiled.graph.get("padding"))
@@ -347,7 +361,7 @@ def _prepare(
     check_rows(target, actual.output, actual.batch)
     padding = _padding(model, actual, target, profiled)
     actual = padding.on(actual)
-    mixed = list(mixing(model, target, actual))  # runs other samples
+    mixed = list(mixing(others, target, actual))  # the last runs are of other samples
     with Replay(model, actual) as replay:
         check_replayed(replay, target)
         wiring = confirm_wiring(replay, wiring)
@@ -373,10 +387,10 @@ def _prepare(
         input_tensors(model, actual.batch),
         groups,
         _feature_names(options["feature_names"], source.feature_names, actual),
-        samples,
-        data_hash,
+        walk.samples,
+        walk.hash,
         positions,
-        model_hash(model),
+        weights,
         bool(coarsely),
         tuple(dict.fromkeys(notes)),
     )
@@ -389,12 +403,12 @@ def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.D
     return known
 
 
-def _check_profiled(profiled: Any, model: nn.Module) -> None:
+def _check_profiled(profiled: Any, weights: str) -> None:
     """OptionError for what is no profile, or one of other weights: its quantiles are not these."""
     if not isinstance(profiled, nx.DiGraph):
         raise OptionError(f"profile={shown(profiled)}: pass what profile() returned")
     made = profiled.graph.get("model")
-    if made is not None and made != model_hash(model):
+    if made is not None and made != weights:
         raise OptionError(
             f"the profile was made of another model, or of other weights ({made[:12]}…): call "
             "profile(model, data) again, or leave profile= out"
@@ -444,32 +458,55 @@ def _sites(model: nn.Module, options: Mapping[str, Any], profiled: nx.DiGraph) -
     return sites
 
 
-def _reference(
-    source: Source, model: nn.Module, options: Mapping[str, Any]
-) -> tuple[Batch, tuple[int, ...], str, int]:
-    """Draw or take the background samples; hash the data on the way."""
-    digest, count = fingerprint([]), 0
+class _Walk:
+    """The data's batches; who first reads them all has them hashed and reference samples drawn.
 
-    def hashed() -> Iterator[Batch]:
-        nonlocal count
-        for batch in source:
+    Attributes
+    ----------
+    hash : str
+        SHA-256 of the data.
+    samples : int
+        How many there are.
+    drawn : Drawn or None
+        The reference samples, where these are drawn from the data.
+    """
+
+    def __init__(self, source: Source, options: Mapping[str, Any]) -> None:
+        self.source, self._options = source, options
+        self.hash, self.samples = "", 0
+        self.drawn: Drawn | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.hash:
+            yield from self.source
+            return
+        digest, samples, count = fingerprint([]), 0, self._options["reference"]
+        drawn = Drawn(count, self._options["seed"]) if isinstance(count, int) else None
+        for batch in self.source:
             fingerprint(batch.tensors(), digest)
-            count += batch.size
+            samples += batch.size
+            if drawn is not None:
+                drawn.add(batch)
             yield batch
+        self.hash, self.samples, self.drawn = digest.hexdigest(), samples, drawn
 
-    if isinstance(options["reference"], int):
-        batch, positions = draw(hashed(), options["reference"], options["seed"])
-    else:
-        for _ in hashed():
+
+def _reference(
+    walk: _Walk, model: nn.Module, options: Mapping[str, Any]
+) -> tuple[Batch, tuple[int, ...]]:
+    """Draw or take the background samples."""
+    if not walk.hash:  # nothing else had to read the data
+        for _ in walk:
             pass
-        given = Source(options["reference"], model)
-        check_same_columns(source, given, "reference")
-        try:
-            batch = concatenate(list(given)).map(torch.clone)  # the user may write to theirs
-        except DataError as error:
-            raise DataError(f"reference: {error}") from error
-        positions = tuple(range(batch.size))
-    return batch, positions, digest.hexdigest(), count
+    if walk.drawn is not None:
+        return walk.drawn.result()
+    given = Source(options["reference"], model)
+    check_same_columns(walk.source, given, "reference")
+    try:
+        batch = concatenate(list(given)).map(torch.clone)  # the user may write to theirs
+    except DataError as error:
+        raise DataError(f"reference: {error}") from error
+    return batch, tuple(range(batch.size))
 
 
 def _check_target(

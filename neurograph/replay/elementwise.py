@@ -30,11 +30,14 @@ from neurograph.utils.nested import iter_tensors, storages
 __all__ = [
     "Chain",
     "Computes",
+    "PossibleChain",
     "Product",
     "Reads",
     "as_product",
+    "confirmed_chains",
     "find_chains",
     "find_output_chain",
+    "possible_chains",
 ]
 
 _ATEN = torch.ops.aten
@@ -224,6 +227,18 @@ def find_chains(
         what was recorded and from moved layers: whatever its type, its hooks or who swaps its
         weights.
     """
+    return confirmed_chains(replay, possible_chains(replay, serves))
+
+
+def possible_chains(
+    replay: Replay,
+    serves: Callable[[nn.Module], Computes | None] = as_product,
+) -> dict[tuple[str, str], PossibleChain]:
+    """Chains as one run shows them, and what the layers behind should compute.
+
+    The parameters are those of `find_chains`. An open replay in which values of layers decide
+    what is run learns that here: interventions cannot share a batch then.
+    """
     modules = dict(replay.model.named_modules())
     layers = replay.recording.layers
     watch = _Watch(replay.recording)
@@ -235,25 +250,28 @@ def find_chains(
         # A number taken out of a tensor is one for the whole batch: interventions cannot share.
         replay.one_by_one = replay.branches = True
         return {}
-    ways: dict[tuple[str, str], _Way] = {}
+    ways: dict[tuple[str, str], PossibleChain] = {}
     for (writer, reader), chain in watch.found.items():
         if reader.endswith(INPUT_SIDE) or reader not in layers or not layers[reader].layout.plain:
             continue
         computes = serves(modules[layers[reader].module])
         if computes is not None and layers[writer].neurons and layers[reader].neurons:
-            ways[writer, reader] = _Way(chain, computes)
-    return {edge: way.chain for edge, way in _confirmed(replay, ways).items()}
+            ways[writer, reader] = PossibleChain(chain, computes)
+    return ways
 
 
-class _Way(NamedTuple):
+class PossibleChain(NamedTuple):
     """A chain, and what a layer behind it should compute."""
 
     chain: Chain
     computes: Computes
 
 
-def _confirmed(replay: Replay, ways: Mapping[tuple[str, str], _Way]) -> dict[tuple[str, str], _Way]:
-    """Those of the ways that compute what the model's own code does.
+@torch.no_grad()
+def confirmed_chains(
+    replay: Replay, ways: Mapping[tuple[str, str], PossibleChain]
+) -> dict[tuple[str, str], Chain]:
+    """Chains of those of the ways that compute what the model's own code does.
 
     All readers are computed in one run from what is recorded, and from all their writers moved.
     """
@@ -278,7 +296,7 @@ def _confirmed(replay: Replay, ways: Mapping[tuple[str, str], _Way]) -> dict[tup
                 for (writer, reader), way in left.items()
                 if _computes(way, rows[writer], found[reader])
             }
-    return left
+    return {edge: way.chain for edge, way in left.items()}
 
 
 def _pieces(recording: Recording) -> Iterator[slice]:
@@ -299,7 +317,7 @@ def _moved(rows: Tensor, number: int) -> Tensor:
     return rows + (2 * noise - 1).to(rows) * scale
 
 
-def _computes(way: _Way, rows: Tensor, found: Tensor) -> bool:
+def _computes(way: PossibleChain, rows: Tensor, found: Tensor) -> bool:
     """Whether a way gives what was found, but for rounding."""
     try:
         wanted: Tensor = way.computes(way.chain(rows.clone()))
@@ -331,7 +349,7 @@ def find_output_chain(
     if found is None:
         return None, None
     writer, chain = found
-    way = _Way(chain, lambda values: values)
+    way = PossibleChain(chain, lambda values: values)
     plan = Plan(given=frozenset({writer}), frozen=layers - {writer})
     with contextlib.suppress(ModelError):
         for number in range(_MOVES + 1):

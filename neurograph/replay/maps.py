@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from neurograph.model.batch import Batch
 from neurograph.model.module_types import has_channels_first, has_channels_last, is_convolution
-from neurograph.model.observe import Forward, call_model, replaced_forwards, undisturbed
+from neurograph.model.observe import Forward, replaced_forwards
 from neurograph.utils.nested import iter_tensors
 
-__all__ = ["Maps", "find_maps"]
+__all__ = ["Maps", "watching_maps"]
 
 TensorShape = tuple[int, ...]
 
@@ -66,11 +66,11 @@ class Maps:
         return bool(inside) and len(shape) > 2 and shape[0] in channels and shape[-1] not in ends
 
 
-def find_maps(model: nn.Module, batch: Batch) -> Maps:
-    """Run a model once, if any module has channels in dimension 1, and see what each handles."""
+@contextlib.contextmanager
+def watching_maps(model: nn.Module, seen: list[_Seen]) -> Iterator[None]:
+    """See what each module handles in the runs inside, if any has channels in dimension 1."""
     modules = {path: m for path, m in model.named_modules() if path}
     known = {p: m for p, m in modules.items() if has_channels_first(m) or has_channels_last(m)}
-    seen: list[_Seen] = []
 
     def stand_in(path: str, forward: Forward) -> Forward:
         first, convolves = has_channels_first(known[path]), is_convolution(known[path])
@@ -88,7 +88,6 @@ def find_maps(model: nn.Module, batch: Batch) -> Maps:
 
         return run
 
-    if any(map(has_channels_first, known.values())):
-        with undisturbed(model), replaced_forwards(known, stand_in):
-            call_model(model, batch)
-    return Maps(seen)
+    watched = known if any(map(has_channels_first, known.values())) else {}
+    with replaced_forwards(watched, stand_in):
+        yield

@@ -88,7 +88,7 @@ def find_padding(
     if padded is None:
         return Padding({}, unread)
     try:
-        few = capture(model, padded, recording.sites)
+        few = capture(model, padded, recording.sites, like=recording)
         with Replay(model, few) as replay:
             found = _Trial(replay, input_tensors(model, padded), target).found()
             return replace(found, notes=found.notes + unread)

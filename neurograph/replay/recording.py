@@ -5,29 +5,37 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neurograph.data.source import Batch, Source, concatenate, draw
+from neurograph.data.source import Batch, concatenate, draw
 from neurograph.data.taking import FEW, output_of
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 from neurograph.model.layers import INPUT_TYPE, Layer, Layout
-from neurograph.model.observe import input_tensors, not_replayed, undisturbed
-from neurograph.replay.layouts import WatchedCall, find_layouts, watch
-from neurograph.replay.maps import Maps, find_maps
-from neurograph.replay.mixing import mixes_samples
+from neurograph.model.observe import input_tensors, not_replayed, observe, undisturbed
+from neurograph.replay.layouts import (
+    Watched,
+    WatchedCall,
+    find_layouts,
+    same_rows,
+    takes_rows,
+    watch,
+)
+from neurograph.replay.maps import Maps, watching_maps
+from neurograph.replay.mixing import Regrouped, mixes_samples
 from neurograph.replay.repeat import check_repeats
 from neurograph.replay.routed import find_routed
-from neurograph.utils.nested import Rebuild, main_index
+from neurograph.utils.nested import Rebuild, flatten, main_index
 
 __all__ = ["Call", "Recording", "capture", "capture_few", "recapture"]
 
 _SPREAD = 8  # samples by which layers and their readers are found
+_COMPANIES = 2  # in which samples are run again
 _SELDOM, _SELDOM_BYTES = 128, 2**28  # the same where values choose what is run, in that memory
 
 
@@ -156,20 +164,20 @@ class Recording:
         return replace(self, calls=calls)
 
 
-def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Recording:
-    """Record a few samples, drawn from all of the data, of any kind; see `capture`.
+def capture_few(model: nn.Module, source: Iterable[Batch], sites: Sites | None = None) -> Recording:
+    """Record a few samples, drawn from all of the data; see `capture`.
 
     Where the model does not take so few, it gets the first batch as it comes; where values choose
     what is run, more, as few would miss what is chosen seldom.
     """
-    first, few = _few(Source(data, model), _SPREAD)
+    first, few = _few(source, _SPREAD)
     try:
         found = capture(model, few, sites)
         if not found.sites.routed:
             return found
         count = max(_SPREAD, min(_SELDOM, _SELDOM_BYTES // found.row_bytes))
         with contextlib.suppress(ModelError):
-            return capture(model, _few(Source(data, model), count)[1], sites)
+            return capture(model, _few(source, count)[1], sites)
         return found
     except ModelError as error:
         with contextlib.suppress(ModelError):
@@ -187,7 +195,7 @@ def capture_few(model: nn.Module, data: Any, sites: Sites | None = None) -> Reco
         ) from error.__cause__
 
 
-def _few(source: Source, count: int) -> tuple[Batch, Batch]:
+def _few(source: Iterable[Batch], count: int) -> tuple[Batch, Batch]:
     """The first batch, and so many samples of all batches in which samples have the same shape.
 
     Among them the very first ones.
@@ -219,12 +227,30 @@ def _shapes(batch: Batch) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape[1:]) for tensor in batch.tensors()]
 
 
-def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recording:
+def capture(
+    model: nn.Module,
+    batch: Batch,
+    sites: Sites | None = None,
+    *,
+    like: Recording | None = None,
+    others: Regrouped | None = None,
+) -> Recording:
     """Run the model on a batch and record what every layer returned.
 
-    It is run twice before, as only what repeats can be replayed, and once more on a few of the
-    samples: what changes in shape tells where in each tensor the samples lie; and in other company,
-    which tells whether samples influence each other.
+    It is run twice, as only what repeats can be replayed, and once more on a few of the samples:
+    what changes in shape tells where in each tensor the samples lie; and in other company, which
+    tells whether samples influence each other.
+
+    Parameters
+    ----------
+    model : Module
+    batch : Batch
+    sites : Sites, optional
+        Which modules are recorded; by default every one that owns parameters.
+    like : Recording, optional
+        Of other samples: where these are laid out alike, that need not be found again.
+    others : Regrouped, optional
+        Runs of these samples in other company, which others want as well.
 
     Raises
     ------
@@ -234,11 +260,16 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     """
     refuse_unsupported(model)
     sites = find_sites(model) if sites is None else sites
+    others = Regrouped(model, batch) if others is None else others
+    shapes: list[Any] = []
     with undisturbed(model) as kept:
-        draws = check_repeats(model, batch, sites, kept)
-        run = watch(model, batch, sites)
+        watching = functools.partial(watching_maps, model, shapes)
+        run, draws = check_repeats(model, batch, sites, kept, lambda _: watching())
+        if like is not None and sites == like.sites and _is_like(run, like, batch, others):
+            layers = {name: replace(layer, mask=None) for name, layer in like.layers.items()}
+            return replace(_taken_over(model, batch, run, like), layers=layers, draws=draws)
         layouts = find_layouts(model, batch, sites, run)
-        mixes = layouts.mixes or mixes_samples(model, batch, run.output, layouts.output)
+        mixes = layouts.mixes or mixes_samples(others, run.output, layouts.output)
     given = input_tensors(model, batch)
     calls = {
         name: _input_call(tensor.clone(), batch.has_rows(tensor)) for name, tensor in given.items()
@@ -246,7 +277,7 @@ def capture(model: nn.Module, batch: Batch, sites: Sites | None = None) -> Recor
     sites = sites.without(layouts.routed)
     modules = dict(model.named_modules())
     order, routed = find_routed(model, batch, sites)
-    maps = find_maps(model, batch)
+    maps = Maps(shapes)
     layers = {name: _describe_input(name, call, maps) for name, call in calls.items()}
     for call, seen in run.calls.items():
         if seen.path in run.containers and not call.endswith(INPUT_SIDE):
@@ -288,6 +319,123 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
     """
     with undisturbed(model):
         run = watch(model, batch, like.sites)
+    return _taken_over(model, batch, run, like)
+
+
+def _is_like(run: Watched, like: Recording, batch: Batch, others: Regrouped) -> bool:
+    """Whether samples lie in all tensors as in a recording of others, and keep to themselves.
+
+    For each sample the same calls get and return tensors of the same shapes; and they do so in
+    other company, where samples lie elsewhere and are half or twice as many, in value as well.
+    """
+    if batch.size <= FEW or like.mixes or like.fixed or like.sites.routed:
+        return False
+    calls = {c: seen for c, seen in run.calls.items() if not _is_container(c, seen.path, run)}
+    known = {name: c for name, c in like.calls.items() if not like.by_call[name][0].is_input}
+    alike = (
+        calls.keys() == known.keys()
+        and _same_inputs(others.model, batch, like)
+        and _same_shapes(flatten(run.output)[0], run, flatten(like.output)[0], like.layouts, like)
+        and all(
+            len(seen.arriving) == len(known[c].arriving)
+            and _same_shapes(seen.leaves, run, known[c].leaves, known[c].layouts, like)
+            for c, seen in calls.items()
+        )
+        and _spread_again(run, known, others)
+    )
+    agreed: list[bool] = []  # of each run in other company
+
+    def watched(other: Batch, here: slice, there: slice) -> Any:
+        called: dict[str, bool] = {}
+
+        def visit(call: str, path: str, arguments: Any, output: Any) -> None:
+            if _is_container(call, path, run) or not all(called.values()):
+                return
+            called[call] = call in calls and _same_rows(
+                calls[call], known[call], run.size, arguments, output, other.size, here, there
+            )
+
+        result = observe(others.model, other, like.sites, visit).output
+        agreed.append(called.keys() == calls.keys() and all(called.values()))
+        return result
+
+    for _ in others.run(watched) if alike else ():
+        if not all(agreed):
+            return False
+    return len(agreed) == _COMPANIES and not mixes_samples(others, run.output, like.layouts)
+
+
+def _spread_again(run: Watched, known: Mapping[str, Call], others: Regrouped) -> bool:
+    """Whether what was one row for all may be a row for each of these samples, too."""
+    spread = {call for call, c in known.items() if any(layout.spread for layout in c.layouts)}
+    return not spread or takes_rows(others.model, others.batch, run, spread)
+
+
+def _is_container(call: str, path: str, run: Watched) -> bool:
+    return path in run.containers and not call.endswith(INPUT_SIDE)
+
+
+def _same_inputs(model: nn.Module, batch: Batch, like: Recording) -> bool:
+    given, known = input_tensors(model, batch), input_tensors(model, like.batch)
+    return given.keys() == known.keys() and all(
+        batch.has_rows(tensor) == like.batch.has_rows(known[name])
+        and _same_shapes([tensor], batch, [known[name]], like.calls[name].layouts, like)
+        for name, tensor in given.items()
+    )
+
+
+def _same_shapes(
+    leaves: Sequence[Any],
+    run: Watched | Batch,
+    known: Sequence[Any],
+    layouts: Sequence[Layout],
+    like: Recording,
+) -> bool:
+    """Whether tensors have for each sample the shapes that others had in a recording."""
+    if len(leaves) != len(known):
+        return False
+    return all(
+        a.dtype == b.dtype and layout.resized(tuple(b.shape), like.size, run.size) == a.shape
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+        else type(a) is type(b)
+        for a, b, layout in zip(leaves, known, layouts, strict=True)
+    )
+
+
+def _same_rows(
+    seen: WatchedCall,
+    known: Call,
+    size: int,
+    arguments: Any,
+    output: Any,
+    other_size: int,
+    here: slice,
+    there: slice,
+) -> bool:
+    """Whether a call gets and returns the same for the same samples in other company."""
+    leaves, arriving = flatten(output)[0], flatten(arguments)[0]
+    if (len(leaves), len(arriving)) != (len(seen.leaves), len(seen.arriving)):
+        return False
+    for shape, leaf, layout in zip(seen.arriving, arriving, known.arriving, strict=True):
+        wanted = None if shape is None else layout.resized(shape, size, other_size)
+        if wanted != (tuple(leaf.shape) if isinstance(leaf, Tensor) else None):
+            return False
+    for a, b, layout in zip(seen.leaves, leaves, known.layouts, strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            if type(a) is not type(b):
+                return False
+        elif layout.resized(tuple(a.shape), size, other_size) != b.shape:
+            return False
+        elif a.is_floating_point():
+            fixed = layout.dim is None
+            rows = (a, b) if fixed else (layout.rows(a)[here], layout.rows(b)[there])
+            if not same_rows(*rows):
+                return False
+    return True
+
+
+def _taken_over(model: nn.Module, batch: Batch, run: Watched, like: Recording) -> Recording:
+    """Recording of other samples that are laid out alike."""
     given = input_tensors(model, batch)
     calls = {
         name: _input_call(tensor.clone(), batch.has_rows(tensor)) for name, tensor in given.items()
@@ -305,7 +453,7 @@ def recapture(model: nn.Module, batch: Batch, like: Recording) -> Recording:
                 "forward depends on values"
             )
         calls[call] = Call(seen.leaves, seen.rebuild, known.layouts, known.arriving)
-    return replace(like, calls=calls, batch=batch, output=run.output)
+    return replace(like, calls=calls, batch=batch, output=run.output, size=run.size)
 
 
 def _describe(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from neurograph.data.source import Batch, fingerprint
 from neurograph.errors import ModelError
 from neurograph.model.layer_choice import Sites
-from neurograph.model.observe import Forward, observe, replaced_forwards
+from neurograph.model.observe import Forward, Inside, Visit, observe, replaced_forwards
 from neurograph.model.state import Generators, KeptModel
-from neurograph.utils.nested import flatten, tree_map
+from neurograph.replay.layouts import Watched, watch
+from neurograph.utils.nested import copied, flatten
 
 __all__ = ["check_repeats"]
 
@@ -30,7 +31,9 @@ _DRAW = (
 _ALONE = f"so what a sample gets depends on who shares its batch: {_DRAW}"
 
 
-def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel) -> bool:
+def check_repeats(
+    model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel, inside: Inside | None = None
+) -> tuple[Watched, bool]:
     """Run a model again from the same state and compare what every layer gets and returns.
 
     The first run also shows what a run changes in the model, to be put back after each. Where
@@ -44,10 +47,14 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel)
     sites : Sites
     kept : KeptModel
         What `undisturbed` keeps of the model.
+    inside : callable, optional
+        As for `observe`, for the run that is recorded.
 
     Returns
     -------
-    bool
+    run : Watched
+        What every layer returned.
+    draws : bool
         Whether random numbers are drawn.
 
     Raises
@@ -56,18 +63,19 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel)
         Two runs differ by more than rounding, random numbers matter, or a layer hands something
         on through the state of the model, where replays would miss it.
     """
-    run, start = _Runs(model, batch, sites), Generators()
+    run, start = _Runs(model, batch, sites, inside), Generators()
     first, drew = _learn(run, kept)
     python = start.python_moved()
     drew = drew or any(python) or start.torch_moved() or bool(kept.generators)
     start.restore()
-    again, end = run(), Generators()
+    (again, recorded), end = run.recorded(), Generators()
     if _difference(first, again):  # by rounding, perhaps
         run.exact = False
         start.restore()
         first = run()
         start.restore()
-        if where := _difference(first, run()):
+        again, recorded = run.recorded()
+        if where := _difference(first, again):
             raise ModelError(
                 f"the model gives something else {where} when it runs again on the same samples, "
                 "though its state and all random generators are the same: make forward depend on "
@@ -88,7 +96,7 @@ def check_repeats(model: nn.Module, batch: Batch, sites: Sites, kept: KeptModel)
             )
     if kept.changing:
         _check_handed_on(run, first, kept)
-    return drew
+    return recorded, drew
 
 
 def _learn(run: _Runs, kept: KeptModel) -> tuple[_Events, bool]:
@@ -147,26 +155,33 @@ class _Runs:
         Modules that called layers.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, sites: Sites) -> None:
-        self.model, self.batch, self.sites = model, batch, sites
+    def __init__(self, model: nn.Module, batch: Batch, sites: Sites, inside: Inside | None) -> None:
+        self.model, self.batch, self.sites, self.inside = model, batch, sites, inside
         self.exact = True
         self.containers: set[str] = set()
 
     def __call__(self) -> _Events:
         events: _Events = []
-        see: Callable[[Any], Any] = _digest if self.exact else _copied
-
-        def visit(call: str, _path: str, arguments: Any, output: Any) -> None:
-            events.append((f"before layer {call!r}", see(arguments)))
-            events.append((f"inside layer {call!r}", see(output)))
-
-        seen = observe(self.model, self.batch, self.sites, visit)
+        seen = observe(self.model, self.batch, self.sites, self._visit(events))
         self.containers = seen.containers
-        return [*events, ("behind the last layer", see(seen.output))]
+        return [*events, ("behind the last layer", self._see(seen.output))]
 
+    def recorded(self) -> tuple[_Events, Watched]:
+        """Run, and copy what every layer returned besides."""
+        events: _Events = []
+        run = watch(self.model, self.batch, self.sites, self.inside, self._visit(events))
+        return [*events, ("behind the last layer", self._see(run.output))], run
 
-def _copied(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+    @property
+    def _see(self) -> Callable[[Any], Any]:
+        return _digest if self.exact else copied
+
+    def _visit(self, events: _Events) -> Visit:
+        def visit(call: str, _path: str, arguments: Any, output: Any) -> None:
+            events.append((f"before layer {call!r}", self._see(arguments)))
+            events.append((f"inside layer {call!r}", self._see(output)))
+
+        return visit
 
 
 def _digest(tree: Any) -> str:

@@ -55,6 +55,7 @@ class Replay:
         self.recording = recording
         self.real = real
         self._stack = contextlib.ExitStack()
+        self.is_open = False
         # Set too where glue is found to mix the samples of a batch.
         self.one_by_one = recording.mixes or recording.fixed
         self.branches = False  # whether glue takes numbers out of tensors that layers reach
@@ -73,9 +74,11 @@ class Replay:
                 replaced_forwards({path: modules[path] for path in paths}, self._stand_in)
             )
             self._stack = stack.pop_all()
+        self.is_open = True
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.is_open = False
         self._stack.close()
 
     def _stand_in(self, path: str, forward: Forward) -> Forward:

@@ -11,6 +11,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from neurograph.data.source import Batch, Source
 from neurograph.errors import DataError, ModelError
 from neurograph.model.layer_choice import Choice, find_sites, refuse_unsupported
 from neurograph.model.layers import INPUT_TYPE
@@ -75,7 +76,7 @@ def layer_graph(model: nn.Module, example: Any, *, layers: Choice | None = None)
     """
     refuse_unsupported(model)
     try:
-        return wire(model, example, layers)[0].layers
+        return wire(model, Source(example, model), layers)[0].layers
     except DataError as error:
         raise DataError(f"example= cannot be used: {error}") from error
 
@@ -232,9 +233,11 @@ def target_layers(graph: nx.DiGraph) -> list[str]:
 # -- reading it off a model ------------------------------------------------------------------------
 
 
-def wire(model: nn.Module, data: Any, layers: Choice | None) -> tuple[Wiring, Recording]:
+def wire(
+    model: nn.Module, source: Iterable[Batch], layers: Choice | None
+) -> tuple[Wiring, Recording]:
     """Record a few samples of the data and find who reads whom in them."""
-    recording = capture_few(model, data, find_sites(model, layers))
+    recording = capture_few(model, source, find_sites(model, layers))
     while True:
         with Replay(model, recording) as replay:
             wiring = read_wiring(replay)

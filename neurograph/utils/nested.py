@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path
 
 __all__ = [
+    "copied",
     "dense_parts",
     "flatten",
     "iter_tensors",
@@ -123,6 +124,11 @@ def tree_map(change: Callable[..., Any], tree: Any, *others: Any) -> Any:
     leaves, rebuild = flatten(tree)
     more = [flatten(other)[0] for other in others]
     return rebuild([change(*group) for group in zip(leaves, *more, strict=True)])
+
+
+def copied(tree: Any) -> Any:
+    """The same structure with copies of its tensors, without their gradients."""
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def iter_tensors(tree: Any) -> Iterator[Tensor]:
