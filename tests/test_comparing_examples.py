@@ -48,7 +48,7 @@ def cells(text: str, first: str) -> list[list[str]]:
 @needs_heart
 def test_heart_seeds(example: Any, tmp_path: Path) -> None:
     found, text = noted(
-        example, tmp_path, "compare_heart_seeds", seeds=2, epochs=1, sizes=(4, 8), draws=50
+        example, tmp_path, "compare_heart_seeds", seeds=2, epochs=1, sizes=(4,), draws=50
     )
     cell = found["seed 0", "seed 1"]
     assert f"{cell.neuron_jaccard:.2f} (" in cells(text, "seed 0")[0][2]

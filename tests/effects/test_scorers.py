@@ -30,7 +30,7 @@ from tests.case import as_data
 
 SAMPLES = 4
 ESTIMATES = ["gradient", "hybrid", "integrated"]
-SMOOTH = ["vit", "lstm", "lstm_cell", "convnext", "attention_weights", "gpt2", "gpt2_heads"]
+SMOOTH = ["vit", "lstm", "lstm_cell", "convnext", "attention_weights", "gpt2_heads"]
 
 MakeScorer = Callable[[str, Experiment], Scorer]
 ChooseOutputs = Callable[[Experiment, str, int], Through]
@@ -183,7 +183,8 @@ def test_errors_shrink_quadratically(
     assert min(checked.values()) > 0
 
 
-@pytest.mark.parametrize("name", zoo.NETWORKS)
+# With half of the layers there is nothing that all of them do not show.
+@pytest.mark.parametrize("name", [n for n in zoo.NETWORKS if not n.endswith("_half")])
 def test_one_backward_run_gives_every_gradient(name: str) -> None:
     """Of a real run, all at once, and of each layer by itself: the same."""
     network = zoo.NETWORKS[name](0)
