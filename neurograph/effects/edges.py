@@ -86,7 +86,8 @@ class _Near:
         self.linear = LinearEdges(experiment, writer, reader)
         self.change = self.linear.change()
         share = self.linear.transfers(self.change, self.neurons, self.outputs)
-        self.pairs = _moving(experiment, reader, share)
+        largest = self.linear.largest(self.change, self.neurons, self.outputs)
+        self.pairs = _moving(experiment, reader, outputs, largest)
         self.transfer = share[self.pairs[:, 0], self.pairs[:, 1]]
 
     def measure(self, which: Tensor) -> Effects:
@@ -131,7 +132,8 @@ class _Far:
         self.experiment, self.reader, self.outputs = experiment, reader, list(outputs)
         self.moved, self.block = moved, block
         share = _shares(experiment, reader, outputs, moved, block)
-        self._pairs = _moving(experiment, reader, share)
+        largest = (moved[block[:, 1]] - moved[block[:, 0]]).abs().amax(dim=(2, 3))
+        self._pairs = _moving(experiment, reader, outputs, largest)
         self.transfer = share[self._pairs[:, 0], self._pairs[:, 1]]
         self.pairs = self._pairs + self._pairs.new_tensor([start, 0])
 
@@ -237,7 +239,14 @@ def _shares(
     return ((change * span).sum(3) / length).mean(2)
 
 
-def _moving(experiment: Experiment, reader: str, share: Tensor) -> Tensor:
-    """Pairs whose share is more than rounding, ``[pairs, 2]``."""
-    eps = torch.finfo(experiment.recording.main(reader).dtype).eps
-    return torch.nonzero(share.abs() > ULPS * eps)
+def _moving(experiment: Experiment, reader: str, outputs: Sequence[int], largest: Tensor) -> Tensor:
+    """Pairs of which some sample's output moves by more than rounding, ``[pairs, 2]``.
+
+    Not by their transfers: these are means, in which moves of several samples may cancel, and 0
+    where the output has no range of its own.
+    """
+    rows, members = experiment.recording.main(reader), experiment.units(reader).members
+    own = experiment.levels(reader)[[0, -1]]
+    sizes = torch.cat([rows.flatten(1), own[1] - own[0]]).abs().amax(dim=0)
+    rounding = ULPS * torch.finfo(rows.dtype).eps * sizes[members[list(outputs)]].amax(dim=1)
+    return torch.nonzero(largest > rounding)

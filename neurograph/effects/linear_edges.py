@@ -95,6 +95,11 @@ class LinearEdges:
         weight = self.weight[list(outputs)][:, list(neurons)].T.double()
         return moved.T @ share.flatten(0, 1) / len(change) * weight
 
+    def largest(self, change: Tensor, neurons: Sequence[int], outputs: Sequence[int]) -> Tensor:
+        """How far neurons move outputs at most, in any sample, ``[neurons, outputs]``."""
+        moved = change[..., list(neurons)].abs().amax(dim=(0, 1))
+        return moved[:, None] * self.weight[list(outputs)][:, list(neurons)].T.abs()
+
     @property
     def _rows(self) -> Tensor:
         return self.experiment.recording.main(self.reader)

@@ -185,3 +185,49 @@ def test_a_model_whose_layers_read_nothing_has_no_edges() -> None:
 
     with pytest.raises(ng.NeurographError, match="of='edges': on these data no layer reads"):
         ng.score(Deaf(), torch.rand(8, 2), 1, of="edges", progress=False)
+
+
+class Behind(nn.Linear):
+    """A layer that does not count as a plain Linear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Behind])
+def test_an_edge_is_measured_though_its_reader_has_no_range_of_its_own(
+    kind: type[nn.Linear],
+) -> None:
+    """Two neurons that cancel leave their reader as it is; either alone moves it."""
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), kind(2, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model[1].weight.fill_(3.0)
+    X = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+    edges = ng.score(model, X, None, of="edges", scorer="exact", progress=False).ranking()
+    found = edges.xs("1", level="target_layer").to_dict()
+    assert found == pytest.approx({("0", 0, 0): 2.7, ("0", 1, 0): 2.7})
+
+
+def test_an_edge_is_measured_though_what_it_does_to_samples_cancels() -> None:
+    """The output moves up in one sample and down in the other."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value, self.out = Behind(1, 1, bias=False), Behind(1, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            sign = torch.where(x[:, 1:] > 0, 1.0, -1.0).to(x)
+            out: Tensor = self.out(self.value(x[:, :1]) * sign)
+            return out
+
+    model = Gated().double()
+    with torch.no_grad():
+        model.value.weight.fill_(1.0), model.out.weight.fill_(1.0)
+    X = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, -1.0], [1.0, -1.0]]).double()
+    options = {"reference": X[[1, 3]], "contrast": (0, 1), "progress": False}
+    target = lambda output, _batch: output[:, 0].abs() + output[:, 0]  # noqa: E731
+    edges = ng.score(model, X, target, of="edges", scorer="exact", **options).ranking()
+    # From 0 to 1: |1| + 1 in the first sample, |−1| − 1 in the second.
+    assert edges.loc[("value", 0, "out", 0)] == pytest.approx(1.0)
