@@ -109,7 +109,10 @@ class Circuit:
     ) -> Iterator[Path]:
         """Give the k strongest paths of kept neurons to the target lazily, strongest first.
 
-        Those of the whole model may be stronger: `neurograph.strongest_paths` finds them.
+        Which ones are measured is decided by what their edges promise, so that among many paths of
+        kept neurons stronger ones may be missing: search with more ``paths=``. Those of the whole
+        model may be stronger still: `neurograph.strongest_paths` finds them, and says whether it
+        is certain.
 
         Parameters
         ----------

@@ -52,7 +52,7 @@ LabelColumn = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="CSV column that is the label, no input.")
 ]
 _LAYERS = OPTIONS[StudyOptions]["layers"]
-Choose = Annotated[str | None, typer.Option(metavar=_LAYERS.metavar, help=_LAYERS.help)]
+Choose = Annotated[str | None, typer.Option("--choose", metavar=_LAYERS.metavar, help=_LAYERS.help)]
 File = Annotated[Path, typer.Argument(metavar="X.circuit", help="A saved circuit.")]
 Out = Annotated[Path | None, typer.Option(metavar="X.circuit", help="Save the circuit here.")]
 Html = Annotated[Path | None, typer.Option(metavar="X.html", help="Write the page here.")]

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from neurograph.errors import NeurographError
-from neurograph.preparation.options import OPTIONS, SearchOptions, StudyOptions
 from neurograph.report.console_tables import plain
 
 __all__ = ["Commands", "say"]
 
-_FLAGS = {
-    name: f"--{option.flag or name.replace('_', '-')}"
-    for kind in (StudyOptions, SearchOptions)
-    for name, option in OPTIONS[kind].items()
-    if option.help
-} | {name: f"--{name}" for name in ("target", "match", "across")}
-_OPTION = re.compile(rf"(?<![\w.-])({'|'.join(_FLAGS)})=(?!=)([^\s.,;:)]?)")
-"""An option as errors write it, and what its value begins with."""
-_NAMES = re.compile(r"(?<![\w.-])(feature_names|class_names)(?=:| has )")
+_COUNTED = re.compile(r"(?<![\w.-])(feature_names|class_names)(?=:| has )")
 
 
 def say(text: str) -> None:
@@ -52,22 +44,32 @@ class Commands(TyperGroup):
             known = hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError))
             if known or ctx.params.get("debug"):
                 raise
-            say(f"error: {_one_line(error)}")
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            say(f"error: {_one_line(error, _flags(command))}")
             raise typer.Exit(1) from error
 
 
-def _one_line(error: Exception) -> str:
+def _flags(command: Any) -> dict[str, str]:
+    """What the options of a command are called on the command line, by their names in Python."""
+    parameters = [] if command is None else command.params
+    flags = {p.name: p.opts[0] for p in parameters if p.opts and p.opts[0].startswith("--")}
+    return dict(sorted(flags.items(), key=lambda item: -len(item[0])))
+
+
+def _one_line(error: Exception, flags: Mapping[str, str]) -> str:
     message = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{str(error.filename)!r}: {error.strerror}"
     elif not isinstance(error, (NeurographError, OSError, ImportError)):
         message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
     message = " ".join(message.split()) or type(error).__name__
-    message = _OPTION.sub(lambda found: _flag(*found.groups()), message)
-    message = _NAMES.sub(lambda found: _FLAGS[found[1]], message)
+    if flags:
+        option = rf"(?<![\w.-])({'|'.join(flags)})=(?!=)([^\s.,;:)]?)"
+        message = re.sub(option, lambda found: _flag(flags[found[1]], found[2]), message)
+        message = _COUNTED.sub(lambda found: flags.get(found[1], found[1]), message)
     return re.sub(r"\('(\w+)',\)", r"\1", message)  # a collection of one, as flags take it
 
 
-def _flag(name: str, rest: str) -> str:
-    """What an option of Python is on the command line."""
-    return f"{_FLAGS[name]}{' ' if rest else ''}{rest}"
+def _flag(flag: str, rest: str) -> str:
+    """An option of the command line, and what its value begins with."""
+    return f"{flag}{' ' if rest else ''}{rest}"

@@ -210,7 +210,7 @@ def layers(
     factory: Factory,
     data: Data,
     weights: Weights = None,
-    choose: Choose = None,
+    layers: Choose = None,
     label: LabelColumn = None,
     output: Output = Format.table,
 ) -> None:
@@ -221,7 +221,7 @@ def layers(
     from neurograph.replay.wiring import layer_graph
 
     graph = layer_graph(
-        load_model(factory, weights, 0), open_data(data, label), layers=read_names(choose)
+        load_model(factory, weights, 0), open_data(data, label), layers=read_names(layers)
     )
     rows = tables.layer_rows(graph)
     if output is Format.table:

@@ -132,8 +132,10 @@ class Preparation:
                 "number in it?): make a new Study, or search it again"
             )
 
-    def _check_data(self) -> None:
+    def check_data(self) -> None:
         """DataError if the data are others than they were when they were hashed."""
+        if "prepared" not in vars(self):
+            return
         digest = fingerprint([])
         for batch in self.prepared.source:
             fingerprint(batch.tensors(), digest)
@@ -162,7 +164,7 @@ class Preparation:
             graph = graph.copy()
             with placed(self.model, options["device"]):
                 if self.is_late:
-                    self._check_data()
+                    self.check_data()
                 add_statistics(
                     graph,
                     self.model,

@@ -117,28 +117,36 @@ class Study(BaseStudy):
     [['up', 2.7], ['down', -0.9]]
     """
 
+    @with_options(SearchOptions)
     def search(self, **options: Unpack[SearchOptions]) -> Circuit:
         """Find the circuit behind the target; `keep`, `scorer`, … as for `neurograph.search`."""
         with self.asking():
             return find_circuit(self, options)
 
+    @with_options(ScoreOptions)
     def score(self, **options: Unpack[ScoreOptions]) -> Scores:
         """Score every neuron, or every edge; `of`, `scorer`, … as for `neurograph.score`."""
         with self.asking():
             return find_scores(self, options)
 
+    @with_options(PathOptions)
     def strongest_paths(self, k: int = 100, **options: Unpack[PathOptions]) -> StrongestPaths:
         """Find the k strongest paths of the whole model; as `neurograph.strongest_paths`."""
         with self.asking():
             return find_strongest_paths(self, k, options)
 
+    @with_options(ResponseOptions)
     def responses(self, **options: Unpack[ResponseOptions]) -> ResponseCurves:
         """Measure the target against neurons' quantiles; as `neurograph.response_curves`."""
         with self.asking():
             return find_responses(self, options)
 
+    @with_options(FaithfulnessOptions)
     def faithfulness(self, ranking: Any, **options: Unpack[FaithfulnessOptions]) -> Faithfulness:
-        """Keep what a ranking puts first, ablate all else; as `neurograph.faithfulness`."""
+        """Keep what a ranking puts first, ablate all else; as `neurograph.faithfulness`.
+
+        On the study's reference samples: `reference=` says how many.
+        """
         from neurograph.ablation.faithfulness import find_faithfulness
 
         with self.asking():
@@ -151,6 +159,7 @@ class Study(BaseStudy):
         names = "layers memory seed device feature_names class_names progress".split()
         own = {name: self.options[name] for name in names}
         with self.asking():
+            self._preparation.check_data()
             return separation(self.model, self.data, labels, alpha=alpha, **own)
 
     def audit(self, effects: int = 40, *, of: Circuit | Scores | None = None) -> Audit:

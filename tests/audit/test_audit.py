@@ -209,8 +209,9 @@ def test_a_forward_that_does_not_repeat_itself_is_found(
 ) -> None:
     model = Perceptron().double()
     study = study_of(model, data, 1)
-    setattr(model, what, value)
-    audit = audited(study)
+    with study.asking():  # a question that has begun
+        setattr(model, what, value)
+        audit = audited(study)
     assert not audit.agrees
     told = "the forward does not repeat itself: layer 'last' differs"
     assert {wrong.reason for wrong in audit.disagreements} == {told}

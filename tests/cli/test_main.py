@@ -332,6 +332,12 @@ def test_explore_searches_the_layers_and_neurons_of_choice(here: Path, kind: str
     assert len(found.strongest) > 1
 
 
+def test_errors_name_the_flags_of_their_own_command(saved: Path) -> None:
+    assert "--layers '9': there is no such layer" in told(invoke("paths", saved, "--layers", "9"))
+    assert "--source 'x': there is no" in told(invoke("paths", saved, "--source", "x"))
+    assert "--layer 'fc': there is no such layer" in told(invoke("neurons", saved, "--layer", "fc"))
+
+
 def test_explore_gives_the_same_bytes_again(here: Path) -> None:
     for name in ("imported", "a", "b"):
         words = ["--data", "x.csv", "--label", "ill", "--target", 1, "--out", name]
@@ -429,7 +435,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a hole": (["net.py:Net", "--data", "hole.csv"], "row 1, column 'a': the value is missing"),
     "an empty file": (["net.py:Net", "--data", "empty.csv"], "'empty.csv' is not a readable CSV"),
     "no label": (["net.py:Net", "--data", "x.csv", "--label", "il"], "no column 'il'.*ill"),
-    "a label of no column": (["net.py:Net", "--data", "x.pt", "--label", "a"], "label='a' names"),
+    "a label of no column": (["net.py:Net", "--data", "x.pt", "--label", "a"], "--label 'a' names"),
     "data with code": (["net.py:Net", "--data", "code.pt"], "'code.pt' is refused"),
     "arrays with code": (["net.py:Net", "--data", "code.npy"], "'code.npy' is not a readable"),
     "no tensors": (["net.py:Net", "--data", "words.pt"], "'words.pt' holds str"),

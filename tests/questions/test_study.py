@@ -222,6 +222,7 @@ def test_options_are_typed_and_explained_by_the_same_names() -> None:
         for name, option in OPTIONS[StudyOptions].items():
             wanted = 128 if (function, name) == (ng.faithfulness, "reference") else option.default
             assert shown[name].default == wanted
+    assert inspect.signature(ng.Study.search).parameters["keep"].default == "quantile:0.95"
     for name in OPTIONS[StudyOptions]:
         assert f"{name}" in (ng.Study.__doc__ or "")
 
@@ -266,6 +267,7 @@ def test_data_that_changed_are_not_mixed_with_what_was_recorded() -> None:
         lambda: study.responses(),
         lambda: study.profile,
         lambda: study.faithfulness(before, draws=1),
+        lambda: study.separation(Y),
     ):
         with pytest.raises(DataError, match="data have changed"):
             ask()

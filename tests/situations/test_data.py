@@ -961,7 +961,9 @@ def test_a_circuit_is_attached_with_the_target_that_it_was_found_with() -> None:
     again = circuit.attach(model, ROWS, target=top)
     assert again.measure(circuit.strongest) == list(circuit.strongest)
     path = max((p for p in circuit.strongest if p.effect > 0), key=lambda p: p.effect)
-    with pytest.raises(OptionError, match=r"the path .* was measured as .* and is .* now") as told:
+    with pytest.raises(
+        OptionError, match=r"the effect of .* was measured as .* and is .* now"
+    ) as told:
         circuit.attach(model, ROWS, target=bottom)
     assert " → ".join(map(str, path.names)) in str(told.value)
     assert f"{path.effect:+.4g}" in str(told.value)
