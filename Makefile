@@ -49,7 +49,7 @@ $(VENV)/.examples: $(STAMP) examples/requirements.txt examples/models.txt
 
 # One thread a worker: two workers with two threads each only get in each other's way.
 test: lint  ## lint, then the tests, the doctests and the README's code
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --quiet
 
 lint: env  ## ruff and mypy --strict
 	$(BIN)/ruff check .
