@@ -8,7 +8,7 @@ from typing import get_args
 
 from torch import Tensor
 
-from neurograph.effects.contrast import Ablation, FromMean, FromZero
+from neurograph.effects.contrast import Ablation, FromMean, FromZero, LayerSamples
 from neurograph.effects.resampling import Resampled, draw_donors
 from neurograph.errors import OptionError
 from neurograph.model.observe import input_tensors
@@ -67,7 +67,7 @@ def ablated_values(study: BaseStudy, ablation: Ablation, seed: int) -> Ablated:
             return others.main(layer).flatten(1)
         contrast = FromMean() if ablation == "mean" else FromZero()
         statistics = study.statistics[layer]
-        return contrast.first(recording.layers[layer], statistics, recording, None).to(rows)
+        return contrast.first(LayerSamples(recording.layers[layer], statistics, recording)).to(rows)
 
     return values
 

@@ -32,6 +32,7 @@ __all__ = [
     "CounterfactualRows",
     "FromMean",
     "FromZero",
+    "LayerSamples",
     "Quantiles",
     "Resample",
     "ToActual",
@@ -51,6 +52,32 @@ class CounterfactualRows(Protocol):
     def main(self, name: str, /) -> Tensor:
         """Return the rows of a layer, ``[samples, …]``."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSamples:
+    """What is known of a layer where values are chosen between which its neurons move.
+
+    Attributes
+    ----------
+    layer : Layer
+    statistics : mapping
+        The layer's node of a profiled graph.
+    actual : Recording
+        The reference samples as they are.
+    counterfactuals : optional
+        What they move from, where that is counterfactual samples.
+    """
+
+    layer: Layer
+    statistics: Mapping[str, Any]
+    actual: Recording
+    counterfactuals: CounterfactualRows | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The layer's rows in the reference samples."""
+        return self.actual.main(self.layer.name)
 
 
 class Contrast(abc.ABC):
@@ -79,24 +106,12 @@ class Contrast(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def levels_of(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, Any],
-        actual: Recording,
-        counterfactuals: CounterfactualRows | None,
-    ) -> Tensor:
+    def levels_of(self, known: LayerSamples) -> Tensor:
         """Values between which a layer's neurons move.
 
         Parameters
         ----------
-        layer : Layer
-        statistics : mapping
-            The layer's node of a profiled graph.
-        actual : Recording
-            The reference samples as they are.
-        counterfactuals : optional
-            What they move from, where that is counterfactual samples.
+        known : LayerSamples
 
         Returns
         -------
@@ -121,26 +136,13 @@ class Contrast(abc.ABC):
 class ToActual(Contrast):
     """A contrast that ends at a neuron's actual value in each sample."""
 
-    def levels_of(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, Any],
-        actual: Recording,
-        counterfactuals: CounterfactualRows | None,
-    ) -> Tensor:
+    def levels_of(self, known: LayerSamples) -> Tensor:
         """From the first value to the actual one, ``[2, samples, elements]``."""
-        first = self.first(layer, statistics, actual, counterfactuals)
-        return torch.stack([first, actual.main(layer.name).flatten(1)])
+        return torch.stack([self.first(known), known.rows.flatten(1)])
 
     @abc.abstractmethod
-    def first(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, Any],
-        actual: Recording,
-        counterfactuals: CounterfactualRows | None,
-    ) -> Tensor:
-        """Where neurons begin, ``[samples, elements]``; arguments as for `levels_of`."""
+    def first(self, known: LayerSamples) -> Tensor:
+        """Where neurons begin, ``[samples, elements]``."""
 
 
 class FromCounterfactual(ToActual):
@@ -148,19 +150,14 @@ class FromCounterfactual(ToActual):
 
     needs_counterfactuals = True
 
-    def first(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, Any],
-        actual: Recording,
-        counterfactuals: CounterfactualRows | None,
-    ) -> Tensor:
+    def first(self, known: LayerSamples) -> Tensor:
         """Rows of the counterfactuals."""
-        if counterfactuals is None:
+        layer, rows = known.layer, known.rows
+        if known.counterfactuals is None:
             raise OptionError(
                 f"a {type(self).__name__} contrast needs its counterfactuals recorded"
             )
-        rows, counterfactual = actual.main(layer.name), counterfactuals.main(layer.name)
+        counterfactual = known.counterfactuals.main(layer.name)
         if counterfactual.shape != rows.shape:
             raise OptionError(
                 f"layer {layer.name!r} returns {tuple(rows.shape)} for the clean samples but "
@@ -202,16 +199,10 @@ class Quantiles(Contrast):
         """The levels."""
         return self.levels
 
-    def levels_of(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, Any],
-        actual: Recording,
-        counterfactuals: CounterfactualRows | None,
-    ) -> Tensor:
+    def levels_of(self, known: LayerSamples) -> Tensor:
         """Quantiles, ``[levels, 1, elements]``."""
-        rows = actual.main(layer.name)
-        table = _quantiles(self.levels, layer, statistics)
+        layer, rows = known.layer, known.rows
+        table = _quantiles(self.levels, layer, known.statistics)
         if self.pooled and table.dim() == rows.dim():  # else the profile has pooled them
             table = _pooled(self.levels, channels_first(rows, layer.channel_dim))
         return _at_positions(table, layer, rows)[:, None]
@@ -223,16 +214,10 @@ class FromMean(ToActual):
 
     needs_statistics = True
 
-    def first(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, Any],
-        actual: Recording,
-        counterfactuals: CounterfactualRows | None,
-    ) -> Tensor:
+    def first(self, known: LayerSamples) -> Tensor:
         """Means, the same in all samples."""
-        rows = actual.main(layer.name)
-        mean = _at_positions(statistics["mean"].to(rows)[None], layer, rows)
+        rows = known.rows
+        mean = _at_positions(known.statistics["mean"].to(rows)[None], known.layer, rows)
         return mean.expand(len(rows), -1)
 
 
@@ -240,15 +225,9 @@ class FromMean(ToActual):
 class FromZero(ToActual):
     """A neuron moves from zero to its actual value in each sample."""
 
-    def first(
-        self,
-        layer: Layer,
-        statistics: Mapping[str, Any],
-        actual: Recording,
-        counterfactuals: CounterfactualRows | None,
-    ) -> Tensor:
+    def first(self, known: LayerSamples) -> Tensor:
         """Zeros."""
-        return torch.zeros_like(actual.main(layer.name).flatten(1))
+        return torch.zeros_like(known.rows.flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -411,6 +390,6 @@ def with_background(actual: Recording, background: Background, graph: nx.DiGraph
         layer = actual.layers[name]
         if not layer.neurons or layer.routed:
             continue
-        values = contrast.first(layer, graph.nodes[name], actual, None)
+        values = contrast.first(LayerSamples(layer, graph.nodes[name], actual))
         rows[name] = values.reshape(actual.main(name).shape)
     return actual.with_rows(rows)

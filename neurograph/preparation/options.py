@@ -85,6 +85,10 @@ class Option:
     metavar: str | None = None
     flag: str | None = None
 
+    def read(self, value: Any) -> Any:
+        """The value that is used; OptionError for one that means nothing."""
+        return value if self.check is None else self.check(value)
+
 
 # -- checks ----------------------------------------------------------------------------------------
 
@@ -374,9 +378,7 @@ def read_options(kind: type, given: Mapping[str, Any], of: str) -> dict[str, Any
     """
     known = OPTIONS[kind]
     _refuse_unknown(given, known, of)
-    values = {name: given.get(name, option.default) for name, option in known.items()}
-    checks = {name: option.check for name, option in known.items()}
-    return {n: v if (check := checks[n]) is None else check(v) for n, v in values.items()}
+    return {name: option.read(given.get(name, option.default)) for name, option in known.items()}
 
 
 def split_options(

@@ -28,7 +28,7 @@ from neurograph.data.source import (
     concatenate,
     fingerprint,
 )
-from neurograph.effects.contrast import Background, Contrast, with_background
+from neurograph.effects.contrast import Background, Contrast, LayerSamples, with_background
 from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import DataError, ModelError, OptionError
@@ -194,7 +194,8 @@ class Preparation:
             Whether layers that run on some rows only are layers; else they are glue.
         """
         prepared, options = self.prepared, self.options
-        actual, graph = prepared.recording, self.wiring(routed=routed).layers
+        actual, wiring = prepared.recording, self.wiring(routed=routed)
+        graph = wiring.layers
         statistics: LayerStatistics = {}
         if contrast.needs_statistics or background == "mean":
             # Here, where no stand-ins are in the model that the pass would meet.
@@ -204,18 +205,17 @@ class Preparation:
             counterfactuals = contrast.counterfactuals(self._reference)
 
         def levels(layer: str) -> Tensor:
-            known = statistics.get(layer, {})
-            values = contrast.levels_of(actual.layers[layer], known, actual, counterfactuals)
+            known = statistics.get(layer, {}), actual, counterfactuals
+            values = contrast.levels_of(LayerSamples(actual.layers[layer], *known))
             return values.to(actual.main(layer))
 
-        key = background, self.wiring(routed=routed) is prepared.wiring
-        if key not in self._experiments:
-            with placed(self.model, options["device"]):
-                recording = _background(self.model, actual, background, graph)
-            wiring = self.wiring(routed=routed)
-            self._experiments[key] = self._on(recording, wiring, levels)
-            return self._experiments[key]
-        return self._experiments[key].with_levels(levels)
+        key = background, wiring is prepared.wiring
+        if key in self._experiments:
+            return self._experiments[key].with_levels(levels)
+        with placed(self.model, options["device"]):
+            recording = _background(self.model, actual, background, graph)
+        self._experiments[key] = self._on(recording, wiring, levels)
+        return self._experiments[key]
 
     @property
     def _reference(self) -> Reference:

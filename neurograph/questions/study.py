@@ -96,7 +96,7 @@ class Study(BaseStudy):
     ------
     ModelError
         The model cannot be replayed, raised, or has NaN in weights or activations; when something
-        is asked, too, if its weights are others than they were at the first question.
+        is asked, too, if it is another model than it was at the first question.
     DataError, OptionError
         Unusable data or options; the message names what and says what to do.
 

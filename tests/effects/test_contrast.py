@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import neurograph as ng
-from neurograph.effects.contrast import Counterfactual, Quantiles, Resample, as_contrast
+from neurograph.effects.contrast import (
+    Counterfactual,
+    LayerSamples,
+    Quantiles,
+    Resample,
+    as_contrast,
+)
 from neurograph.effects.effects import summarise
 from neurograph.effects.experiment import Moves
 from neurograph.errors import OptionError
@@ -145,7 +151,7 @@ def test_pooled_statistics_spread_over_positions() -> None:
     node = dict(study.statistics["token"])
     node["quantiles"] = node["quantiles"].mean(-1)  # as if pooled: [levels, neurons]
     actual = study.experiment.recording
-    got = Quantiles().levels_of(layer, node, actual, None)
+    got = Quantiles().levels_of(LayerSamples(layer, node, actual))
     by_channel = got.view(2, 1, *layer.shape).movedim(layer.channel_dim + 1, 2)
     assert by_channel.shape == (2, 1, 3, 4)
     assert torch.equal(by_channel[..., 0], by_channel[..., 3])
