@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from neurograph.ablation.completeness import Circuits
 from neurograph.ablation.faithfulness_result import Faithfulness
-from neurograph.ablation.index import Components, Flags, edges_of, neurons_of
+from neurograph.ablation.index import Components, edges_of, neurons_of
 from neurograph.ablation.measure import Ends, Measure, Point, measuring
+from neurograph.ablation.nested_sets import NestedSets, draw_sets
 from neurograph.ablation.rankings import (
     Ranking,
     inputs_of,
@@ -52,7 +51,10 @@ def find_faithfulness(study: BaseStudy, ranking: Any, options: Mapping[str, Any]
     with (
         measuring(study, components, wanted, metric, seed) as measure,
         Progress(
-            "faithfulness", study.options["progress"], total=sum(map(len, series)), unit="circuits"
+            "faithfulness",
+            study.options["progress"],
+            total=2 * sum(map(len, series)),
+            unit="circuits",
         ) as bar,
     ):
         ends = {ablation: measure.ends(ablation) for ablation in wanted}
@@ -89,58 +91,37 @@ def _components(experiment: Experiment, rankings: Mapping[str, Ranking]) -> Comp
 # -- which circuits --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Series:
-    """Nested circuits: the first of some numbers, at each share."""
-
-    ranking: str
-    order: str
-    draw: int
-    numbers: NDArray[np.int64]
-    sizes: tuple[tuple[float, int], ...]
-
-    def __len__(self) -> int:
-        return 2 * len(self.sizes)
-
-    def circuits(self) -> Iterator[tuple[tuple[Any, ...], Flags]]:
-        """Circuits to keep alone, with what their rows of the table begin with."""
-        for share, count in self.sizes:
-            flags = np.zeros(len(self.numbers), dtype=bool)
-            flags[self.numbers[:count]] = True
-            for direction, kept in (("keep", flags), ("knock_out", ~flags)):
-                yield (self.ranking, self.order, direction, share, count, self.draw), kept
-
-
 def _series(
     rankings: Mapping[str, Ranking],
     components: Components,
     sizes: Sequence[float],
     draws: int,
     seed: int,
-) -> Iterator[_Series]:
+) -> Iterator[NestedSets]:
     total = len(components)
     counts = tuple((float(share), int(share * total)) for share in sizes)
     extra: dict[float, int] = {}
     for name, ranking in rankings.items():
         for order, numbers in order_by(ranking, components).items():
-            yield _Series(name, order, 0, numbers, counts)
+            yield NestedSets(name, order, 0, numbers, counts, total)
         kept = kept_by(ranking, components)
         if kept is not None:
             count = int(kept.sum())
             numbers = np.argsort(~kept, kind="stable")
             extra[count / total] = count
-            yield _Series(name, "kept", 0, numbers, ((count / total, count),))
+            yield NestedSets(name, "kept", 0, numbers, ((count / total, count),), total)
     also = tuple(pair for pair in extra.items() if pair not in counts)
-    for draw in range(draws):
-        numbers = np.random.default_rng([seed, _RANDOM, draw]).permutation(total)
-        yield _Series("random", "random", draw, numbers, counts + also)
+    every = np.arange(total)
+    yield from draw_sets(
+        "random", "random", every, counts + also, total, draws=draws, seed=[seed, _RANDOM]
+    )
 
 
 def _circuits(
     study: BaseStudy,
     components: Components,
     ablations: tuple[Ablation, ...],
-    series: Sequence[_Series],
+    series: Sequence[NestedSets],
     seed: int,
 ) -> Circuits:
     ranked = [one for one in series if one.order != "random"]
@@ -153,15 +134,20 @@ def _circuits(
 
 
 def _measured(
-    measure: Measure, series: Sequence[_Series], ends: Mapping[Ablation, Ends], bar: Progress
+    measure: Measure, series: Sequence[NestedSets], ends: Mapping[Ablation, Ends], bar: Progress
 ) -> Iterator[tuple[Any, ...]]:
     """Rows of the table, by ablation within each circuit."""
-    every = itertools.chain.from_iterable(one.circuits() for one in series)
+    every = (
+        (one, (direction, share, count, one.draw), kept)
+        for one in series
+        for share, count, inside in one
+        for direction, kept in (("keep", inside), ("knock_out", ~inside))
+    )
     while some := list(itertools.islice(every, measure.at_once)):
-        found = {name: measure([kept for _, kept in some], name) for name in ends}
-        for i, ((ranking, order, *place), _) in enumerate(some):
+        found = {name: measure([kept for _, _, kept in some], name) for name in ends}
+        for i, (one, place, _) in enumerate(some):
             for name, points in found.items():
-                yield ranking, order, name, *place, *_columns(points[i], ends[name])
+                yield one.ranking, one.order, name, *place, *_columns(points[i], ends[name])
         bar.advance(len(some))
 
 

@@ -13,9 +13,11 @@ from torch import nn
 
 from neurograph.ablation.chosen_neurons import Neurons, read_neurons
 from neurograph.ablation.importance import by_effect
+from neurograph.ablation.index import Flags
 from neurograph.ablation.intervals import interval, means_over_draws
 from neurograph.ablation.mask import How, Masker
 from neurograph.ablation.metric import Predict, Score
+from neurograph.ablation.nested_sets import NestedSets, draw_sets
 from neurograph.ablation.rankings import read_rankings
 from neurograph.circuit.circuit import Circuit
 from neurograph.errors import DataError, OptionError
@@ -133,7 +135,8 @@ def masking_curves(
     """Ablate important, unimportant and random neurons, and see what becomes of a metric.
 
     For each share, so many of the important neurons are drawn at random and ablated, and as many
-    of the unimportant and of all: if the ranking is worth anything, the first costs most.
+    of the unimportant and of all: if the ranking is worth anything, the first costs most. Within a
+    draw, larger sets hold the smaller ones.
 
     Parameters
     ----------
@@ -222,22 +225,24 @@ def masking_curves(
     masker.check(known)
     at_once = max(1, min(_BATCH, parse_memory(memory) // masker.row_bytes))
     rows = []
-    trials = list(_trials(chosen, len(neurons), shares, draws, seed))
+    sets = list(_sets(chosen, len(neurons), shares, draws, seed))
     values: dict[tuple[bytes, int], float] = {}
     with (
         undisturbed(model),
-        Progress("masking", progress, total=len(trials), unit="runs") as bar,
+        Progress("masking", progress, total=sum(map(len, sets)), unit="runs") as bar,
     ):
         score = Score(model, data, metric, predictions, at_once)
         baseline = score()
-        for trial in trials:
-            key = trial.neurons.tobytes(), trial.seed if how == "resample" else 0
-            if key not in values:  # random neurons are the same for all rankings
-                ablated = read_neurons([neurons[i] for i in trial.neurons])
-                with masker.masked(ablated, trial.seed):
-                    values[key] = score()
-            rows.append((*trial.place, len(trial.neurons), trial.draw, values[key]))
-            bar.advance()
+        for one in sets:
+            donors = one.draw if how == "resample" else 0
+            for share, count, flags in one:
+                key = flags.tobytes(), donors
+                if key not in values:
+                    ablated = read_neurons([neurons[i] for i in np.flatnonzero(flags)])
+                    with masker.masked(ablated, seed + donors):
+                        values[key] = score()
+                rows.append((one.ranking, one.order, share, count, one.draw, values[key]))
+                bar.advance()
     return MaskingCurves(
         pd.DataFrame(rows, columns=[*_KEYS, "neurons", "draw", "value"]),
         baseline,
@@ -249,35 +254,18 @@ def masking_curves(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """One set of neurons to ablate, by their positions, and the seed of what replaces them."""
-
-    place: tuple[str, Group, float]
-    draw: int
-    neurons: np.ndarray
-    seed: int
-
-
-def _trials(
-    chosen: Mapping[str, np.ndarray],
-    total: int,
-    shares: Sequence[float],
-    draws: int,
-    seed: int,
-) -> Iterator[_Trial]:
-    """Draw all sets; those of a group, share and draw by a generator of their own."""
+def _sets(
+    chosen: Mapping[str, Flags], total: int, shares: Sequence[float], draws: int, seed: int
+) -> Iterator[NestedSets]:
+    """Draw the neurons of every group; random ones are the same for all rankings."""
     for ranking, flags in chosen.items():
-        count = int(flags.sum())
         members = (np.flatnonzero(flags), np.flatnonzero(~flags), np.arange(total))
         for number, (group, some) in enumerate(zip(GROUPS, members, strict=True)):
-            for step, share in enumerate(shares):
-                size = min(round(share * count), len(some))
-                for draw in range(draws):
-                    generator = np.random.default_rng([seed, number, step, draw])
-                    neurons = np.sort(generator.choice(some, size, replace=False))
-                    filling = int(generator.integers(2**31))
-                    yield _Trial((ranking, group, float(share)), draw, neurons, filling)
+            counts = (min(round(share * int(flags.sum())), len(some)) for share in shares)
+            sizes = tuple(zip(map(float, shares), counts, strict=True))
+            yield from draw_sets(
+                ranking, group, some, sizes, total, draws=draws, seed=[seed, number]
+            )
 
 
 def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) -> None:
@@ -314,7 +302,7 @@ def _rankings(importance: Any) -> dict[str, pd.Series]:
     return found
 
 
-def _important(series: pd.Series, important: Any) -> np.ndarray:
+def _important(series: pd.Series, important: Any) -> Flags:
     """Mark which neurons of a ranking are important."""
     flags = np.zeros(len(series), dtype=bool)
     if is_number(important):
