@@ -237,6 +237,12 @@ class Faithfulness:
             f"  {row.ranking}, {row.order}, {row.ablation}: CPR {row.cpr:.3g}, CMD {row.cmd:.3g}"
             for row in self.summary().itertuples()
         ]
+        kept = self.draws[(self.draws["order"] == "kept") & (self.draws["direction"] == "keep")]
+        lines += [
+            f"  {row.ranking}, as kept ({row.components} of {self.components} {self.of}), "
+            f"{row.ablation}: faithfulness {row.faithfulness:.3g}"
+            for row in kept.itertuples()
+        ]
         unclear = self.ends.loc[~self.ends["significant"], "ablation"]
         lines += [
             f"  {name}: the model does not differ significantly from nothing kept"

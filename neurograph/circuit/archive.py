@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -145,10 +146,27 @@ def read_file(path: str | FilePath, kind: str, read: Callable[[bytes], Result]) 
         ) from error
     except Exception as error:
         # Damage shows as any error of zipfile, zlib, struct, json, safetensors or of our own.
+        if other := _other_kind(content, kind):
+            raise CircuitFileError(f"{str(path)!r} holds {other}") from error
         reason = " ".join(str(error).split())
         raise CircuitFileError(
             f"{str(path)!r} is no {kind} file, or a damaged one ({reason}): save it again"
         ) from error
+
+
+_READERS = {
+    "circuit": "a circuit, which neurograph.load reads",
+    "comparison": "a comparison, which Comparison.load reads",
+    "comparisons": "comparisons, which Comparisons.load reads",
+}
+
+
+def _other_kind(content: bytes, wanted: str) -> str | None:
+    """Say what else than wanted a file holds, if it is one of ours."""
+    with contextlib.suppress(Exception):  # damaged, see above
+        held = {name.removesuffix(".json") for name in unpack(content)}
+        return next((text for kind, text in _READERS.items() if kind in held - {wanted}), None)
+    return None
 
 
 def check_format(document: Mapping[str, Any], name: str, version: int) -> None:

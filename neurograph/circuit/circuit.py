@@ -445,7 +445,13 @@ class Circuit:
         save(self, path)
 
     def to_html(self, path: str | FilePath, *, faithfulness: Any = None) -> None:
-        """Write one offline HTML page to explore; with how faithful circuits are, if given."""
+        """Write one offline HTML page to explore; with how faithful circuits are, if given.
+
+        Raises
+        ------
+        OptionError
+            The faithfulness is of another target or model than the circuit.
+        """
         from neurograph.report.circuit_page import render_circuit
         from neurograph.report.document import write_page
 

@@ -60,6 +60,12 @@ def search_notes(state: SearchState, target: str, name: Callable[[str, int], str
 def _nothing(state: SearchState, target: str) -> str:
     if not any(map(_does_anything, state.scores.values())):
         return f"nothing was kept: every effect on {target} is exactly 0"
+    if not any(map(_is_known, state.scores.values())):
+        return (
+            f"nothing was kept: every effect on {target} that was measured is exactly 0, and so is "
+            "every estimate of the others (scorer='exact' measures them all): the target may not "
+            "read what is searched"
+        )
     return (
         f"nothing was kept: no effect on {target} passes keep= and is farther from 0 than its "
         "standard error (more reference samples make that smaller)"
@@ -68,6 +74,11 @@ def _nothing(state: SearchState, target: str) -> str:
 
 def _does_anything(table: EffectTable) -> bool:
     return any(map(_is_any, table.values()))
+
+
+def _is_known(table: EffectTable) -> bool:
+    """Whether an effect or an estimate of a layer is not 0."""
+    return any(np.nan_to_num(effects.effect).any() for effects in table.values())
 
 
 def _is_any(effects: EffectArrays) -> bool:

@@ -81,8 +81,8 @@ class Screening:
         Estimated share of the strongest 5% that was measured; 1 where everything was. None where
         none were measured at random.
     blind : int
-        How many of those scored had no estimates, since no gradients pass: of these, random ones
-        were measured.
+        How many of those scored are of layers where every estimate is 0, as no gradients pass or
+        nothing moves: of these, random ones were measured.
     """
 
     scored: int
@@ -96,7 +96,7 @@ class Screening:
             return f"all {self.scored:,} measured"
         text = f"{self.measured:,} of {self.scored:,} measured"
         if self.blind:
-            text += f", {self.blind:,} of them in random order: no gradients pass"
+            text += f"; {self.blind:,} had no estimate but 0, so random ones were measured"
         if self.spearman is not None:
             text += f", the screen ranks with Spearman {self.spearman:.2f}"
         if self.recall is None:

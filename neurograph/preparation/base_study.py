@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import platform
@@ -67,6 +66,15 @@ class BaseStudy:
         ready = "prepared" in vars(self._preparation)
         state = f"target {self.target.name!r}" if ready else "nothing was asked yet"
         return f"{type(self).__name__} of {type(self.model).__name__}: {state}"
+
+    def __deepcopy__(self, _memo: Any) -> Self:
+        return self  # a copy of a circuit measures on the same model
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} holds a model under study and cannot be pickled: pass on "
+            "circuit.detach(), or the file of circuit.save(path)"
+        )
 
     # -- measuring -------------------------------------------------------------------------------
 
@@ -277,7 +285,8 @@ class BaseStudy:
         if key == (self._routed, self.options["contrast"], self.options["background"]):
             return self
         if key not in self._derived:
-            other = copy.copy(self)
+            other = type(self).__new__(type(self))
+            vars(other).update(vars(self))
             vars(other).pop("experiment", None)
             other.options, other._routed = MappingProxyType(wanted), routed
             self._derived[key] = other

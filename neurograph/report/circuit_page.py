@@ -12,6 +12,7 @@ import networkx as nx
 from neurograph.circuit.circuit_tables import strongest_features
 from neurograph.effects.effect_table import CIRCUIT, THROUGH, TOTAL
 from neurograph.effects.selection import SIGNS
+from neurograph.errors import OptionError
 from neurograph.report.document import VIS_NETWORK, assemble
 from neurograph.report.faithfulness_card import faithfulness_card
 from neurograph.report.placement import (
@@ -55,6 +56,8 @@ def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -
     str
         The page; the same circuit always gives the same text.
     """
+    if faithfulness is not None:
+        _check_same(circuit, faithfulness)
     data = _payload(circuit)
     return assemble(
         "circuit.html.j2",
@@ -65,6 +68,17 @@ def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -
         target=data["target"],
         card=None if faithfulness is None else faithfulness_card(faithfulness),
     )
+
+
+def _check_same(circuit: Circuit, faithfulness: Faithfulness) -> None:
+    """OptionError where two results are of other targets or models."""
+    models = [r.provenance.get("model", {}).get("hash") for r in (circuit, faithfulness)]
+    if faithfulness.target != circuit.target or (None not in models and models[0] != models[1]):
+        what = "model" if faithfulness.target == circuit.target else "target"
+        raise OptionError(
+            f"faithfulness= is of another {what} than the circuit ({faithfulness.target!r} beside "
+            f"{circuit.target!r}): measure it of this one"
+        )
 
 
 def _payload(circuit: Circuit) -> Any:

@@ -32,7 +32,8 @@ def parse_memory(memory: int | str) -> int:
     match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
     unit = match and match.group(2).upper()
     try:
-        size = int(float(match.group(1)) * _UNITS[unit or ""]) if match else 0
+        size = float(match.group(1)) * _UNITS[unit or ""] if match else 0
+        size = int(size) if unit or size == int(size) else 0  # 1.5 is no number of bytes
     except (KeyError, OverflowError, ValueError):
         size = 0
     if size <= 0:

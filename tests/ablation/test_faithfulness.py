@@ -180,6 +180,8 @@ def test_a_circuit_is_a_ranking_and_what_it_kept_is_measured() -> None:
     weights = [w for i, w in enumerate(WEIGHTS) if ("0", i) in circuit.graph]
     assert kept["faithfulness"].item() == pytest.approx(sum(weights) / 10)
     assert found.minimality("kept")["inside"].sum() == len(hidden)
+    share = f"{kept['faithfulness'].item():.3g}"
+    assert f"as kept ({len(hidden)} of 11 neurons), zero: faithfulness {share}" in repr(found)
 
 
 def test_a_circuit_brings_its_groups_and_positions() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import pickle
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +44,16 @@ class Counted(nn.Module):
         hidden: Tensor = self.first(x).tanh()
         out: Tensor = self.second(hidden)
         return out
+
+
+def test_a_circuit_is_copied_with_its_study_and_pickled_without() -> None:
+    circuit = ng.search(Counted(), X, 1, progress=False)
+    other = copy.deepcopy(circuit)
+    assert other.study is circuit.study
+    assert [path.effect for path in other.paths(3)] == [path.effect for path in circuit.paths(3)]
+    with pytest.raises(TypeError, match=r"pass on circuit.detach\(\)"):
+        pickle.dumps(circuit)
+    assert pickle.dumps(circuit.detach())
 
 
 @contextmanager

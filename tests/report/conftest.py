@@ -59,7 +59,7 @@ def circuit_like(
         strongest=tuple(sorted(paths, key=lambda path: -abs(path.effect))),
         target="disease",
         provenance={
-            "model": "HeartNet", "seed": seed, "tau": float("nan"), "hash": "8f14e45f",
+            "model": {"class": "HeartNet"}, "seed": seed, "tau": float("nan"), "hash": "8f14e45f",
             "options": {"scorer": "auto", "quantiles": [0.05, 0.95], "background": "data"},
             "versions": {"torch": "2.9.0", "neurograph": "0.1.0"},
         },

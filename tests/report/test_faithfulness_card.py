@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from neurograph.ablation.faithfulness_result import Faithfulness
+from neurograph.errors import OptionError
 from neurograph.report.circuit_page import render_circuit
 from neurograph.report.faithfulness_card import faithfulness_card
 from tests.report.pages import HOSTILE
@@ -114,6 +116,19 @@ def test_names_are_no_markup(make_circuit: Make) -> None:
     page = render_circuit(make_circuit(), found(HOSTILE))
     assert HOSTILE not in page
     assert "&lt;img src=x onerror=alert(1)&gt;, signed" in page
+
+
+def test_faithfulness_of_another_target_or_model_is_refused(make_circuit: Make) -> None:
+    circuit = make_circuit()
+    assert circuit.target == found().target
+    with pytest.raises(
+        OptionError, match=r"another target than the circuit \('other' beside 'dise"
+    ):
+        render_circuit(circuit, replace(found(), target="other"))
+    circuit = replace(circuit, provenance={**circuit.provenance, "model": {"hash": "a"}})
+    assert render_circuit(circuit, replace(found(), provenance={"model": {"hash": "a"}}))
+    with pytest.raises(OptionError, match="of another model"):
+        render_circuit(circuit, replace(found(), provenance={"model": {"hash": "b"}}))
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the PATH")

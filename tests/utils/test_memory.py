@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -155,8 +156,8 @@ def test_a_budget_is_read(text: str | int, size: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "2e", "MB", "-5MB", "1..5MB", "5 TB", "5 Ki", "512MB!", "lots", 0, -1, "0.5B", None],
+    ["", "2e", "MB", "-5MB", "1..5MB", "5 TB", "5 Ki", "512MB!", "lots", 0, -1, "0.5B", 1.5, None],
 )
-def test_what_is_no_budget_is_told(text: str) -> None:
+def test_what_is_no_budget_is_told(text: Any) -> None:
     with pytest.raises(OptionError, match="is no size: write bytes, or like '512MB'"):
         parse_memory(text)
