@@ -28,7 +28,7 @@ from tests.reference import Reference, Run, Seen
 from tests.zoo import Network
 
 ROWS, SAMPLES = 23, 4
-PROGRAMS = int(os.environ.get("NEUROGRAPH_PROGRAMS", "100"))
+PROGRAMS = int(os.environ.get("NEUROGRAPH_PROGRAMS", "60"))
 """How many are drawn: more by hand than in every run of the suite."""
 
 

@@ -96,7 +96,10 @@ class Screening:
             return f"all {self.scored:,} measured"
         text = f"{self.measured:,} of {self.scored:,} measured"
         if self.blind:
-            text += f"; {self.blind:,} had no estimate but 0, so random ones were measured"
+            text += (
+                f"; {self.blind:,} had no estimate but 0, as no gradients pass or nothing moves: "
+                "of these, random ones were measured"
+            )
         if self.spearman is not None:
             text += f", the screen ranks with Spearman {self.spearman:.2f}"
         if self.recall is None:

@@ -6,18 +6,19 @@ import contextlib
 import functools
 import itertools
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from types import MappingProxyType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import networkx as nx
 from torch import nn
 
 from neurograph.effects.contrast import Background, Contrast
+from neurograph.effects.effects import Effects
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
-from neurograph.errors import OptionError
+from neurograph.errors import NeurographError, OptionError
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, refuse_unsupported
 from neurograph.model.layers import Neuron
 from neurograph.model.neurons import describe_groups
@@ -31,6 +32,12 @@ from neurograph.replay.wiring import Wiring
 
 __all__ = ["MEANING", "BaseStudy", "differing"]
 
+Result = TypeVar("Result")
+
+_SURPRISE = (
+    "what moves in one sample changes others of its batch once it moves far enough, so "
+    "interventions run one by one"
+)
 _VIEWS = 8  # kept: each may hold other samples
 MEANING = ("layers", "groups", "positions", "contrast", "background")
 """Options without which effects mean something else."""
@@ -88,8 +95,12 @@ class BaseStudy:
         """
         for path in paths:
             self._check_path(path)
-        with self.open() as experiment:
-            effects = path_effects(experiment, paths)
+
+        def measured() -> Effects:
+            with self.open() as experiment:
+                return path_effects(experiment, paths)
+
+        effects = self.answer(measured)
         return list(zip(effects.effect.tolist(), effects.stderr.tolist(), strict=True))
 
     def _check_path(self, path: Sequence[Neuron]) -> None:
@@ -312,6 +323,25 @@ class BaseStudy:
                 yield
             finally:
                 preparation.is_trusted = not outermost
+
+    def answer(self, question: Callable[[], Result]) -> Result:
+        """Answer a question about the model as it was prepared; again if it brought a surprise.
+
+        That interventions which share a batch influence each other may show only when something
+        moves far enough. What was measured before may be wrong, so the question is asked anew.
+        """
+        with self.asking():
+            while True:
+                before = self._preparation.surprises
+                try:
+                    result = question()
+                except NeurographError:
+                    if self._preparation.surprises == before:
+                        raise
+                else:
+                    if self._preparation.surprises == before:
+                        return result
+                self.add_note(_SURPRISE)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:

@@ -218,6 +218,14 @@ class Preparation:
         return self._experiments[key]
 
     @property
+    def surprises(self) -> int:
+        """Of how many experiments it was found on the way that interventions cannot share a batch.
+
+        What was measured before that may be wrong.
+        """
+        return sum(experiment.replay.was_surprised for experiment in self._experiments.values())
+
+    @property
     def _reference(self) -> Reference:
         """The reference samples, as what their counterfactuals are found by."""
         prepared, options = self.prepared, self.options

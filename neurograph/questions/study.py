@@ -120,26 +120,22 @@ class Study(BaseStudy):
     @with_options(SearchOptions)
     def search(self, **options: Unpack[SearchOptions]) -> Circuit:
         """Find the circuit behind the target; `keep`, `scorer`, … as for `neurograph.search`."""
-        with self.asking():
-            return find_circuit(self, options)
+        return self.answer(lambda: find_circuit(self, options))
 
     @with_options(ScoreOptions)
     def score(self, **options: Unpack[ScoreOptions]) -> Scores:
         """Score every neuron, or every edge; `of`, `scorer`, … as for `neurograph.score`."""
-        with self.asking():
-            return find_scores(self, options)
+        return self.answer(lambda: find_scores(self, options))
 
     @with_options(PathOptions)
     def strongest_paths(self, k: int = 100, **options: Unpack[PathOptions]) -> StrongestPaths:
         """Find the k strongest paths of the whole model; as `neurograph.strongest_paths`."""
-        with self.asking():
-            return find_strongest_paths(self, k, options)
+        return self.answer(lambda: find_strongest_paths(self, k, options))
 
     @with_options(ResponseOptions)
     def responses(self, **options: Unpack[ResponseOptions]) -> ResponseCurves:
         """Measure the target against neurons' quantiles; as `neurograph.response_curves`."""
-        with self.asking():
-            return find_responses(self, options)
+        return self.answer(lambda: find_responses(self, options))
 
     @with_options(FaithfulnessOptions)
     def faithfulness(self, ranking: Any, **options: Unpack[FaithfulnessOptions]) -> Faithfulness:
@@ -149,8 +145,7 @@ class Study(BaseStudy):
         """
         from neurograph.ablation.faithfulness import find_faithfulness
 
-        with self.asking():
-            return find_faithfulness(self, ranking, options)
+        return self.answer(lambda: find_faithfulness(self, ranking, options))
 
     def separation(self, labels: Any = None, *, alpha: float = 0.05) -> pd.DataFrame:
         """Test whether each neuron tells classes apart; as `neurograph.separation`."""
@@ -181,8 +176,8 @@ class Study(BaseStudy):
         if of is not None:
             self._check_own(of)
         of = of.table if isinstance(of, Scores) else of
-        with self.asking():
-            return audit_result(self, of, effects=whole(effects, "effects", least=1))
+        effects = whole(effects, "effects", least=1)
+        return self.answer(lambda: audit_result(self, of, effects=effects))
 
     def _check_own(self, result: Circuit | Scores) -> None:
         """OptionError for a result of another study, whose effects are not to be compared."""

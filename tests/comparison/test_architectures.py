@@ -22,8 +22,8 @@ def circuit_of(name: str, seed: int) -> ng.Circuit:
         network.model,
         as_data(network.inputs(ROWS, 1)),
         network.target,
-        keep="top:2",
-        paths=5,
+        keep="top:1",
+        paths=2,
         reference=4,
         **network.options,
     )

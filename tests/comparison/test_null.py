@@ -74,7 +74,7 @@ def test_a_chance_counts_the_value_itself() -> None:
 @pytest.mark.slow
 def test_unrelated_models_are_at_the_null() -> None:
     """P-values of pairs of random models are uniform on their grid, for every measure."""
-    X, pairs = inputs(5), 50
+    X, pairs = inputs(5), 30
     generator = np.random.default_rng(0)
     matches = ("identity", "activation")
     told: dict[tuple[str, str], list[float]] = {

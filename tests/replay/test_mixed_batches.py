@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import neurograph as ng
+from neurograph.effects.exact import total_effects
 from neurograph.errors import ModelError
+from neurograph.preparation.base_study import BaseStudy
 from tests.situations.hooked import by_hooks, first, scored
 
 
@@ -67,6 +69,44 @@ def test_interventions_do_not_share_a_batch_where_samples_influence_each_other(k
         return  # nothing mixes samples while nothing moves
     notes = ng.score(model, X, 1, reference=40, progress=False).provenance["notes"]
     assert any("others of its batch" in note for note in notes)
+
+
+class Threshold(nn.Module):
+    """Takes the batch's mean off, and shows of it only on which side of it a sample is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x / 4 + (x > x.mean(0)).to(x))
+
+
+def test_a_mean_behind_a_threshold_is_found_when_something_moves() -> None:
+    """Nothing shows it at rest; what was measured before it was found is measured again."""
+    model = Threshold().double()
+    # Every half of the samples has about the same mean.
+    X = torch.tensor([-1.0, 1.0]).double().repeat(8)[:, None] + torch.randn(16, 3).double() / 100
+    wanted = by_hooks(model, (X,), "input", first)
+    study = ng.Study(model, X, 1, reference=16, progress=False)
+    assert not study.experiment.replay.one_by_one
+    scores = study.score(of="neurons")
+    found = scores.table.query("layer == 'input'").set_index("index")["effect"].to_dict()
+    assert found == pytest.approx(wanted, abs=1e-9)
+    assert any("interventions run one by one" in note for note in scores.provenance["notes"])
+
+    asked: list[int] = []
+
+    def question() -> torch.Tensor:
+        asked.append(1)
+        with other.open() as experiment:
+            return total_effects(experiment, "input", [0, 1, 2]).effect
+
+    other = BaseStudy(model, X, 1, reference=16, progress=False)
+    assert other.answer(question).tolist() == pytest.approx(list(wanted.values()), abs=1e-9)
+    assert len(asked) == 2
+    assert other.answer(question).tolist() == pytest.approx(list(wanted.values()), abs=1e-9)
+    assert len(asked) == 3
 
 
 class Skipped(Company):
