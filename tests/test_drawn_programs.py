@@ -287,3 +287,7 @@ def test_every_effect_is_what_hooks_say_or_the_program_is_refused(plan: Plan) ->
 def test_runs_before_anything_is_known_leave_no_trace() -> None:
     """Ids are tried as other numbers before a run was watched: the counter must not go on."""
     judge(Plan((Step("counter", 0, 0, 1),), ("ids",), "tensor", 0, False))
+    told, _ = judge(
+        Plan((Step("counter", 0, 0, 1), Step("linear", 0, 0, 0)), ("ids",), "tensor", 0, False)
+    )
+    assert not told

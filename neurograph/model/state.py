@@ -124,10 +124,12 @@ class KeptModel:
         Ways to what a run was seen to change.
     shared : bool
         Whether blocks inside this one need not keep the model as well.
+    watched : bool
+        Whether a run was watched; before, nobody knows what runs change.
     """
 
     def __init__(self, model: nn.Module, *, shared: bool = False) -> None:
-        self.shared = shared
+        self.shared, self.watched = shared, False
         self.changing = _CHANGING.setdefault(model, set())
         self._places = reachable(model)
         self._before = self._snapshot()
@@ -163,6 +165,7 @@ class KeptModel:
                 yield guard
         finally:
             self.changing |= _restore(before)
+            self.watched = True
             self.__dict__.pop("_hot", None)
 
     @functools.cached_property
@@ -217,11 +220,11 @@ ALONE = threading.RLock()
 def keeping(model: nn.Module, *, shared: bool = False) -> Iterator[KeptModel]:
     """Leave everything that can be reached from a model as it was, whatever happens inside.
 
-    With `shared`, blocks inside this one leave that to it: looking at everything takes longer than
-    a run of a small model.
+    With `shared`, blocks inside this one leave that to it once a run was watched: looking at
+    everything takes longer than a run of a small model.
     """
     outer = _OPEN.get(model)
-    if outer is not None and outer.shared:
+    if outer is not None and outer.shared and outer.watched:
         yield outer
         return
     kept = _OPEN[model] = KeptModel(model, shared=shared)
@@ -231,6 +234,7 @@ def keeping(model: nn.Module, *, shared: bool = False) -> Iterator[KeptModel]:
         _OPEN.pop(model)
         if outer is not None:
             _OPEN[model] = outer
+            outer.watched |= kept.watched
         kept.restore()
 
 
