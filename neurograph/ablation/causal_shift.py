@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CausalShift", "causal_shift"]
 
+_SHOWN = 5  # neurons that are named
 _MARKED = ("wasserstein_std", "mean_before", "mean_after")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CausalShift:
     """How ablating some neurons moves the activations of all that come after them.
 
@@ -55,6 +56,18 @@ class CausalShift:
     how: str
     table: pd.DataFrame
     layers: nx.DiGraph
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(str, self.neurons[:_SHOWN]))
+        more = f" and {len(self.neurons) - _SHOWN} more" if len(self.neurons) > _SHOWN else ""
+        lines = [
+            f"  {layer}: median {data['median_wasserstein']:.3g} standard deviations, most "
+            f"{data['most_wasserstein']:.3g} ({Neuron(layer, data['most_shifted'])})"
+            for layer, data in self.layers.nodes(data=True)
+            if "most_shifted" in data
+        ]
+        head = f"Shift of later activations with {shown}{more} ablated (how={self.how!r})"
+        return "\n".join([head, *lines])
 
     def mark(self, circuit: Circuit) -> Circuit:
         """Return the circuit with the shift on its graph, and so on its page.

@@ -21,6 +21,7 @@ from neurograph.ablation.rankings import (
     kept_by,
     order_by,
     read_rankings,
+    targets_of,
     what,
 )
 from neurograph.ablation.replacements import check_ablations
@@ -60,7 +61,15 @@ def find_faithfulness(study: BaseStudy, ranking: Any, options: Mapping[str, Any]
         ends = {ablation: measure.ends(ablation) for ablation in wanted}
         rows = list(_measured(measure, series, ends, bar))
     names = [*_COLUMNS, *(["metric"] if metric is not None else [])]
-    asked = {"ablations": list(wanted), "sizes": list(sizes), "draws": draws}
+    others = [name for name, target in targets_of(ranking).items() if target != study.target.name]
+    provenance = study.provenance_with(
+        {"ablations": list(wanted), "sizes": list(sizes), "draws": draws},
+        without=("contrast", "background"),
+    )
+    provenance["notes"] += [
+        f"the ranking {name!r} is of effects on another target than {study.target.name!r}"
+        for name in others
+    ]
     return Faithfulness(
         pd.DataFrame(rows, columns=[*_COLUMNS, "metric"])[names],
         _ends_table(ends, study.experiment.recording, confidence, metric is not None),
@@ -70,7 +79,7 @@ def find_faithfulness(study: BaseStudy, ranking: Any, options: Mapping[str, Any]
         None if metric is None else type(metric).__name__,
         sizes,
         confidence,
-        study.provenance_with(asked, without=("contrast", "background")),
+        provenance,
         _circuits(study, components, wanted, series, seed),
     )
 

@@ -233,9 +233,11 @@ class Faithfulness:
 
     def __repr__(self) -> str:
         head = f"Faithfulness to {self.target!r} of circuits of {self.components} {self.of}"
+        unclear = self.ends.loc[~self.ends["significant"], "ablation"]
         lines = [
-            f"  {row.ranking}, {row.order}, {row.ablation}: CPR {row.cpr:.3g}, CMD {row.cmd:.3g}"
-            for row in self.summary().itertuples()
+            f"  {name}: the model does not differ significantly from nothing kept, so what follows "
+            "of it are shares of noise: take a target about each sample's own answer"
+            for name in unclear
         ]
         kept = self.draws[(self.draws["order"] == "kept") & (self.draws["direction"] == "keep")]
         lines += [
@@ -243,11 +245,11 @@ class Faithfulness:
             f"{row.ablation}: faithfulness {row.faithfulness:.3g}"
             for row in kept.itertuples()
         ]
-        unclear = self.ends.loc[~self.ends["significant"], "ablation"]
         lines += [
-            f"  {name}: the model does not differ significantly from nothing kept"
-            for name in unclear
+            f"  {row.ranking}, {row.order}, {row.ablation}: CPR {row.cpr:.3g}, CMD {row.cmd:.3g}"
+            for row in self.summary().itertuples()
         ]
+        lines += [f"  note: {note}" for note in self.provenance.get("notes", ())]
         return "\n".join([head, *lines])
 
 

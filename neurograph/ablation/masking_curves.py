@@ -41,7 +41,7 @@ _BATCH = 1024
 _KEYS = ["ranking", "group", "share"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MaskingCurves:
     """A metric with ever more neurons ablated; made by `masking_curves`.
 
@@ -72,6 +72,15 @@ class MaskingCurves:
     how: str
     important: Mapping[str, int]
     confidence: float = 0.95
+
+    def __repr__(self) -> str:
+        lines = [
+            f"  by {ranking}: {row.important:.3g} for important neurons, {row.unimportant:.3g} for "
+            f"as many others, {row.random:.3g} at random"
+            for ranking, row in self.damage().iterrows()
+        ]
+        head = f"Masking curves (how={self.how!r}): {self.metric} {self.baseline:.4g} as it is"
+        return "\n".join([f"{head}, and by how much ablation makes it worse", *lines])
 
     def summary(self) -> pd.DataFrame:
         """Means over the draws, with Student's t confidence intervals.
@@ -127,6 +136,7 @@ def masking_curves(
     how: How = "zero",
     groups: Mapping[str, Groups] | None = None,
     predictions: Predict | None = None,
+    class_names: Sequence[str] | None = None,
     confidence: float = 0.95,
     memory: int | str = "512MB",
     seed: int = 0,
@@ -167,6 +177,8 @@ def masking_curves(
     predictions : callable, optional
         From the model's output to what the metric takes. By default its logits: of a model with a
         single one and labels 0 and 1 their sigmoid, ``[samples]``, else as they are.
+    class_names : sequence of str, optional
+        Where labels are words: these in the order of the model's outputs.
     confidence : float
         Level of the intervals.
     memory : int or str
@@ -231,7 +243,7 @@ def masking_curves(
         undisturbed(model),
         Progress("masking", progress, total=sum(map(len, sets)), unit="runs") as bar,
     ):
-        score = Score(model, data, metric, predictions, at_once)
+        score = Score(model, data, metric, predictions, at_once, class_names)
         baseline = score()
         for one in sets:
             donors = one.draw if how == "resample" else 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neurograph.ablation.index import Components, Flags
 from neurograph.ablation.keep_edges import KeepEdges
 from neurograph.ablation.keep_neurons import KeepNeurons
-from neurograph.ablation.metric import Score
+from neurograph.ablation.metric import Score, refuse_guessed
 from neurograph.ablation.replacements import Ablated, ablated_values
 from neurograph.effects.contrast import Ablation
 from neurograph.effects.effects import rounding
@@ -210,6 +210,8 @@ def measuring(
     seed: int,
 ) -> Iterator[Measure]:
     """Open a study to measure circuits in it."""
+    if metric is not None:
+        refuse_guessed(study.source)
     if "mean" in ablations:
         _ = study.statistics  # a pass over the data, while no stand-ins are in the model
     with study.open() as experiment:

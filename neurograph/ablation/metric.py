@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +38,25 @@ class Score:
         As for `masking_curves`.
     rows : int
         Samples run at once.
+    class_names : sequence of str, optional
+        Where labels are words: these in the order of their numbers.
 
     Raises
     ------
     DataError
         No labels, or labels that are not one number or row a sample.
     OptionError
-        No single metric.
+        No single metric, one of several classes for a single logit, or words without class_names.
     """
 
     def __init__(
-        self, model: nn.Module, data: Any, metric: Metric, predictions: Predict | None, rows: int
+        self,
+        model: nn.Module,
+        data: Any,
+        metric: Metric,
+        predictions: Predict | None,
+        rows: int,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         from torchmetrics import Metric  # seconds, spent by who uses it
 
@@ -57,9 +65,10 @@ class Score:
                 f"metric is {type(metric).__name__}, not a torchmetrics.Metric: pass one, like "
                 "torchmetrics.classification.BinaryAccuracy() (of a MetricCollection one by one)"
             )
-        source = Source(data, model, batch_size=rows)
+        source = Source(data, model, batch_size=rows, class_names=class_names)
         self.model = model
         self.batches = list(_cut([_labelled(batch) for batch in source], rows))
+        refuse_guessed(source)
         self.metric = metric.clone().to(self.batches[0].labels.device)
         self._read = predictions or logits_of
         self._binary = self._column = False
@@ -121,6 +130,13 @@ class Score:
         if not self._column or not all(_are_bits(batch.labels) for batch in self.batches):
             return
         self._binary = True
+        several = getattr(self.metric, "num_classes", None)
+        if several is not None or type(self.metric).__name__.startswith("Multi"):
+            raise OptionError(
+                f"metric {type(self.metric).__name__} is of several classes or labels, but the "
+                "model has a single logit: pass the binary one, or predictions= from the model's "
+                "output to what it takes"
+            )
         # A metric would take a model's probabilities for what they are, and so must this.
         outputs = torch.cat([self._output(batch).reshape(-1) for batch in self.batches])
         if outputs.min() >= 0 and outputs.max() <= 1:
@@ -129,6 +145,16 @@ class Score:
                 "probability as well as a logit: pass predictions=torch.flatten for the one, "
                 "predictions=lambda logits: logits.flatten().sigmoid() for the other"
             )
+
+
+def refuse_guessed(source: Source) -> None:
+    """OptionError where labels are words and nobody said which number each has."""
+    if source.guessed_classes:
+        first, second = (*source.guessed_classes, "…")[:2]
+        raise OptionError(
+            f"labels are words ({first!r}, {second!r}, …), and a metric is of their numbers: pass "
+            "class_names=, all of them in the order of the model's outputs"
+        )
 
 
 def _are_bits(labels: Tensor) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "options_of_ranking",
     "order_by",
     "read_rankings",
+    "targets_of",
     "what",
 ]
 
@@ -96,6 +97,13 @@ def options_of_ranking(ranking: Any) -> dict[str, Any]:
     one = next(iter(ranking.values()), None) if isinstance(ranking, Mapping) else ranking
     options = (getattr(one, "provenance", None) or {}).get("options", {})
     return {key: options[key] for key in ("layers", "groups", "positions") if key in options}
+
+
+def targets_of(ranking: Any) -> dict[str, str]:
+    """Names of the targets that circuits and scores are of, by the ranking's name."""
+    several = ranking if isinstance(ranking, Mapping) else {_name(ranking, "ranking"): ranking}
+    known = {str(name): getattr(value, "target", None) for name, value in several.items()}
+    return {name: target for name, target in known.items() if isinstance(target, str)}
 
 
 def _name(ranking: Any, option: str) -> str:

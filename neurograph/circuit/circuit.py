@@ -480,7 +480,10 @@ class Circuit:
         if not self.provenance.get("complete", True):
             head += ", incomplete"
         strongest = strongest_features(self.graph, self.layers, self.scores)
-        features = [f"{name} {format_effect(*effects)}" for name, *effects in strongest]
+        features = [
+            f"{name} {format_effect(*effects)}{'' if measured else ' (estimated)'}"
+            for name, *effects, measured in strongest
+        ]
         return "\n".join(
             [
                 head,

@@ -75,12 +75,14 @@ def feature_table(graph: nx.DiGraph, layers: nx.DiGraph, scores: ScoreColumns) -
 
 def strongest_features(
     graph: nx.DiGraph, layers: nx.DiGraph, scores: ScoreColumns
-) -> list[tuple[str, float, float]]:
-    """Names of the features that do most in total, with that effect and its standard error."""
+) -> list[tuple[str, float, float, bool]]:
+    """Name, total effect, its standard error, whether measured, of the strongest features."""
     if not scored_inputs(layers, scores):
         return []
     table = feature_table(graph, layers, scores).head(_STRONGEST)
-    return list(zip(*(table[column] for column in ("name", *_TOTAL)), strict=True))
+    return list(
+        zip(*(table[column] for column in ("name", *_TOTAL, CIRCUIT.measured)), strict=True)
+    )
 
 
 def _totals(

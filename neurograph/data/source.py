@@ -135,6 +135,11 @@ class Source:
         return tuple(self._notes)
 
     @property
+    def guessed_classes(self) -> tuple[str, ...]:
+        """Labels that are words and were numbered in sorted order, as nobody named the classes."""
+        return (self.classes or ()) if self._class_names is None else ()
+
+    @property
     def shuffled(self) -> bool:
         """Whether samples may come in another order every time."""
         if not isinstance(self._data, DataLoader):

@@ -129,10 +129,16 @@ def find_neurons(
 def _score_layer(
     experiment: Experiment, scorer: Scorer, keep: Keep, state: SearchState, layer: str, is_end: bool
 ) -> None:
+    is_last = is_end and not experiment.graph.out_degree(layer)  # there the target sees everything
     parts = {sign: _through(experiment, state, layer, sign, is_end) for sign in SIGNS}
     ways = {sign: scorer.nodes(layer, through) for sign, through in parts.items() if through}
     rankings = ((scored, sign) for scored in ways.values() for sign in SIGNS)
-    chosen = list(dict.fromkeys(i for ranking in rankings for i in _select(*ranking, keep)))
+    chosen = list(
+        dict.fromkeys(i for ranking in rankings for i in _select(*ranking, keep, sure=is_last))
+    )
+    if is_last and not chosen:  # effects that cancel over the samples are none, but they move it
+        spreads = ways["positive"].effects.stderr.nan_to_num()
+        chosen = spreads.nonzero().flatten().tolist()
     neurons = len(experiment.units(layer))
     table: dict[EffectKind, EffectArrays] = {}
     if len(ways) == len(parts):
@@ -144,7 +150,6 @@ def _score_layer(
     else:  # what nothing kept reads does nothing through the circuit
         table[CIRCUIT] = EffectArrays.none(neurons)
     table |= {THROUGH[sign]: EffectArrays.of(scored) for sign, scored in ways.items()}
-    is_last = is_end and not experiment.graph.out_degree(layer)  # there the target sees everything
     state.ends |= {layer} if is_last else set()
     if is_last:
         table[TOTAL] = table[THROUGH["positive"]]
@@ -172,12 +177,14 @@ def _through(
     return through | ({TARGET: None} if is_end and sign != "negative" else {})
 
 
-def _select(scores: Scored, sign: Sign, keep: Keep) -> list[int]:
+def _select(scores: Scored, sign: Sign, keep: Keep, *, sure: bool) -> list[int]:
     """Choose by the rule; of a layer that was measured in part as many, but only measured ones.
 
-    Estimates may be too large, and must not take the place of what was measured.
+    Estimates may be too large, and must not take the place of what was measured. Of what the
+    target itself is, an effect is `sure` however it varies: all that comes before goes through it.
     """
     effect, stderr, measured = scores.effects.effect, scores.effects.stderr, scores.measured
+    stderr = torch.zeros_like(stderr) if sure else stderr
     if measured is None or not measured.any():
         return select(effect, stderr, sign, keep)
     known = torch.where(measured, effect, 0.0)

@@ -31,7 +31,7 @@ def search_notes(state: SearchState, target: str, name: Callable[[str, int], str
     layers = [layer for layer in state.scores if layer not in state.ends]
     if not any(state.kept.values()):
         return [_nothing(state, target)]
-    said = [*_ended(state, target, layers)]
+    said = [*_vague(state, target), *_ended(state, target, layers)]
     if state.edges_left:
         count = sum(map(len, state.edges))
         said.append(
@@ -55,6 +55,21 @@ def search_notes(state: SearchState, target: str, name: Callable[[str, int], str
             "works in the whole model"
         )
     return said
+
+
+def _vague(state: SearchState, target: str) -> Iterator[str]:
+    """Say so where the target itself may not move between the values of the contrast."""
+    ends = [
+        (state.scores[layer][TOTAL], kept)
+        for layer, kept in state.kept.items()
+        if layer in state.ends
+    ]
+    if ends and not any(table.certain[kept].any() for table, kept in ends):
+        yield (
+            f"between the values of this contrast the mean of {target} moves by no more than its "
+            "standard error, and so may all before it: contrast='quantiles' moves it, or a target "
+            "about each sample's own answer"
+        )
 
 
 def _nothing(state: SearchState, target: str) -> str:
@@ -93,7 +108,10 @@ def _ended(state: SearchState, target: str, layers: Sequence[str]) -> Iterator[s
     empty = [layer for layer in layers if not state.kept.get(layer)]
     idle = [layer for layer in empty if not _does_anything(state.scores[layer])]
     if idle:
-        yield f"every effect of {_listed(idle)} is exactly 0: nothing of them reaches {target}"
+        yield (
+            f"every effect of {_listed(idle)} is exactly 0: nothing there moves, or nothing of it "
+            f"reaches {target}"
+        )
     empty = [layer for layer in empty if layer not in idle]
     if empty:
         yield (

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar, Unpack
 import networkx as nx
 from torch import nn
 
+from neurograph.data.source import Source
 from neurograph.effects.contrast import Background, Contrast
 from neurograph.effects.effects import Effects
 from neurograph.effects.exact import path_effects
@@ -172,6 +173,11 @@ class BaseStudy:
         """All that stays fixed while effects are measured."""
         background = self.options["background"]
         return self._preparation.experiment(self.contrast, background, routed=self._has_routed)
+
+    @property
+    def source(self) -> Source:
+        """The data, as batches."""
+        return self._preparation.prepared.source
 
     @property
     def feature_names(self) -> tuple[str, ...] | None:

@@ -392,6 +392,11 @@ def split_options(
 
 def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], of: str) -> None:
     for name in given:
+        if name in OPTIONS[StudyOptions] and name not in known:
+            raise OptionError(
+                f"{name}= is an option of a study, not of {of}: pass it to Study(…), or for "
+                "another contrast or background ask study.at(contrast=…)"
+            )
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or list(known)
             raise OptionError(f"{name}= is no option of {of}: did you mean {', '.join(near)}?")

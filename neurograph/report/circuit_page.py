@@ -103,8 +103,8 @@ def _payload(circuit: Circuit) -> Any:
     data |= {"columns": bands, "paths": paths}
     data |= {"nodes": net.nodes, "edges": net.edges, "notes": notes}
     data["features"] = [
-        {"name": name, "effect": effect, "stderr": stderr}
-        for name, effect, stderr in strongest_features(
+        {"name": name, "effect": effect, "stderr": stderr, "estimated": not measured}
+        for name, effect, stderr, measured in strongest_features(
             circuit.graph, circuit.layers, circuit.scores
         )
     ]

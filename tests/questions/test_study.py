@@ -216,7 +216,7 @@ def test_views_of_a_study_are_told_apart_by_all_that_they_change() -> None:
     ("ask", "message"),
     [
         (lambda: ng.Study(Counted(), X, 1, scorer="exact"), "scorer= is no option of a study"),  # type: ignore[call-arg]
-        (lambda: ng.Study(Counted(), X, 1).search(seed=3), "seed= is no option of search"),  # type: ignore[call-arg]
+        (lambda: ng.Study(Counted(), X, 1).search(seed=3), "seed= is an option of a study"),  # type: ignore[call-arg]
         (lambda: ng.search(Counted(), X, 1, bugdet=3), "did you mean budget"),  # type: ignore[call-arg]
         (lambda: ng.score(Counted(), X, 1, keep="top:1"), "keep= is no option of score"),  # type: ignore[call-arg]
     ],

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from neurograph.ablation.causal_shift import CausalShift
+
 __all__ = ["shift"]
 
 _ROW = 0.55  # inches that a layer takes
@@ -34,14 +36,15 @@ _LOOKS = {1: ("mean rises", BLUE, "^"), -1: ("mean falls", VERMILLION, "v"), 0: 
 _BOX: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "linewidth": 0.9}
 
 
-def shift(table: pd.DataFrame, *, named: int = 3) -> Figure:
+def shift(shifts: CausalShift | pd.DataFrame, *, named: int = 3) -> Figure:
     """Draw how far activations shift when neurons are ablated, a row for each later layer.
 
     Parameters
     ----------
-    table : DataFrame
-        Columns ``layer``, ``index``, ``mean_shift`` and ``wasserstein_std``, the Wasserstein
-        distance in standard deviations of the neuron; ``name`` if there is one.
+    shifts : CausalShift or DataFrame
+        What `causal_shift` returned, or rows of its table: columns ``layer``, ``index``,
+        ``mean_shift`` and ``wasserstein_std``, the Wasserstein distance in standard deviations of
+        the neuron; ``name`` if there is one.
     named : int
         How many neurons of each layer are named, those that shift most.
 
@@ -69,6 +72,7 @@ def shift(table: pd.DataFrame, *, named: int = 3) -> Figure:
     """
     if named < 0:
         raise OptionError(f"named={named} must not be negative")
+    table: pd.DataFrame = getattr(shifts, "table", shifts)
     check_columns(table, ["layer", "index", "mean_shift", "wasserstein_std"], "shifts")
     distances = table["wasserstein_std"]
     if ((distances < 0) | np.isinf(distances)).any():

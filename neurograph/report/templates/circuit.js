@@ -44,7 +44,8 @@
   const keyOf = (layer, index, position) => JSON.stringify([layer, index, position ?? null]);
   nodes.forEach((node, i) => {
     const unnamed = node.label === `${node.layer}[${node.index}]`; // its column names the layer
-    const within = node.label.startsWith(node.layer) ? node.label.slice(node.layer.length) : "";
+    const after = node.label.slice(node.layer.length);
+    const within = node.label.startsWith(node.layer) && /^(\[\d+\]| (head|group) \d+)( ?@\d+( .*)?)?$/s.test(after) ? after : "";
     node.short = unnamed ? String(node.index) : within.trim() || node.label;
     node.hay = `${node.label}\n${node.layer}\n${node.layer}[${node.index}]`.toLowerCase();
     node.strength = size(node.effect);
@@ -396,7 +397,7 @@
     const verb = (n) => (n === 1 ? "pushes" : "push");
     let text = data.features.length
       ? `Features that do most to ${target} in total: `
-        + `${data.features.map((one) => `${one.name} (${effectText(one)})`).join(", ")}. `
+        + `${data.features.map((one) => `${one.name} (${one.estimated ? "≈ " : ""}${effectText(one)})`).join(", ")}. `
       : "";
     text += `${plural(up, "neuron")} ${verb(up)} ${target} up, ${down} ${verb(down)} it down`
       + (zero ? `, of ${zero} what pushes up and down cancels.` : ".");
