@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,21 @@ from neurograph.errors import OptionError
 from neurograph.utils import checks
 from neurograph.utils.checks import a_share, one_of, shown
 
-__all__ = ["Circuits", "Size", "incompleteness", "minimality"]
+__all__ = ["Circuits", "Size", "count_of", "incompleteness", "minimality"]
 
 Size = float | str
 """How much of a ranking a circuit is: a share, or ``"kept"`` for what a circuit kept."""
+
+
+def count_of(share: float, total: int) -> int:
+    """How many components a share is, rounded down; but for the last bits of the share.
+
+    Examples
+    --------
+    >>> count_of(15 / 22, 22), count_of(0.5, 3)
+    (15, 1)
+    """
+    return math.floor(share * total * (1 + 1e-9))
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +41,8 @@ class Circuits:
 
     Attributes
     ----------
-    open : callable
-        Gives a context manager of a `Measure`.
+    ask : callable
+        Answers a question that is asked of a `Measure`.
     numbers : mapping of (ranking, order) to ndarray of int
         Components, the strongest first; of the order `kept`, first what was kept.
     kept : mapping of str to int
@@ -39,7 +50,7 @@ class Circuits:
     ablations : tuple of str
     """
 
-    open: Callable[[], AbstractContextManager[Measure]]
+    ask: Callable[[Callable[[Measure], pd.DataFrame]], pd.DataFrame]
     numbers: Mapping[tuple[str, str], NDArray[np.int64]]
     kept: Mapping[str, int]
     ablations: tuple[Ablation, ...]
@@ -62,7 +73,7 @@ class Circuits:
             count = self.kept[name]
         else:
             try:
-                count = int(a_share(size, "size", zero=True, one=True) * len(numbers))
+                count = count_of(a_share(size, "size", zero=True, one=True), len(numbers))
             except OptionError:
                 raise OptionError(
                     f"size={shown(size)} is neither a share in [0, 1] nor 'kept'"

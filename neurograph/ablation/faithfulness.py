@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from neurograph.ablation.completeness import Circuits
+from neurograph.ablation.completeness import Circuits, count_of
 from neurograph.ablation.faithfulness_result import Faithfulness
 from neurograph.ablation.index import Components, edges_of, neurons_of
 from neurograph.ablation.measure import Ends, Measure, Point, measuring
@@ -108,7 +107,7 @@ def _series(
     seed: int,
 ) -> Iterator[NestedSets]:
     total = len(components)
-    counts = tuple((float(share), int(share * total)) for share in sizes)
+    counts = tuple((float(share), count_of(share, total)) for share in sizes)
     extra: dict[float, int] = {}
     for name, ranking in rankings.items():
         for order, numbers in order_by(ranking, components).items():
@@ -134,8 +133,16 @@ def _circuits(
     seed: int,
 ) -> Circuits:
     ranked = [one for one in series if one.order != "random"]
+
+    def ask(question: Callable[[Measure], pd.DataFrame]) -> pd.DataFrame:
+        def answer() -> pd.DataFrame:
+            with measuring(study, components, ablations, None, seed) as measure:
+                return question(measure)
+
+        return study.answer(answer)
+
     return Circuits(
-        functools.partial(measuring, study, components, ablations, None, seed),
+        ask,
         {(one.ranking, one.order): one.numbers for one in ranked},
         {one.ranking: one.sizes[0][1] for one in ranked if one.order == "kept"},
         ablations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,7 @@ def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
     Parameters
     ----------
     shares : sequence of float
-        Ascending.
+        Ascending; of a single one the areas are NaN.
     faithfulness : sequence of float
         At each.
 
@@ -62,6 +63,8 @@ def areas(shares: Sequence[float], faithfulness: Sequence[float]) -> Areas:
     Areas(cpr=1.0, cmd=0.5, average=0.833...)
     """
     x, f = np.array(shares, dtype=float), np.array(faithfulness, dtype=float)
+    if len(x) < 2:  # a point has no area
+        return Areas(math.nan, math.nan, float(f.mean()))
     under = float(scipy.integrate.trapezoid(f, x))
     return Areas(under, float(scipy.integrate.trapezoid(np.abs(1 - f), x)), float(f.mean()))
 
@@ -187,8 +190,7 @@ class Faithfulness:
         circuits = self._again()
         chosen = circuits.circuit(size, ranking, order)
         method = circuits.ablation(ablation)
-        with circuits.open() as measure:
-            return incompleteness(measure, chosen, method, draws, seed)
+        return circuits.ask(lambda m: incompleteness(m, chosen, method, draws, seed))
 
     def minimality(
         self,
@@ -223,8 +225,7 @@ class Faithfulness:
         circuits = self._again()
         chosen = circuits.circuit(size, ranking, order)
         method = circuits.ablation(ablation)
-        with circuits.open() as measure:
-            return minimality(measure, chosen, method, most, seed)
+        return circuits.ask(lambda m: minimality(m, chosen, method, most, seed))
 
     def _again(self) -> Circuits:
         if self._circuits is None:

@@ -24,7 +24,7 @@ from neurograph.errors import DataError, OptionError
 from neurograph.model.layers import Neuron
 from neurograph.model.neurons import Groups
 from neurograph.model.observe import undisturbed
-from neurograph.utils.checks import a_share, is_number, listed, whole
+from neurograph.utils.checks import a_share, is_number, listed, shown, whole
 from neurograph.utils.memory import parse_memory
 from neurograph.utils.progress import Progress
 
@@ -283,6 +283,8 @@ def _sets(
 def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) -> None:
     if not [a_share(share, "shares", one=True) for share in listed(shares, "shares")]:
         raise OptionError("shares= is empty: pass one or more numbers in (0, 1]")
+    if len(set(shares)) < len(shares):
+        raise OptionError(f"shares={shown(shares)}: pass each once")
     whole(draws, "draws", least=1)
     a_share(confidence, "confidence")
     whole(seed, "seed", least=0)
@@ -290,9 +292,10 @@ def _check(shares: Sequence[float], draws: int, confidence: float, seed: int) ->
 
 def _rankings(importance: Any) -> dict[str, pd.Series]:
     """Read rankings by name, each in the order of the first."""
-    one = importance if isinstance(importance, Mapping) else {None: importance}
+    several = isinstance(importance, Mapping)
+    one = importance if several else {"": importance}
     by_size = {n: by_effect(v) if hasattr(v, "ranking") else v for n, v in one.items()}
-    read = read_rankings(by_size.get(None, by_size), "importance")
+    read = read_rankings(by_size if several else by_size[""], "importance")
     found: dict[str, pd.Series] = {}
     for name, ranking in read.items():
         series = ranking.effects

@@ -14,6 +14,7 @@ from neurograph.ablation.index import Components, Flags, Of
 from neurograph.circuit.circuit import Circuit
 from neurograph.errors import OptionError
 from neurograph.model.layers import INPUT_TYPE, Neuron
+from neurograph.utils.checks import shown
 
 __all__ = [
     "ORDERS",
@@ -79,6 +80,8 @@ def read_rankings(ranking: Any, option: str = "ranking") -> dict[str, Ranking]:
     several = ranking if isinstance(ranking, Mapping) else {_name(ranking, option): ranking}
     if not several:
         raise OptionError(f"{option} is an empty mapping: pass at least one Series of effects")
+    if len({str(name) for name in several}) < len(several):
+        raise OptionError(f"{option} has names that are the same as text: {shown(list(several))}")
     found = {str(n): _read(f"{option} {str(n)!r}", value) for n, value in several.items()}
     kinds = {name: value.of for name, value in found.items()}
     if len(set(kinds.values())) > 1:

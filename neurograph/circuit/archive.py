@@ -173,7 +173,9 @@ def check_format(document: Mapping[str, Any], name: str, version: int) -> None:
     """Check that a document is of a format and version."""
     if document["format"] != name:
         raise ValueError(f"format {document['format']!r}")
-    if int(document["version"]) != version:
+    if not isinstance(document["version"], int):
+        raise ValueError(f"version {document['version']!r}")
+    if document["version"] != version:
         raise VersionError(f"{document['version']}, and this neurograph reads {version}")
 
 
@@ -207,6 +209,12 @@ def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
         raise ValueError("its target is no name, or its provenance no dict")
     if len(document["edges"]) != circuit.graph.number_of_edges():
         raise ValueError("an edge stands twice")
+    if len(document["neurons"]) != len(circuit.graph):
+        raise ValueError("a neuron stands twice")
+    for part in ("model", "data", "target", "options"):
+        if not isinstance(document["provenance"].get(part), dict):
+            raise ValueError(f"its provenance does not say what its {part} was")
+    json.dumps(document, allow_nan=False)  # else it could not be saved again
     if not nx.is_directed_acyclic_graph(circuit.layers):
         raise ValueError("its layers read each other in a circle")
     notes = circuit.provenance.get("notes", [])
@@ -253,9 +261,11 @@ def _check_numbers(data: Mapping[str, Any], where: str) -> None:
     if not all(type(x) is bool for key, x in data.items() if key.endswith(CIRCUIT.measured)):
         raise ValueError(f"it is not known whether the effects of {where} were measured")
     if not {CIRCUIT.effect, CIRCUIT.stderr} <= data.keys() or not all(
-        type(x) in (int, float) for x in numbers
+        type(x) in (int, float) and not math.isinf(x) for x in numbers
     ):
         raise ValueError(f"the effects of {where} are no numbers")
+    if data[CIRCUIT.stderr] < 0:
+        raise ValueError(f"the standard error of {where} is below 0")
     if data.get("sign", sign_of(data["effect"])) != sign_of(data["effect"]):
         raise ValueError(f"the effect of {where} is not {data['sign']}")
 

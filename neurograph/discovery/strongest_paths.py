@@ -82,9 +82,13 @@ class StrongestPaths:
         return len(self.paths)
 
     def __repr__(self) -> str:
-        certainty = "certainly" if self.certain else f"of {self.measured:,} measured"
-        count = f"{len(self.paths)} strongest of {self.total:,}"
-        head = f"The {count} paths to {self.target!r}, {certainty}"
+        count = len(self.paths)
+        head = f"The {count} strongest of {self.total:,} paths to {self.target!r}, certainly"
+        if not self.certain:
+            head = (
+                f"{count} strong paths of {self.total:,} to {self.target!r}: the strongest of "
+                f"{self.measured:,} measured (more budget= or memory= finds more)"
+            )
         return "\n".join([head, *(f"  {path}" for path in self.paths[:3])])
 
 

@@ -6,7 +6,7 @@ import abc
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import networkx as nx
@@ -317,6 +317,12 @@ def as_contrast(contrast: str | tuple[float, ...] | Contrast | Mapping[str, Any]
     Resample(positions=True)
     """
     if isinstance(contrast, Contrast):
+        own: Any = type(contrast)
+        if not is_dataclass(own) or own.__hash__ is None:
+            raise OptionError(
+                f"contrast={shown(contrast)}: make {type(contrast).__name__} a dataclass with "
+                "frozen=True, so that equal ones are known as equal and can be saved"
+            )
         return contrast
     if isinstance(contrast, str) and contrast in _NAMED:
         return _NAMED[contrast]

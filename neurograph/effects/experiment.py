@@ -24,6 +24,7 @@ from neurograph.replay.elementwise import (
     possible_chains,
 )
 from neurograph.replay.plan import Plan
+from neurograph.replay.pooling import pools_samples
 from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
 from neurograph.replay.run import Outcome
@@ -176,6 +177,8 @@ class Experiment:
         try:
             if self._glue.ways is None:  # also tells whether interventions may share a batch
                 self._glue.ways = possible_chains(self.replay)
+                if not self.replay.one_by_one and pools_samples(self.replay):
+                    self.replay.one_by_one = self.replay.pools = True
         except BaseException:
             self.replay.__exit__()
             raise

@@ -20,6 +20,7 @@ __all__ = [
     "LogitDifference",
     "Target",
     "TargetFunction",
+    "check_finite",
     "check_rows",
     "describe_target",
     "logit_difference",
@@ -444,6 +445,17 @@ def describe_target(target: Target) -> dict[str, Any]:
     kind = "index" if target.asked is not None else "output"
     kind = "callable" if target.function is not None else kind
     return {"name": target.name, "index": target.asked, "kind": kind}
+
+
+def check_finite(target: Target, output: Any, batch: Batch) -> None:
+    """Raise ModelError where the target of a run is no number."""
+    values = target(output, lambda: batch)
+    if not values.isfinite().all():
+        place = int((~values.isfinite()).flatten().nonzero()[0])
+        raise ModelError(
+            f"the target {target.name!r} is NaN or infinite ({values.flatten()[place].item()}) for "
+            f"reference sample {place}, where nothing is moved: choose one that is finite there"
+        )
 
 
 def check_rows(target: Target, output: Any, batch: Batch) -> None:

@@ -35,8 +35,8 @@ __all__ = ["MEANING", "BaseStudy", "differing"]
 
 Result = TypeVar("Result")
 
-_SURPRISE = (
-    "what moves in one sample changes others of its batch once it moves far enough, so "
+_MIXED = (
+    "what moves in one sample may change others of its batch once it moves far enough, so "
     "interventions run one by one"
 )
 _VIEWS = 8  # kept: each may hold other samples
@@ -75,13 +75,16 @@ class BaseStudy:
         state = f"target {self.target.name!r}" if ready else "nothing was asked yet"
         return f"{type(self).__name__} of {type(self.model).__name__}: {state}"
 
+    def __copy__(self) -> Self:
+        return self
+
     def __deepcopy__(self, _memo: Any) -> Self:
         return self  # a copy of a circuit measures on the same model
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         raise TypeError(
-            f"a {type(self).__name__} holds a model under study and cannot be pickled: pass on "
-            "circuit.detach(), or the file of circuit.save(path)"
+            f"a {type(self).__name__}, and what was asked of it, holds a model and cannot be "
+            "pickled: pass on circuit.detach(), the file of circuit.save(path), or tables"
         )
 
     # -- measuring -------------------------------------------------------------------------------
@@ -191,6 +194,7 @@ class BaseStudy:
         known = with_statistics(layers, self._preparation.known_statistics)
         notes = [
             *self._further_notes,
+            *([_MIXED] if experiment.replay.pools else []),
             *stillness(experiment, layers, names, self.options["positions"]),
             *self._preparation.prepared.notes,
             *routing(self._preparation.prepared.recording, layers),
@@ -347,7 +351,7 @@ class BaseStudy:
                 else:
                     if self._preparation.surprises == before:
                         return result
-                self.add_note(_SURPRISE)
+                self.add_note(_MIXED)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:

@@ -40,6 +40,7 @@ from neurograph.model.state import ALONE, keeping
 from neurograph.model.target import (
     Target,
     TargetFunction,
+    check_finite,
     check_rows,
     resolve_target,
 )
@@ -209,6 +210,8 @@ class Preparation:
             values = contrast.levels_of(LayerSamples(actual.layers[layer], *known))
             return values.to(actual.main(layer))
 
+        # Later than a layer that overflows would be named by the pass for statistics.
+        check_finite(prepared.target, actual.output, actual.batch)
         key = background, wiring is prepared.wiring
         if key in self._experiments:
             return self._experiments[key].with_levels(levels)

@@ -353,7 +353,7 @@ def faithfulness(
         by the stronger effect of both signs, and what it kept is measured too. What is not ranked
         comes last. Several rankings, by name, are compared on the same neurons or edges.
     sizes : sequence of float
-        Ascending shares, in (0, 1], of all neurons or edges; ``int(share × number)`` are kept.
+        Ascending shares, in (0, 1], of all neurons or edges; ``⌊share × number⌋`` are kept.
     ablations : sequence of {"mean", "resample", "zero", "counterfactual"}
         What an ablated neuron is: its mean over the data, at each position where shapes are
         fixed; what it is in another reference sample, the same one for all neurons, at the same

@@ -58,6 +58,7 @@ class Replay:
         self.is_open = False
         # Set too where glue is found to mix the samples of a batch.
         self.one_by_one = recording.mixes or recording.fixed
+        self.pools = False  # whether what is made of all samples reaches each, by the operations
         self.was_surprised = False  # that interventions influence each other was found on the way
         self.branches = False  # whether glue takes numbers out of tensors that layers reach
         self._checked: dict[Plan, Plan | None] = {}

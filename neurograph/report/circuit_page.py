@@ -23,6 +23,7 @@ from neurograph.report.placement import (
     reduce_crossings,
     strength,
 )
+from neurograph.utils.checks import shown
 
 if TYPE_CHECKING:
     from neurograph.ablation.faithfulness_result import Faithfulness
@@ -71,7 +72,9 @@ def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -
 
 
 def _check_same(circuit: Circuit, faithfulness: Faithfulness) -> None:
-    """OptionError where two results are of other targets or models."""
+    """OptionError where two results are of other targets or models, or one is none."""
+    if not hasattr(faithfulness, "provenance"):
+        raise OptionError(f"faithfulness={shown(faithfulness)}: pass what faithfulness() returned")
     models = [r.provenance.get("model", {}).get("hash") for r in (circuit, faithfulness)]
     if faithfulness.target != circuit.target or (None not in models and models[0] != models[1]):
         what = "model" if faithfulness.target == circuit.target else "target"

@@ -39,7 +39,7 @@ def check(network: Network, ablation: str, shares: tuple[float, ...] = (0.4, 1))
     strongest = np.argsort(-effects)
     for share in shares:
         flags = np.zeros(len(edges), dtype=bool)
-        flags[strongest[: int(share * len(edges))]] = True
+        flags[strongest[: int(share * len(edges) + 1e-6)]] = True
         for direction, on in (("keep", flags), ("knock_out", ~flags)):
             kept = {pair: np.zeros((count(pair[0]), count(pair[1])), dtype=bool) for pair in pairs}
             for (w, i, r, j), flag in zip(edges, on, strict=True):

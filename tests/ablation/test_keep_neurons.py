@@ -39,7 +39,7 @@ def check(network: Network, ablation: str, *, inputs: bool = False, seed: int = 
         strongest = np.argsort(-strength)
         for share in (0.3, 0.7, 1):
             flags = np.zeros(len(units), dtype=bool)
-            flags[strongest[: int(share * len(units))]] = True
+            flags[strongest[: int(share * len(units) + 1e-6)]] = True
             for direction, on in (("keep", flags), ("knock_out", ~flags)):
                 kept = {
                     name: np.array([f for f, (n, _) in zip(on, units, strict=True) if n == name])
@@ -78,7 +78,7 @@ def test_equals_hooks_that_silence_the_rest(name: str) -> None:
     )  # fmt: skip
     strongest = ranking.sort_values(ascending=False, kind="stable").index
     for share in (0.3, 0.7):
-        cut = [(layer, int(i)) for layer, i, _ in strongest[int(share * len(places)) :]]
+        cut = [(layer, int(i)) for layer, i, _ in strongest[int(share * len(places) + 1e-6) :]]
         with torch.no_grad(), mask_neurons(network.model, cut, data=data):
             output = network.model(**arguments)
         wanted = float(network.target(output, Batch((), arguments)).mean())

@@ -228,6 +228,7 @@ def test_interventions_that_influence_each_other_are_found(
     monkeypatch.setattr(
         "neurograph.replay.replay.Replay._check", lambda _self, _job, plans: plans[0]
     )
+    monkeypatch.setattr("neurograph.effects.experiment.pools_samples", lambda _replay: False)
     study = study_of(model, data, 1)
     study.experiment.replay.one_by_one = False
     audit = audited(study)
