@@ -212,7 +212,7 @@ def _check(circuit: Circuit, document: Mapping[str, Any]) -> None:
     if len(document["neurons"]) != len(circuit.graph):
         raise ValueError("a neuron stands twice")
     for part in ("model", "data", "target", "options"):
-        if not isinstance(document["provenance"].get(part), dict):
+        if not isinstance(document["provenance"].get(part, {}), dict):
             raise ValueError(f"its provenance does not say what its {part} was")
     json.dumps(document, allow_nan=False)  # else it could not be saved again
     if not nx.is_directed_acyclic_graph(circuit.layers):

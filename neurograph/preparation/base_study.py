@@ -33,7 +33,7 @@ from neurograph.replay.wiring import Wiring
 
 __all__ = ["MEANING", "BaseStudy", "differing"]
 
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 _MIXED = (
     "what moves in one sample may change others of its batch once it moves far enough, so "
@@ -334,7 +334,7 @@ class BaseStudy:
             finally:
                 preparation.is_trusted = not outermost
 
-    def answer(self, question: Callable[[], Result]) -> Result:
+    def answer(self, question: Callable[[], Answer]) -> Answer:
         """Answer a question about the model as it was prepared; again if it brought a surprise.
 
         That interventions which share a batch influence each other may show only when something
