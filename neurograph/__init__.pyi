@@ -11,6 +11,8 @@ from neurograph.comparison.comparison import Comparison as Comparison
 from neurograph.comparison.comparisons import Comparisons as Comparisons
 from neurograph.effects.contrast import Counterfactual as Counterfactual
 from neurograph.errors import NeurographError as NeurographError
+from neurograph.model.basis import Directions as Directions
+from neurograph.model.basis import Families as Families
 from neurograph.model.layers import Neuron as Neuron
 from neurograph.model.target import logit_difference as logit_difference
 from neurograph.questions.functions import faithfulness as faithfulness

@@ -54,7 +54,7 @@ def read_neurons(
     {'fc': [Neuron('fc', 1), Neuron('fc', 2)]}
     """
     if isinstance(neurons, Circuit):
-        _check_positions(neurons)
+        _check_whose(neurons)
         hidden = hidden_layers(neurons.layers)
         neurons = [neuron for neuron in neurons.graph if neuron.layer in hidden]
     found: dict[str, list[Neuron]] = {}
@@ -96,8 +96,15 @@ def groups_of(neurons: object) -> Mapping[str, Groups] | None:
     return neurons.provenance.get("options", {}).get("groups") or None
 
 
-def _check_positions(circuit: Circuit) -> None:
-    positions = circuit.provenance.get("options", {}).get("positions", "all")
+def _check_whose(circuit: Circuit) -> None:
+    """OptionError for a circuit whose neurons say not by themselves which channels they are."""
+    options = circuit.provenance.get("options", {})
+    positions = options.get("positions", "all")
+    if options.get("basis"):
+        raise OptionError(
+            f"the circuit's neurons in {', '.join(map(repr, options['basis']))} are of a basis, "
+            "not channels: ask circuit.study.faithfulness(circuit) what is left without them"
+        )
     if positions not in ("all", "each"):
         raise OptionError(
             f"the circuit's neurons are channels at one position ({positions!r}), which none of "

@@ -95,11 +95,20 @@ def what(rankings: Mapping[str, Ranking]) -> Of:
     return next(iter(rankings.values())).of
 
 
-def options_of_ranking(ranking: Any) -> dict[str, Any]:
-    """Options that say what the neurons of a circuit, or of scores, are, as far as it has some."""
+def options_of_ranking(ranking: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that say what the neurons of a circuit, or of scores, are, as far as it has some.
+
+    Those that are given come first. OptionError for a basis that nobody gives.
+    """
     one = next(iter(ranking.values()), None) if isinstance(ranking, Mapping) else ranking
     options = (getattr(one, "provenance", None) or {}).get("options", {})
-    return {key: options[key] for key in ("layers", "groups", "positions") if key in options}
+    found = {key: options[key] for key in ("layers", "groups", "positions") if key in options}
+    study = getattr(one, "_study", None)
+    if options.get("basis") and study is not None:
+        found["basis"] = study.options["basis"]
+    elif options.get("basis") and "basis" not in given:
+        raise OptionError("the neurons that are ranked are of a basis: pass basis= again")
+    return {**found, **given}
 
 
 def targets_of(ranking: Any) -> dict[str, str]:

@@ -134,6 +134,7 @@ def _arrived(layer: Layer, tensor: Tensor, inputs: Mapping[str, Tensor], batch: 
     if layer.layout.dim is not None and rows.dim() == 3:  # a sequence
         # Masks fit by length, and this batch may have another one than the first samples.
         mask = attended(inputs, replace(layer, shape=tuple(rows.shape[1:])))
+    rows = layer.coordinates(rows)
     return Arrived(layer, channels_first(rows, layer.channel_dim), mask, batch)
 
 

@@ -280,7 +280,7 @@ class Hooked:
     def _rows(self, name: str, tensor: Tensor) -> Tensor:
         """Rows of a layer's tensor, ``[samples, …]``, also where it is the same for all."""
         layer = self.layers[name]
-        rows = layer.layout.rows(tensor).reshape(-1, *layer.shape)
+        rows = layer.rows(tensor).reshape(-1, *layer.shape)
         return rows.expand(self.size, *layer.shape) if len(rows) == 1 else rows
 
     def _moved(self, name: str, units: int | list[int], level: int) -> Tensor:
@@ -292,7 +292,7 @@ class Hooked:
         if moving is not None:
             values = torch.where(moving[:, members], values, rows[:, members])
         rows[:, members] = values
-        return self.layers[name].layout.tensor(rows.view(-1, *self.layers[name].shape))
+        return self.layers[name].tensor(rows.view(-1, *self.layers[name].shape))
 
     def _mixed(
         self, name: str, outputs: Sequence[int] | None, moved: Tensor, still: Tensor
@@ -301,7 +301,7 @@ class Hooked:
         mask = self.experiment.mask(name, outputs)
         rows = torch.where(mask, self._rows(name, moved), self._rows(name, still))
         varies = self.layers[name].layout.varies
-        return self.layers[name].layout.tensor(rows if varies else rows[:1])
+        return self.layers[name].tensor(rows if varies else rows[:1])
 
 
 def _eps(tensor: Tensor) -> float:

@@ -12,7 +12,7 @@ from neurograph.errors import OptionError
 
 __all__ = ["check_comparable", "same_data"]
 
-_MEANING = ("layers", "groups", "positions", "contrast", "background", "reference", "keep")
+_MEANING = ("layers", "groups", "basis", "positions", "contrast", "background", "reference", "keep")
 
 
 def check_comparable(

@@ -144,13 +144,14 @@ def _table(into: str, sets: Sequence[Flags], points: Sequence[Point], ends: Ends
 def _fresh(study: BaseStudy, options: CompareOptions) -> BaseStudy:
     """Prepare the model anew, with reference samples of its own."""
     study.check_unchanged()
+    known = options.data is None and not study.options["basis"]
     asked = {
         **study.options,
         "contrast": "mean",
         "background": "data",
         "reference": options.reference,
         "progress": options.progress,
-        "profile": study.profile if options.data is None else None,
+        "profile": study.profile if known else None,
     }
     data = study.data if options.data is None else options.data
     return BaseStudy(study.model, data, study.asked, **asked).at(routed=False)

@@ -12,12 +12,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from neurograph.errors import ModelError, OptionError
+from neurograph.model.layers import INPUT_SIDE
 from neurograph.utils.checks import listed, shown
 
 __all__ = ["INPUT_SIDE", "Choice", "Sites", "find_sites", "matches", "refuse_unsupported"]
-
-INPUT_SIDE = ":input"
-"""What the name of a module's input side ends in."""
 
 Predicate = Callable[[str, nn.Module], bool]
 Choice = str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]

@@ -10,13 +10,19 @@ from neurograph.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neurograph.model.basis import Basis
+
 __all__ = [
+    "INPUT_SIDE",
     "INPUT_TYPE",
     "Layer",
     "Layout",
     "Neuron",
     "channels_first",
 ]
+
+INPUT_SIDE = ":input"
+"""Behind the name of a module: its input side."""
 
 
 class Neuron(tuple[Any, ...]):
@@ -185,6 +191,9 @@ class Layer:
         Whether its module runs on those rows that values choose, as experts do. A neuron of it is
         its channel on whatever rows these are, and one of its rows holds what all of them are set
         to, NaN where they stay as computed: so are all recorded ones.
+    basis : Basis or None
+        What its neurons are where they are not its channels: shape and number are then those of
+        the coordinates.
     """
 
     name: str
@@ -199,11 +208,47 @@ class Layer:
     layout: Layout = Layout()
     mask: str | None = None
     routed: bool = False
+    basis: Basis | None = None
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """View the layer's tensor as rows, in its basis."""
+        return self.coordinates(self.layout.rows(tensor))
+
+    def coordinates(self, rows: Tensor) -> Tensor:
+        """Rows of channels in its basis."""
+        if self.basis is None:
+            return rows
+        dim = self.channel_dim
+        return self.basis.coordinates(rows.movedim(dim, -1)).movedim(-1, dim)
+
+    def tensor(self, rows: Tensor) -> Tensor:
+        """Lay rows out as the model does; the inverse of `rows`."""
+        if self.basis is not None:
+            dim = self.channel_dim
+            rows = self.basis.read(rows.movedim(dim, -1)).movedim(-1, dim)
+        return self.layout.tensor(rows)
+
+    def within(self, basis: Basis) -> Layer:
+        """The same layer, with neurons in a basis."""
+        width = sum(map(len, basis.units))
+        shape = list(self.shape)
+        shape[self.channel_dim - 1] = width
+        return replace(self, shape=tuple(shape), neurons=width, basis=basis)
 
     @property
     def is_input(self) -> bool:
         """Whether this is an input of the model rather than a module."""
         return self.type == INPUT_TYPE
+
+    @property
+    def site(self) -> str:
+        """What `layers=` and other patterns call it: its module, and the side if that is the input.
+
+        Inputs of the model go by their names.
+        """
+        if self.is_input:
+            return self.name
+        return self.module + (INPUT_SIDE if self.call.endswith(INPUT_SIDE) else "")
 
     @property
     def is_sequence(self) -> bool:

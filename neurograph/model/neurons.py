@@ -47,9 +47,11 @@ class Units:
     width : int
         How many elements a row has.
     kind : str
-        ``channel``, ``group`` or ``head``.
+        ``channel``, ``group``, ``head``, or what the neurons of a basis are.
     positions : int or None
         How many positions have neurons of their own; None where a neuron spans all.
+    has_remainder : bool
+        Whether the last of them is what the others leave over.
     """
 
     layer: str
@@ -57,6 +59,7 @@ class Units:
     width: int
     kind: str = "channel"
     positions: int | None = None
+    has_remainder: bool = False
 
     @property
     def plain(self) -> bool:
@@ -121,6 +124,8 @@ class Units:
         if self.kind == "channel" and neuron.position is None:
             return str(neuron)
         which = f"[{neuron.index}]" if self.kind == "channel" else f" {self.kind} {neuron.index}"
+        if self.has_remainder and neuron.index == len(self) // (self.positions or 1) - 1:
+            which = " remainder"
         if neuron.position is None:
             return f"{self.layer}{which}"
         token = f" {tokens[neuron.position]!r}" if tokens else ""
@@ -181,9 +186,7 @@ def find_groups(
             f"groups={shown(asked)} says not of which layers: pass {{'PATTERN': GROUPS}}"
         )
     sites = {
-        name: layer.module + (INPUT_SIDE if layer.call.endswith(INPUT_SIDE) else "")
-        for name, layer in layers.items()
-        if layer.neurons and not layer.is_input
+        name: layer.site for name, layer in layers.items() if layer.neurons and not layer.is_input
     }
     found: dict[str, tuple[str, list[list[int]]]] = {}
     for pattern, groups in asked.items():

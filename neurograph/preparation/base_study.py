@@ -20,6 +20,7 @@ from neurograph.effects.effects import Effects
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import NeurographError, OptionError
+from neurograph.model.basis import describe_bases
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, refuse_unsupported
 from neurograph.model.layers import Neuron
 from neurograph.model.neurons import describe_groups
@@ -40,7 +41,7 @@ _MIXED = (
     "interventions run one by one"
 )
 _VIEWS = 8  # kept: each may hold other samples
-MEANING = ("layers", "groups", "positions", "contrast", "background")
+MEANING = ("layers", "groups", "basis", "positions", "contrast", "background")
 """Options without which effects mean something else."""
 
 
@@ -381,6 +382,7 @@ def _describe(options: Mapping[str, Any], contrast: Contrast, sites: Sites) -> d
     described: dict[str, Any] = {
         "layers": sorted(chosen) if sites.left_out or sites.asked else None,
         "groups": describe_groups({} if options["groups"] is None else options["groups"]),
+        "basis": describe_bases({} if options["basis"] is None else options["basis"]),
         "positions": options["positions"],
         "contrast": contrast.as_json(),
         "background": options["background"],

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from neurograph.effects.contrast import Ablation, Background, Contrast
     from neurograph.effects.scorer import Method
     from neurograph.effects.selection import Keep, Sign
+    from neurograph.model.basis import Bases
     from neurograph.model.layer_choice import Choice
     from neurograph.model.neuron_names import Places
     from neurograph.model.neurons import Groups
@@ -174,6 +175,7 @@ class StudyOptions(TypedDict, total=False):
     profile: nx.DiGraph | None
     layers: Choice | None
     groups: Mapping[str, Groups] | None
+    basis: Bases | None
     positions: Positions
     contrast: str | tuple[float, ...] | Contrast
     background: Background
@@ -204,6 +206,7 @@ _STUDY = {
         copy.deepcopy,
         metavar="PATTERN=heads|N",
     ),
+    "basis": Option(None),
     "positions": Option(
         "all",
         "Where in a sequence a neuron is: at all positions, at the last, at number N, or a neuron "

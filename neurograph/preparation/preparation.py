@@ -32,6 +32,7 @@ from neurograph.effects.contrast import Background, Contrast, LayerSamples, with
 from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.model.basis import find_bases
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
 from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
@@ -249,7 +250,9 @@ class Preparation:
             kind, channels = prepared.groups.get(layer, ("channel", None))
             each = options["positions"] == "each"
             found = units_of(actual.layers[layer], channels, kind, each)
-            return replace(found, members=found.members.to(actual.main(layer).device))
+            basis, device = actual.layers[layer].basis, actual.main(layer).device
+            rest = basis is not None and basis.has_remainder
+            return replace(found, members=found.members.to(device), has_remainder=rest)
 
         def may_move(layer: str) -> Tensor | None:
             mask = moving(prepared.inputs, actual.size, actual.layers[layer], options["positions"])
@@ -380,6 +383,22 @@ def _prepare(
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
     groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
+    bases = find_bases({} if options["basis"] is None else options["basis"], searched)
+    both = groups.keys() & bases.keys()
+    if both:
+        raise OptionError(f"layer {min(both)!r} has groups= and basis=: pass one of the two")
+    if bases:
+        if given is not None:
+            raise OptionError(
+                "profile= has statistics of channels, and basis= has other neurons: pass one of "
+                "the two"
+            )
+        actual = actual.with_bases(bases)
+        example = None if example is None else example.with_bases(bases)
+        for graph in (profiled, wiring.layers, wiring.whole, wiring.possible):
+            for name in graph.nodes & bases.keys():
+                graph.nodes[name]["neurons"] = actual.layers[name].neurons
+        groups |= {name: (basis.kind, basis.units) for name, basis in bases.items()}
     coarsely = list(coarse(target, actual))
     notes = [
         *doubtful_heads(groups, searched),

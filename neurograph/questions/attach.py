@@ -38,11 +38,13 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
         given["contrast"] = as_contrast(described["contrast"])
     if described["reference"] == "given" and "reference" not in given:
         raise OptionError("the circuit's reference samples were given: pass reference= again")
+    if described.get("basis") and "basis" not in given:
+        raise OptionError("the circuit's neurons are of a basis, which no file holds: pass basis=")
     if described["profile"] == "given" and "profile" not in given:
         raise OptionError("the circuit was found with a profile of its own: pass profile= again")
     target = given.pop("target", known["target"]["index"])
     options = {n: v for n, v in described.items() if n in OPTIONS[StudyOptions]}
-    options |= {"profile": None} | given
+    options |= {"profile": None, "basis": None} | given
     study = Study(model, data, target, **options)
     found = study.provenance
     for part, key, error in (("model", "hash", ModelError), ("data", "fingerprint", DataError)):

@@ -426,6 +426,8 @@ def faithfulness(
     from neurograph.ablation.rankings import options_of_ranking
 
     of_study, own = split_options(FaithfulnessOptions, options, "faithfulness")
-    known = {} if of_study.get("profile") is not None else options_of_ranking(ranking)
-    given = {"reference": _SAMPLES, "contrast": "mean", **known, **of_study}
+    known = of_study
+    if of_study.get("profile") is None:
+        known = options_of_ranking(ranking, of_study)
+    given = {"reference": _SAMPLES, "contrast": "mean", **known}
     return Study(model, data, target, **given).faithfulness(ranking, **own)

@@ -64,6 +64,11 @@ class Study(BaseStudy):
         (of attention: where queries, keys or values come from, or on the input side of the
         projection behind them; their size is found in the module or its config), a number of
         equal groups, or lists of channels.
+    basis : mapping of str to basis, optional
+        For layers that match a pattern, what their neurons are instead of channels: directions in
+        the space of the channels, ``[directions, channels]`` (principal components, a probe, the
+        columns of any matrix transposed), or `Directions`, `Families` of channels with signs. The
+        last neuron is what directions leave over, the remainder.
     positions : "all", "last", "each" or int
         Of layers with one axis of positions (tokens, time steps): whether a neuron is a channel
         at all of them, at the last or at a certain one alone, or each position has neurons

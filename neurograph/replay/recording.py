@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neurograph.data.source import Batch, concatenate, draw
 from neurograph.data.taking import FEW, output_of
 from neurograph.errors import DataError, ModelError, OptionError
+from neurograph.model.basis import Basis
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, find_sites, refuse_unsupported
 from neurograph.model.layers import INPUT_TYPE, Layer, Layout
 from neurograph.model.observe import input_tensors, not_replayed, observe, undisturbed
@@ -116,7 +117,7 @@ class Recording:
                 f"layer {name!r} returned a tensor in one run and {type(tensor).__name__} in "
                 "another: leave it out, by naming the others in layers="
             )
-        rows = layer.layout.rows(tensor)
+        rows = layer.rows(tensor)
         return rows.expand(self.size, *rows.shape[1:]) if layer.layout.spread else rows
 
     @functools.cached_property
@@ -152,6 +153,11 @@ class Recording:
         _check_found(sites, layers)
         return replace(self, layers=layers, calls=calls, sites=sites)
 
+    def with_bases(self, bases: Mapping[str, Basis]) -> Recording:
+        """Return the recording with neurons of some layers in bases."""
+        layers = {n: x.within(bases[n]) if n in bases else x for n, x in self.layers.items()}
+        return replace(self, layers=layers)
+
     def with_rows(self, rows: Mapping[str, Tensor]) -> Recording:
         """Return the recording with other rows for some layers."""
         calls = dict(self.calls)
@@ -159,7 +165,7 @@ class Recording:
             layer = self.layers[name]
             leaves = list(calls[layer.call].leaves)
             values = values[:1] if layer.layout.dim is None else values
-            leaves[layer.leaf] = layer.layout.tensor(values)
+            leaves[layer.leaf] = layer.tensor(values)
             calls[layer.call] = replace(calls[layer.call], leaves=leaves)
         return replace(self, calls=calls)
 
@@ -510,11 +516,7 @@ def _describe_input(name: str, call: Call, maps: Maps) -> Layer:
 
 
 def _check_found(sites: Sites, layers: Mapping[str, Layer]) -> None:
-    found = {
-        layer.module + (INPUT_SIDE if layer.call.endswith(INPUT_SIDE) else "")
-        for layer in layers.values()
-        if not layer.is_input
-    }
+    found = {layer.site for layer in layers.values() if not layer.is_input}
     for pattern, wanted in sites.asked.items():
         routed = sorted(w for w in wanted if w.removesuffix(INPUT_SIDE) in sites.routed)
         if routed and wanted.isdisjoint(found):

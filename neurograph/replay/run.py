@@ -255,7 +255,7 @@ class Run:
         return recorded.rebuild(leaves)
 
     def _probe(self, layer: Layer, tensor: Tensor) -> None:
-        self.outcome.probed[layer.name] = layer.layout.rows(tensor)
+        self.outcome.probed[layer.name] = layer.rows(tensor)
         if len(self.outcome.probed) == len(self.job.plan.probed):
             raise StopReplay
 
@@ -265,24 +265,25 @@ class Run:
         recorded = self.recording.calls[layer.call].leaves[layer.leaf]
         if layer.name not in plan.given:
             return self._recorded(recorded, layout, busy=layer.name in plan.frozen)
-        rows = self.job.given[layer.name]
+        tensor = layer.tensor(self.job.given[layer.name])
         if plan.worlds:
-            rows = torch.cat([self._repeated(recorded, layout, self.job.blocks), rows])
-        return layout.tensor(rows)
+            still = self._repeated(recorded, layout, self.job.blocks)
+            return layout.tensor(torch.cat([still, layout.rows(tensor)]))
+        return tensor
 
     def _nudge(self, layer: Layer, tensor: Any) -> Any:
         if layer.name not in self.job.plan.nudged:
             return tensor
-        rows, added = layer.layout.rows(tensor), self.job.given[layer.name]
+        rows, added = layer.rows(tensor), self.job.given[layer.name]
         share = self.job.shares.get(layer.name)
         if share is not None and share.dtype == torch.bool:
-            passed = layer.layout.tensor(torch.where(share, rows, added))
+            passed = layer.tensor(torch.where(share, rows, added))
             return passed.contiguous() if tensor.is_contiguous() else passed  # as glue expects it
         if share is not None:  # gradients see the whole
             rows = rows + (rows * (share - 1)).detach()
         rows = rows + added
         self.outcome.passed[layer.name] = rows
-        return layer.layout.tensor(rows.clone())  # glue may write to what it gets
+        return layer.tensor(rows.clone())  # glue may write to what it gets
 
     def _recorded(self, leaf: Any, layout: Layout, *, busy: bool) -> Any:
         """Return a copy of a recorded leaf, for every row or for one sample."""
@@ -307,18 +308,18 @@ class Run:
 
     def _mixed(self, layer: Layer, computed: _Computed) -> Tensor:
         plan, layout = self.job.plan, layer.layout
-        moved = layout.rows(computed.output(moved=True)[layer.leaf])
+        moved = layer.rows(computed.output(moved=True)[layer.leaf])
         if layer.name in plan.live:
-            still = layout.rows(computed.output(moved=False)[layer.leaf])
+            still = layer.rows(computed.output(moved=False)[layer.leaf])
         else:
             recorded = self.recording.calls[layer.call].leaves[layer.leaf]
-            still = self._repeated(recorded, layout, self.job.blocks)
+            still = layer.coordinates(self._repeated(recorded, layout, self.job.blocks))
         mask = self.job.masks[layer.name]
         if mask.dim() == moved.dim():  # it differs between samples
             mask = mask[self.job.samples]
             mask = mask.repeat(self.job.blocks, *[1] * (mask.dim() - 1))
         mixed = torch.where(mask, moved, still)
-        return layout.tensor(torch.cat([mixed, mixed]))
+        return layer.tensor(torch.cat([mixed, mixed]))
 
     # -- worlds ----------------------------------------------------------------------------------
 

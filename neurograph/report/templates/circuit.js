@@ -45,7 +45,7 @@
   nodes.forEach((node, i) => {
     const unnamed = node.label === `${node.layer}[${node.index}]`; // its column names the layer
     const after = node.label.slice(node.layer.length);
-    const within = node.label.startsWith(node.layer) && /^(\[\d+\]| (head|group) \d+)( ?@\d+( .*)?)?$/s.test(after) ? after : "";
+    const within = node.label.startsWith(node.layer) && /^(\[\d+\]| (head|group|direction|family|feature) \d+| remainder)( ?@\d+( .*)?)?$/s.test(after) ? after : "";
     node.short = unnamed ? String(node.index) : within.trim() || node.label;
     node.hay = `${node.label}\n${node.layer}\n${node.layer}[${node.index}]`.toLowerCase();
     node.strength = size(node.effect);

@@ -1,0 +1,270 @@
+"""Bases: what a layer's neurons are other than its channels, each with a reading and a writing.
+
+A basis writes the channels of a layer's rows as coordinates, from which they come back whole. What
+moves, and what may see a move, are coordinates: everything that is measured of channels is measured
+of them in the same way. What some directions leave over, the remainder, is a neuron of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurograph.errors import OptionError
+from neurograph.model.layer_choice import matches
+from neurograph.model.layers import Layer
+from neurograph.utils.checks import shown
+
+__all__ = ["Bases", "Basis", "Directions", "Families", "describe_bases", "find_bases"]
+
+
+class Basis(ABC):
+    """Coordinates of a layer's channels, and which of them move together as one neuron.
+
+    Attributes
+    ----------
+    kind : str
+        What the neurons are: ``direction``, ``family``, …
+    """
+
+    kind: str
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """How many channels a layer has that it fits."""
+
+    @property
+    @abstractmethod
+    def units(self) -> list[list[int]]:
+        """Coordinates of each neuron."""
+
+    @property
+    def has_remainder(self) -> bool:
+        """Whether the last neuron is what all others leave over."""
+        return False
+
+    @abstractmethod
+    def coordinates(self, channels: Tensor) -> Tensor:
+        """Write channels as coordinates: from ``[…, channels]`` to ``[…, coordinates]``."""
+
+    @abstractmethod
+    def read(self, coordinates: Tensor) -> Tensor:
+        """The inverse of `coordinates`."""
+
+    @abstractmethod
+    def arrays(self) -> Mapping[str, Tensor]:
+        """All that it is made of."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Say what it is, by its kind, its size and a hash of its numbers."""
+        digest = hashlib.sha256()
+        for name, array in sorted(self.arrays().items()):
+            digest.update(name.encode() + str(tuple(array.shape)).encode())
+            digest.update(array.detach().double().cpu().numpy().tobytes())
+        return {"kind": self.kind, "neurons": len(self.units), "hash": digest.hexdigest()}
+
+
+@dataclass(frozen=True, eq=False)
+class Directions(Basis):
+    """Directions in the space of a layer's channels, and the remainder as the last neuron.
+
+    A row x has the coordinates z that bring z W as near to it as can be: x W⁺, with W⁺ the
+    pseudoinverse (for orthonormal directions, products with them). What is left, x - z W, is the
+    remainder. Who moves a coordinate moves the row along the direction.
+
+    Parameters
+    ----------
+    matrix : Tensor or ndarray, [directions, channels]
+        One in each row, of any length, none a sum of others.
+
+    Examples
+    --------
+    >>> basis = Directions(np.array([[3.0, 4.0], ]) / 5)
+    >>> basis.coordinates(torch.tensor([10.0, 5.0], dtype=torch.float64))
+    tensor([10.,  4., -3.], dtype=torch.float64)
+    """
+
+    matrix: Any
+    kind = "direction"
+
+    @functools.cached_property
+    def writing(self) -> Tensor:
+        """What one of each adds to a row, ``[directions, channels]``, float64."""
+        try:
+            found = torch.as_tensor(self.matrix, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise OptionError(f"directions={shown(self.matrix)} are no matrix of numbers") from None
+        if found.dim() != 2 or not found.numel():
+            raise OptionError(
+                f"directions have shape {tuple(found.shape)}: pass [directions, channels]"
+            )
+        if not found.isfinite().all():
+            raise OptionError("directions hold NaN or infinity")
+        if torch.linalg.matrix_rank(found) < len(found):
+            raise OptionError(
+                f"of {len(found)} directions some are sums of others, or 0: only "
+                f"{int(torch.linalg.matrix_rank(found))} are independent"
+            )
+        return found.detach().clone()
+
+    @functools.cached_property
+    def reading(self) -> Tensor:
+        """What the coordinates are, ``[channels, directions]``, float64."""
+        inverse: Tensor = torch.linalg.pinv(self.writing)
+        return inverse
+
+    @property
+    def channels(self) -> int:
+        """How many channels a layer has that it fits."""
+        return self.writing.shape[1]
+
+    @property
+    def units(self) -> list[list[int]]:
+        """One coordinate for each direction, and one for each channel of the remainder."""
+        count, channels = self.writing.shape
+        return [[i] for i in range(count)] + [list(range(count, count + channels))]
+
+    @property
+    def has_remainder(self) -> bool:
+        """It has one."""
+        return True
+
+    def coordinates(self, channels: Tensor) -> Tensor:
+        """Products with the pseudoinverse, then what they leave over."""
+        z = channels @ self.reading.to(channels)
+        return torch.cat([z, channels - z @ self.writing.to(channels)], -1)
+
+    def read(self, coordinates: Tensor) -> Tensor:
+        """Sum of the directions and the remainder."""
+        z, rest = coordinates[..., : len(self.writing)], coordinates[..., len(self.writing) :]
+        return rest + z @ self.writing.to(coordinates)
+
+    def arrays(self) -> Mapping[str, Tensor]:
+        """The directions."""
+        return {"matrix": self.writing}
+
+
+@dataclass(frozen=True, eq=False)
+class Families(Basis):
+    """Channels that move together, those with a minus sign the other way.
+
+    Parameters
+    ----------
+    members : sequence of mapping of int to float
+        Of each family its channels, with 1 or -1.
+
+    Examples
+    --------
+    >>> families = Families([{0: 1, 2: -1}, {1: 1}])
+    >>> families.units, families.coordinates(torch.tensor([1.0, 2.0, 3.0]))
+    ([[0, 2], [1]], tensor([ 1.,  2., -3.]))
+    """
+
+    members: Sequence[Mapping[int, float]]
+    kind = "family"
+
+    @functools.cached_property
+    def signs(self) -> Tensor:
+        """1 or -1 of each channel, float64."""
+        known: dict[int, float] = {}
+        for family in self.members:
+            for channel, sign in family.items():
+                if channel in known:
+                    raise OptionError(f"families have channel {channel} twice: it moves with one")
+                if sign not in (1, -1):
+                    raise OptionError(f"families: the sign of channel {channel} is {sign}, not ±1")
+                known[int(channel)] = float(sign)
+        if not all(self.members) or sorted(known) != list(range(len(known))):
+            raise OptionError(
+                "families must be of all channels 0, 1, …, each in one, and none empty: make one "
+                "of those that are left"
+            )
+        return torch.tensor([known[channel] for channel in range(len(known))], dtype=torch.float64)
+
+    @property
+    def channels(self) -> int:
+        """How many channels a layer has that it fits."""
+        return len(self.signs)
+
+    @property
+    def units(self) -> list[list[int]]:
+        """Channels of each family."""
+        return [[int(channel) for channel in family] for family in self.members]
+
+    def coordinates(self, channels: Tensor) -> Tensor:
+        """Channels, those with a minus sign turned round."""
+        return channels * self.signs.to(channels)
+
+    def read(self, coordinates: Tensor) -> Tensor:
+        """The same again."""
+        return self.coordinates(coordinates)
+
+    def arrays(self) -> Mapping[str, Tensor]:
+        """Signs, and which channels are whose."""
+        sizes = torch.tensor([len(unit) for unit in self.units])
+        order = torch.tensor([channel for unit in self.units for channel in unit])
+        return {"signs": self.signs, "sizes": sizes, "order": order}
+
+
+Bases = Mapping[str, Any]
+"""By pattern, what the neurons of layers that match are: a `Basis`, or a matrix of directions."""
+
+
+def find_bases(asked: Bases, layers: Mapping[str, Layer]) -> dict[str, Basis]:
+    """Read `basis=`: the basis of each layer that matches.
+
+    Raises
+    ------
+    OptionError
+        It is no mapping, a pattern matches no layer, or a basis is none or does not fit; the
+        message names the layer.
+    """
+    if not isinstance(asked, Mapping):
+        raise OptionError(
+            f"basis={shown(asked)} says not of which layers: pass {{'PATTERN': directions}}"
+        )
+    sites = {name: layer.site for name, layer in layers.items() if layer.neurons}
+    found: dict[str, Basis] = {}
+    for pattern, basis in asked.items():
+        wanted = set(matches(str(pattern), set(sites.values())))
+        if not wanted:
+            raise OptionError(f"basis={pattern!r} matches no layer; there are {', '.join(sites)}")
+        own = basis if isinstance(basis, Basis) else Directions(basis)
+        for name, site in sites.items():
+            if site in wanted:
+                _check(own, layers[name])
+                found[name] = own
+    return found
+
+
+def _check(basis: Basis, layer: Layer) -> None:
+    try:
+        channels = basis.channels
+    except OptionError as error:
+        raise OptionError(f"basis of layer {layer.name!r}: {error}") from None
+    if layer.routed:
+        raise OptionError(
+            f"basis of layer {layer.name!r}: it runs on rows that values choose, and keeps its "
+            "channels"
+        )
+    if channels != layer.neurons:
+        raise OptionError(
+            f"basis of layer {layer.name!r} is of {channels} channels, but the layer has "
+            f"{layer.neurons}"
+        )
+
+
+def describe_bases(asked: Bases) -> dict[str, Any]:
+    """Say what `basis=` was as JSON holds it."""
+    return {
+        str(pattern): (basis if isinstance(basis, Basis) else Directions(basis)).as_json()
+        for pattern, basis in asked.items()
+    }
