@@ -87,9 +87,9 @@ class Directions(Basis):
 
     Examples
     --------
-    >>> basis = Directions(np.array([[3.0, 4.0], ]) / 5)
-    >>> basis.coordinates(torch.tensor([10.0, 5.0], dtype=torch.float64))
-    tensor([10.,  4., -3.], dtype=torch.float64)
+    >>> basis = Directions([[0.6, 0.8]])
+    >>> basis.coordinates(torch.tensor([10.0, 5.0]))  # 10 along it, (4, -3) is left
+    tensor([10.,  4., -3.])
     """
 
     matrix: Any
