@@ -13,6 +13,8 @@ from neurograph.effects.contrast import Counterfactual as Counterfactual
 from neurograph.errors import NeurographError as NeurographError
 from neurograph.model.basis import Directions as Directions
 from neurograph.model.basis import Families as Families
+from neurograph.model.directions import Active as Active
+from neurograph.model.directions import Principal as Principal
 from neurograph.model.layers import Neuron as Neuron
 from neurograph.model.target import logit_difference as logit_difference
 from neurograph.questions.functions import faithfulness as faithfulness

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,9 +20,21 @@ from torch import Tensor
 from neurograph.errors import OptionError
 from neurograph.model.layer_choice import matches
 from neurograph.model.layers import Layer
-from neurograph.utils.checks import shown
+from neurograph.utils.checks import shown, whole
 
-__all__ = ["Bases", "Basis", "Directions", "Families", "describe_bases", "find_bases"]
+__all__ = [
+    "SMALLEST",
+    "Bases",
+    "Basis",
+    "Directions",
+    "Families",
+    "FoundDirections",
+    "describe_bases",
+    "find_bases",
+]
+
+SMALLEST = 1e-6
+"""Of the largest singular value: what is less is rounding."""
 
 
 class Basis(ABC):
@@ -84,6 +96,9 @@ class Directions(Basis):
     ----------
     matrix : Tensor or ndarray, [directions, channels]
         One in each row, of any length, none a sum of others.
+    readings : Tensor or ndarray, [directions, channels], optional
+        What the coordinates are products with, in place of the pseudoinverse: their products with
+        the directions are 1, with the others 0.
 
     Examples
     --------
@@ -93,33 +108,36 @@ class Directions(Basis):
     """
 
     matrix: Any
+    readings: Any = None
     kind = "direction"
 
     @functools.cached_property
     def writing(self) -> Tensor:
         """What one of each adds to a row, ``[directions, channels]``, float64."""
-        try:
-            found = torch.as_tensor(self.matrix, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise OptionError(f"directions={shown(self.matrix)} are no matrix of numbers") from None
-        if found.dim() != 2 or not found.numel():
-            raise OptionError(
-                f"directions have shape {tuple(found.shape)}: pass [directions, channels]"
-            )
-        if not found.isfinite().all():
-            raise OptionError("directions hold NaN or infinity")
+        found = _matrix(self.matrix, "directions")
         if torch.linalg.matrix_rank(found) < len(found):
             raise OptionError(
                 f"of {len(found)} directions some are sums of others, or 0: only "
                 f"{int(torch.linalg.matrix_rank(found))} are independent"
             )
-        return found.detach().clone()
+        return found
 
     @functools.cached_property
     def reading(self) -> Tensor:
         """What the coordinates are, ``[channels, directions]``, float64."""
-        inverse: Tensor = torch.linalg.pinv(self.writing)
-        return inverse
+        if self.readings is None:
+            inverse: Tensor = torch.linalg.pinv(self.writing)
+            return inverse
+        found = _matrix(self.readings, "readings").T
+        one = torch.eye(len(self.writing), dtype=torch.float64)
+        if found.T.shape != self.writing.shape or not torch.allclose(
+            self.writing @ found, one, atol=1e-6
+        ):
+            raise OptionError(
+                "readings= are not those of the directions: the product of each with its own must "
+                "be 1, with the others 0"
+            )
+        return found
 
     @property
     def channels(self) -> int:
@@ -149,7 +167,71 @@ class Directions(Basis):
 
     def arrays(self) -> Mapping[str, Tensor]:
         """The directions."""
-        return {"matrix": self.writing}
+        return {"matrix": self.writing, "readings": self.reading}
+
+
+@dataclass(frozen=True)
+class FoundDirections(ABC):
+    """Directions of a layer that are found from its rows, and the target's gradients by them.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    samples : int
+        On how many samples of the data, drawn by the study's seed; of all positions of each.
+    """
+
+    count: int
+    samples: int = 512
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", whole(self.count, "count", least=1))
+        object.__setattr__(self, "samples", whole(self.samples, "samples", least=2))
+
+    @abstractmethod
+    def find(self, rows: Tensor, slopes: Tensor) -> Directions:
+        """Find them.
+
+        Parameters
+        ----------
+        rows, slopes : Tensor of float64, [rows, channels]
+            What the layer passed on, and the gradients of the target by that.
+
+        Raises
+        ------
+        OptionError
+            There are fewer directions than were asked for.
+        """
+
+    def as_json(self) -> dict[str, Any]:
+        """Say what they are."""
+        return {"kind": type(self).__name__.lower(), **asdict(self)}
+
+    def _first(self, matrix: Tensor, what: str) -> Tensor:
+        """Return right singular vectors of a matrix, those of the largest values first."""
+        _, sizes, vectors = torch.linalg.svd(matrix, full_matrices=False)
+        rank = int((sizes > SMALLEST * sizes[0]).sum()) if len(sizes) and sizes[0] > 0 else 0
+        if rank < self.count:
+            raise OptionError(
+                f"there are {rank} directions {what} on these samples, fewer than count="
+                f"{self.count}: ask for fewer, or pass more samples="
+            )
+        first: Tensor = vectors[: self.count]
+        return first
+
+
+def _matrix(values: Any, what: str) -> Tensor:
+    """Read a matrix of numbers, as float64; a copy."""
+    try:
+        found = torch.as_tensor(values, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise OptionError(f"{what}={shown(values)} are no matrix of numbers") from None
+    if found.dim() != 2 or not found.numel():
+        raise OptionError(f"{what} have shape {tuple(found.shape)}: pass [directions, channels]")
+    if not found.isfinite().all():
+        raise OptionError(f"{what} hold NaN or infinity")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,11 +297,21 @@ class Families(Basis):
 
 
 Bases = Mapping[str, Any]
-"""By pattern, what the neurons of layers that match are: a `Basis`, or a matrix of directions."""
+"""By pattern, what the neurons of layers that match are: a `Basis`, a matrix of directions, or what
+finds some, as `Active` does."""
 
 
-def find_bases(asked: Bases, layers: Mapping[str, Layer]) -> dict[str, Basis]:
+def find_bases(
+    asked: Bases, layers: Mapping[str, Layer], find: Callable[[str, FoundDirections], Basis]
+) -> dict[str, Basis]:
     """Read `basis=`: the basis of each layer that matches.
+
+    Parameters
+    ----------
+    asked : mapping of str to basis
+    layers : mapping of str to Layer
+    find : callable
+        From a layer's name and `FoundDirections` to what they are there.
 
     Raises
     ------
@@ -237,12 +329,15 @@ def find_bases(asked: Bases, layers: Mapping[str, Layer]) -> dict[str, Basis]:
         wanted = set(matches(str(pattern), set(sites.values())))
         if not wanted:
             raise OptionError(f"basis={pattern!r} matches no layer; there are {', '.join(sites)}")
-        own = basis if isinstance(basis, Basis) else Directions(basis)
-        for name, site in sites.items():
-            if site in wanted:
-                _check(own, layers[name])
-                found[name] = own
+        known = None if isinstance(basis, FoundDirections) else _read(basis)
+        for name in (name for name, site in sites.items() if site in wanted):
+            found[name] = find(name, basis) if known is None else known
+            _check(found[name], layers[name])
     return found
+
+
+def _read(basis: Any) -> Basis:
+    return basis if isinstance(basis, Basis) else Directions(basis)
 
 
 def _check(basis: Basis, layer: Layer) -> None:
@@ -265,6 +360,6 @@ def _check(basis: Basis, layer: Layer) -> None:
 def describe_bases(asked: Bases) -> dict[str, Any]:
     """Say what `basis=` was as JSON holds it."""
     return {
-        str(pattern): (basis if isinstance(basis, Basis) else Directions(basis)).as_json()
+        str(pattern): (basis if isinstance(basis, FoundDirections) else _read(basis)).as_json()
         for pattern, basis in asked.items()
     }

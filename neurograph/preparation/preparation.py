@@ -28,11 +28,18 @@ from neurograph.data.source import (
     concatenate,
     fingerprint,
 )
-from neurograph.effects.contrast import Background, Contrast, LayerSamples, with_background
+from neurograph.effects.contrast import (
+    Background,
+    Contrast,
+    FromZero,
+    LayerSamples,
+    with_background,
+)
 from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
+from neurograph.effects.slopes import AtBackground
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.model.basis import find_bases
+from neurograph.model.basis import Basis, FoundDirections, find_bases
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
 from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
@@ -383,7 +390,8 @@ def _prepare(
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
     groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
-    bases = find_bases({} if options["basis"] is None else options["basis"], searched)
+    finding = _Finding(model, data, asked, options)
+    bases = find_bases({} if options["basis"] is None else options["basis"], searched, finding)
     both = groups.keys() & bases.keys()
     if both:
         raise OptionError(f"layer {min(both)!r} has groups= and basis=: pass one of the two")
@@ -426,6 +434,37 @@ def _prepare(
         bool(coarsely),
         tuple(dict.fromkeys(notes)),
     )
+
+
+class _Finding:
+    """Finds directions of layers: rows and gradients of a study of the channels themselves."""
+
+    def __init__(self, model: nn.Module, data: Any, asked: Any, options: Mapping[str, Any]) -> None:
+        self._of = model, data, asked
+        self._options = options
+        self._experiments: dict[int, Experiment] = {}
+
+    def __call__(self, layer: str, basis: FoundDirections) -> Basis:
+        if basis.samples not in self._experiments:
+            # Others than those on which effects are measured: what is found must hold there.
+            own = {"basis": None, "reference": basis.samples, "seed": self._options["seed"] + 1}
+            plain = Preparation(*self._of, {**self._options, **own, "progress": False})
+            self._experiments[basis.samples] = plain.experiment(FromZero(), "data", routed=False)
+        with self._experiments[basis.samples] as experiment:
+            found = experiment.recording.layers[layer]
+            rows, slopes = experiment.recording.main(layer), AtBackground(experiment).slope(layer)
+            flat = [
+                x.reshape(rows.shape).movedim(found.channel_dim, -1).flatten(0, -2).double()
+                for x in (rows, slopes)
+            ]
+            moving = experiment.moving(layer)
+        if moving is not None:  # what is padding says nothing
+            counts = moving.view(rows.shape).movedim(found.channel_dim, -1).flatten(0, -2).any(1)
+            flat = [x[counts] for x in flat]
+        try:
+            return basis.find(flat[0].detach(), flat[1].detach())
+        except OptionError as error:
+            raise OptionError(f"basis of layer {layer!r}: {error}") from None
 
 
 def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.DiGraph) -> Padding:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.errors import OptionError
 from neurograph.model.basis import Directions, Families
+from neurograph.model.directions import Active, Principal
 from tests import zoo
 from tests.case import as_data
 
@@ -304,3 +305,139 @@ def test_groups_and_profiles_do_not_go_with_a_basis() -> None:
         _ = ng.Study(perceptron(), X, 1, groups={"0": 7}, **options).layer_graph
     with pytest.raises(OptionError, match="profile= has statistics of channels"):
         _ = ng.Study(perceptron(), X, 1, profile=ng.profile(perceptron(), X), **options).layer_graph
+
+
+# -- directions that are found ---------------------------------------------------------------------
+
+
+def test_the_active_direction_is_what_the_target_reads() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 1)).double()
+    study = ng.Study(
+        model, X, None, basis={"0": Active(1)}, contrast="zero", reference=16, progress=False
+    )
+    basis = study.experiment.recording.layers["0"].basis
+    assert isinstance(basis, Directions)
+    # What it reads is the weights of the next layer, whatever the covariance.
+    reading, weight = basis.reading[:, 0], model[1].weight[0]
+    assert abs(torch.cosine_similarity(reading, weight, dim=0).item()) == pytest.approx(1, abs=1e-9)
+    effects = table(study, {})["0"]
+    assert abs(effects[1]) < 1e-9 < abs(effects[0])  # the remainder does nothing
+    rows = model[0](X)
+    rises = torch.autograd.grad(model[1:](rows).sum(), rows)[0] @ basis.writing[0]
+    assert rises.sum() > 0
+    places = pd.MultiIndex.from_tuples([("1", 0), ("0", 0), ("0", 1)])
+    kept = pd.Series([3.0, 2.0, 1.0], places)  # the remainder last
+    found = study.faithfulness(kept, ablations=["zero"], sizes=(0.67, 1.0), draws=0)
+    own = found.draws.query("order == 'signed' and direction == 'keep' and components == 2")
+    assert own["faithfulness"].item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("samples", [50, 5])
+def test_active_directions_are_eigenvectors_of_whitened_gradients(samples: int) -> None:
+    """By the definition, also where there are fewer samples than channels."""
+    model = perceptron()
+    rows = model[0](X[:samples])
+    slopes = torch.autograd.grad(model[1:](rows)[:, 1].sum(), rows)[0]
+    rows = rows.detach()
+    found = Active(3).find(rows, slopes)
+    centred = rows - rows.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / samples)
+    half = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
+    wanted, axes = torch.linalg.eigh(half @ slopes.T @ slopes @ half)
+    order = wanted.argsort(descending=True)[:3]
+    for writing, axis in zip(found.writing, (half @ axes)[:, order].T, strict=True):
+        gap = min((writing - axis).abs().max(), (writing + axis).abs().max())
+        assert gap < 1e-6 * axis.abs().max()
+    coordinates = found.coordinates(centred)[:, :3]
+    np.testing.assert_allclose(coordinates.square().mean(0), 1, rtol=1e-6)  # whitened
+    np.testing.assert_allclose(coordinates.T @ coordinates / samples, np.eye(3), atol=1e-6)
+
+
+def test_principal_directions_are_those_of_scikit_learn() -> None:
+    from sklearn.decomposition import PCA
+
+    rows = perceptron()[0](X).detach()
+    found = Principal(3).find(rows, torch.zeros_like(rows)).writing.numpy()
+    wanted = PCA(3).fit(rows.numpy()).components_
+    np.testing.assert_allclose(np.abs((found * wanted).sum(1)), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Active, Principal])
+@pytest.mark.parametrize("name", ["resnet", "gpt2", "encoder_masked"])
+def test_directions_are_found_in_maps_and_sequences(name: str, kind: type[Active]) -> None:
+    network = zoo.WHOLE[name](0)
+    data = as_data(network.inputs(23, 1))
+    layers = ng.layer_graph(network.model, data)
+    layer = next(
+        n
+        for n, d in layers.nodes(data=True)
+        if layers.out_degree(n) and d["neurons"] > 2 and d["type"] != "Input"
+    )
+    options: dict[str, Any] = {"reference": 4, "progress": False}
+    options |= {"basis": {layer: kind(2, samples=8)}}
+    studies = [ng.Study(network.model, data, network.target, **options) for _ in range(2)]
+    one, other = (table(study, {})[layer] for study in studies)
+    assert len(one) == 3
+    pd.testing.assert_series_equal(one, other)  # signs and order are always the same
+    assert studies[0].audit().agrees
+    described = studies[0].provenance["options"]["basis"][layer]
+    assert described == {"kind": kind.__name__.lower(), "count": 2, "samples": 8}
+
+
+def test_a_circuit_of_found_directions_is_attached_again(tmp_path: Path) -> None:
+    model, basis = perceptron(), {"0": Active(2), "2": Principal(2)}
+    circuit = ng.search(model, X, 1, basis=basis, progress=False)
+    circuit.save(tmp_path / "x.circuit")
+    attached = ng.load(tmp_path / "x.circuit").attach(model, X, basis=basis)
+    assert [p.effect for p in attached.paths(3)] == [p.effect for p in circuit.paths(3)]
+
+
+class Blind(nn.Module):
+    """A target that one layer does not reach by gradients, and a layer that never varies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(6, 1)
+        with torch.no_grad():
+            self.two.weight.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.one(x).detach(), self.two(x)], 1))
+
+
+@pytest.mark.parametrize(
+    ("basis", "message"),
+    [
+        ({"0": Principal(7)}, "layer '0': there are 4 directions in which the values vary"),
+        ({"0": Active(5)}, "layer '0': there are 4 directions that move the target"),
+        ({"0": Active(3, samples=3)}, "layer '0': there are 2 directions that move the target"),
+        ({"2": Active(2)}, "layer '2': there are 1 directions that move the target"),
+    ],
+)
+def test_more_directions_than_there_are_is_told(basis: Any, message: str) -> None:
+    model = perceptron()
+    if "2" in basis:  # behind it everything is linear: a single gradient
+        model = nn.Sequential(model[0], model[1], model[2], model[4])
+    study = ng.Study(model, X, 1, basis=basis, progress=False)
+    with pytest.raises(OptionError, match=message):
+        _ = study.layer_graph
+
+
+@pytest.mark.parametrize(("layer", "kind"), [("one", Active), ("two", Active), ("two", Principal)])
+def test_gradients_that_vanish_and_layers_that_do_not_vary(layer: str, kind: Any) -> None:
+    study = ng.Study(Blind().double(), X, None, basis={layer: kind(1)}, progress=False)
+    with pytest.raises(OptionError, match=rf"layer '{layer}': there are 0 directions"):
+        _ = study.layer_graph
+
+
+@pytest.mark.parametrize("given", [{"count": 0}, {"count": 1.5}, {"count": 1, "samples": 1}])
+def test_numbers_that_mean_nothing_are_told(given: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"count=|samples="):
+        Active(**given)
+
+
+def test_readings_must_be_those_of_the_directions() -> None:
+    Directions([[1.0, 0.0]], [[1.0, 5.0]]).coordinates(torch.ones(2))
+    with pytest.raises(OptionError, match="readings= are not those"):
+        Directions([[1.0, 0.0]], [[2.0, 5.0]]).coordinates(torch.ones(2))
