@@ -73,6 +73,8 @@ from neurograph.utils.nested import flatten
 
 __all__ = ["LayerStatistics", "Preparation", "Prepared", "with_statistics"]
 
+_MOST_ROWS = 2**14  # of samples and positions from which directions are found
+
 LayerStatistics = Mapping[str, Mapping[str, Any]]
 """By layer, what `profile` puts on its node."""
 
@@ -390,7 +392,7 @@ def _prepare(
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
     groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
-    finding = _Finding(model, data, asked, options)
+    finding = _Finding(model, data, asked, options, actual)
     bases = find_bases({} if options["basis"] is None else options["basis"], searched, finding)
     both = groups.keys() & bases.keys()
     if both:
@@ -416,6 +418,7 @@ def _prepare(
         *habits(model, actual),
         *mixed,
         *coarsely,
+        *finding.notes,
     ]
     return Prepared(
         source,
@@ -437,34 +440,70 @@ def _prepare(
 
 
 class _Finding:
-    """Finds directions of layers: rows and gradients of a study of the channels themselves."""
+    """Finds directions of layers: rows and gradients of a study of the channels themselves.
 
-    def __init__(self, model: nn.Module, data: Any, asked: Any, options: Mapping[str, Any]) -> None:
-        self._of = model, data, asked
-        self._options = options
-        self._experiments: dict[int, Experiment] = {}
+    Attributes
+    ----------
+    notes : list of str
+        Where fewer samples were used than asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        asked: Any,
+        options: Mapping[str, Any],
+        actual: Recording,
+    ) -> None:
+        self._of, self._options, self._actual = (model, data, asked), options, actual
+        self._points: dict[int, AtBackground] = {}
+        self.notes: list[str] = []
 
     def __call__(self, layer: str, basis: FoundDirections) -> Basis:
-        if basis.samples not in self._experiments:
-            # Others than those on which effects are measured: what is found must hold there.
-            own = {"basis": None, "reference": basis.samples, "seed": self._options["seed"] + 1}
-            plain = Preparation(*self._of, {**self._options, **own, "progress": False})
-            self._experiments[basis.samples] = plain.experiment(FromZero(), "data", routed=False)
-        with self._experiments[basis.samples] as experiment:
-            found = experiment.recording.layers[layer]
-            rows, slopes = experiment.recording.main(layer), AtBackground(experiment).slope(layer)
-            flat = [
-                x.reshape(rows.shape).movedim(found.channel_dim, -1).flatten(0, -2).double()
-                for x in (rows, slopes)
-            ]
+        point = self._point(basis.samples)
+        with point.experiment as experiment:
+            dim = experiment.recording.layers[layer].channel_dim
+            rows, slopes = point.rows(layer), point.slope(layer)
             moving = experiment.moving(layer)
+        some = [_by_channel(x.detach().reshape(rows.shape), dim) for x in (rows, slopes)]
         if moving is not None:  # what is padding says nothing
-            counts = moving.view(rows.shape).movedim(found.channel_dim, -1).flatten(0, -2).any(1)
-            flat = [x[counts] for x in flat]
+            counts = _by_channel(moving.view(rows.shape), dim).any(1)
+            some = [x[counts] for x in some]
+        if len(some[0]) > _MOST_ROWS:
+            generator = torch.Generator().manual_seed(self._options["seed"])
+            chosen = torch.randperm(len(some[0]), generator=generator)[:_MOST_ROWS]
+            some = [x[chosen.to(x.device)] for x in some]
         try:
-            return basis.find(flat[0].detach(), flat[1].detach())
+            return basis.find(*(x.double().cpu() for x in some))
         except OptionError as error:
             raise OptionError(f"basis of layer {layer!r}: {error}") from None
+
+    def _point(self, samples: int) -> AtBackground:
+        """Where gradients are taken on so many samples, or as many as the budget has room for."""
+        if samples not in self._points:
+            count = max(2, min(samples, parse_memory(self._options["memory"]) // self._row_bytes))
+            count = self._actual.size if self._actual.fixed else count
+            # Others than those on which effects are measured: what is found must hold there.
+            own = {"basis": None, "reference": count, "seed": self._options["seed"] + 1}
+            plain = Preparation(*self._of, {**self._options, **own, "progress": False})
+            experiment = plain.experiment(FromZero(), "data", routed=False)
+            self._points[samples] = AtBackground(experiment)
+            if count < min(samples, plain.prepared.samples):
+                self.notes.append(
+                    f"directions were found on {count} samples, not {samples}: memory= has room "
+                    "for no more"
+                )
+        return self._points[samples]
+
+    @property
+    def _row_bytes(self) -> int:
+        return max(1, self._actual.row_bytes)
+
+
+def _by_channel(rows: Tensor, dim: int) -> Tensor:
+    """Every position of every sample as a row, ``[rows, channels]``."""
+    return rows.movedim(dim, -1).flatten(0, -2)
 
 
 def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.DiGraph) -> Padding:

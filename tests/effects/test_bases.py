@@ -385,6 +385,30 @@ def test_directions_are_found_in_maps_and_sequences(name: str, kind: type[Active
     assert described == {"kind": kind.__name__.lower(), "count": 2, "samples": 8}
 
 
+def test_fewer_samples_than_asked_for_are_told() -> None:
+    options: dict[str, Any] = {"basis": {"0": Active(2)}, "reference": 4, "progress": False}
+    assert not any(
+        "directions were found" in n for n in ng.Study(perceptron(), X, 1, **options).notes
+    )
+    small = ng.Study(perceptron(), X, 1, memory="4KB", **options)
+    (note,) = (n for n in small.notes if "directions were found" in n)
+    assert "not 512: memory= has room for no more" in note
+
+
+def test_models_of_one_batch_size_find_directions_too() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = perceptron()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.view(10, 4))
+
+    batches = list(X.split(10))
+    study = ng.Study(Fixed(), batches, 1, basis={"0": Active(2)}, reference=10, progress=False)
+    assert len(table(study, {}).filter(like="inner.0", axis=0)) == 3
+
+
 def test_a_circuit_of_found_directions_is_attached_again(tmp_path: Path) -> None:
     model, basis = perceptron(), {"0": Active(2), "2": Principal(2)}
     circuit = ng.search(model, X, 1, basis=basis, progress=False)
