@@ -20,7 +20,7 @@ from neurograph.effects.effects import Effects
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import NeurographError, OptionError
-from neurograph.model.basis import describe_bases
+from neurograph.model.basis import Directions, FoundDirections, describe_bases
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, refuse_unsupported
 from neurograph.model.layers import Neuron
 from neurograph.model.neurons import describe_groups
@@ -177,6 +177,11 @@ class BaseStudy:
         """All that stays fixed while effects are measured."""
         background = self.options["background"]
         return self._preparation.experiment(self.contrast, background, routed=self._has_routed)
+
+    def find_directions(self, layer: str, wanted: FoundDirections) -> Directions:
+        """Find directions of a layer, on other samples than the reference samples."""
+        with self.asking():
+            return self._preparation.find(layer, wanted)
 
     @property
     def source(self) -> Source:

@@ -166,6 +166,13 @@ def _sizes(sizes: Any) -> tuple[float, ...]:
     return tuple(map(float, shares))
 
 
+def _counts(counts: Any) -> tuple[int, ...]:
+    known = [whole(count, "counts", least=1) for count in listed(counts, "counts")]
+    if not known or not all(a < b for a, b in itertools.pairwise(known)):
+        raise OptionError(f"counts={shown(tuple(known))} must be ascending whole numbers")
+    return tuple(known)
+
+
 # -- the options -----------------------------------------------------------------------------------
 
 
@@ -345,6 +352,23 @@ _FAITHFULNESS = {
     "corrupt": Option(None),
 }
 
+
+class SignalOptions(TypedDict, total=False):
+    """Options of signals beside those of a study; `Study.signals` explains them."""
+
+    counts: Sequence[int]
+    samples: int
+    draws: int
+    confidence: float
+
+
+_SIGNALS = {
+    "counts": Option((1, 2, 3, 4, 6, 8), check=_counts),
+    "samples": Option(512, check=_whole("samples", 2)),
+    "draws": Option(5, check=_whole("draws", 2)),
+    "confidence": Option(0.95, check=functools.partial(a_share, option="confidence")),
+}
+
 OPTIONS: Mapping[type, Mapping[str, Option]] = {
     StudyOptions: _STUDY,
     SearchOptions: _SEARCH,
@@ -352,6 +376,7 @@ OPTIONS: Mapping[type, Mapping[str, Option]] = {
     PathOptions: _PATHS,
     ResponseOptions: _RESPONSES,
     FaithfulnessOptions: _FAITHFULNESS,
+    SignalOptions: _SIGNALS,
 }
 
 

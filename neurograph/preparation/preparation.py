@@ -39,7 +39,7 @@ from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.slopes import AtBackground
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.model.basis import Basis, FoundDirections, find_bases
+from neurograph.model.basis import Directions, FoundDirections, find_bases
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
 from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
@@ -118,6 +118,12 @@ class Preparation:
             weights = model_hash(self.model)
             with ALONE, keeping(self.model, shared=True):
                 return _prepare(self.model, self.data, self.asked, self.options, weights)
+
+    @functools.cached_property
+    def find(self) -> Finding:
+        """Finds directions of layers, where these have no basis."""
+        options = self.options
+        return Finding(self.model, self.data, self.asked, options, self.prepared.recording)
 
     def check_unchanged(self) -> None:
         """ModelError if the model is another than it was when it was prepared.
@@ -392,7 +398,7 @@ def _prepare(
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
     groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
-    finding = _Finding(model, data, asked, options, actual)
+    finding = Finding(model, data, asked, options, actual)
     bases = find_bases({} if options["basis"] is None else options["basis"], searched, finding)
     both = groups.keys() & bases.keys()
     if both:
@@ -439,7 +445,7 @@ def _prepare(
     )
 
 
-class _Finding:
+class Finding:
     """Finds directions of layers: rows and gradients of a study of the channels themselves.
 
     Attributes
@@ -460,7 +466,7 @@ class _Finding:
         self._points: dict[int, AtBackground] = {}
         self.notes: list[str] = []
 
-    def __call__(self, layer: str, basis: FoundDirections) -> Basis:
+    def __call__(self, layer: str, basis: FoundDirections) -> Directions:
         point = self._point(basis.samples)
         with point.experiment as experiment:
             dim = experiment.recording.layers[layer].channel_dim

@@ -21,6 +21,7 @@ from neurograph.preparation.options import (
     ResponseOptions,
     ScoreOptions,
     SearchOptions,
+    SignalOptions,
     StudyOptions,
     with_options,
 )
@@ -28,6 +29,7 @@ from neurograph.utils.checks import shown, whole
 
 if TYPE_CHECKING:  # these need SciPy, which takes a while to load
     from neurograph.ablation.faithfulness_result import Faithfulness
+    from neurograph.ablation.signals import Signals
 
 __all__ = ["Study"]
 
@@ -151,6 +153,33 @@ class Study(BaseStudy):
         from neurograph.ablation.faithfulness import find_faithfulness
 
         return self.answer(lambda: find_faithfulness(self, ranking, options))
+
+    @with_options(SignalOptions)
+    def signals(self, **options: Unpack[SignalOptions]) -> Signals:
+        """Measure how many signals each hidden layer passes on to the target.
+
+        Parameters
+        ----------
+        counts : sequence of int
+            How many directions may pass: the strongest active and principal ones, and random
+            ones, while all else that the layer says is its mean over the data.
+        samples : int
+            On how many samples directions are found. They are drawn by another seed than the
+            reference samples, on which the shares are measured, and may have some in common:
+            pass `reference` samples that are not in the data to be sure.
+        draws : int
+            How many sets of random directions.
+        confidence : float
+            Level of the intervals.
+
+        Returns
+        -------
+        Signals
+            A table of shares, and the fewest directions that bring back a share.
+        """
+        from neurograph.ablation.signals import find_signals
+
+        return self.answer(lambda: find_signals(self, options))
 
     def separation(self, labels: Any = None, *, alpha: float = 0.05) -> pd.DataFrame:
         """Test whether each neuron tells classes apart; as `neurograph.separation`."""

@@ -1,0 +1,131 @@
+"""Signals of layers: shares beside hooks alone, and where they are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import neurograph as ng
+from neurograph.data.source import Batch
+from neurograph.errors import OptionError
+from neurograph.model.directions import Active, Principal
+from tests import zoo
+from tests.case import as_data
+
+F64 = torch.float64
+X = torch.randn(90, 4, generator=torch.Generator().manual_seed(3), dtype=F64)
+
+
+def perceptron(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 2)
+    ).double()
+
+
+@pytest.mark.parametrize("kind", [Active, Principal])
+@pytest.mark.parametrize("name", ["perceptron", "resnet", "gpt2"])
+def test_shares_are_those_of_hooks(name: str, kind: type[Active]) -> None:
+    """The layer passes on its mean over all data, but for the first directions."""
+    if name == "perceptron":
+        model, data, target, layer = perceptron(), X, 1, "2"
+    else:
+        network = zoo.WHOLE[name](0)
+        model, data, target = network.model, as_data(network.inputs(40, 1)), network.target
+        layer = {"resnet": "stage1.0.conv1", "gpt2": "transformer.h.0.mlp.c_fc"}[name]
+    study = ng.Study(model, data, target, reference=10, progress=False)
+    signals = study.signals(counts=(1, 2), samples=20, draws=2)
+    own = (signals.table["layer"] == layer) & (signals.table["directions"] == kind.__name__.lower())
+    table = signals.table[own]
+    basis = study.find_directions(layer, kind(2, 20))
+    dim = 1 if name == "resnet" else -1
+    seen: list[Tensor] = []
+
+    def run(rows: Tensor, hook: Any) -> Tensor:
+        handle = model.get_submodule(layer).register_forward_hook(hook)
+        with torch.no_grad():
+            output = model(rows)
+        handle.remove()
+        return study.target(output, lambda: Batch((rows,), {})).double()
+
+    run(data, lambda _m, _a, out: seen.append(out.detach()))
+    mean = seen[0].mean(0)
+    rows = data[study.provenance["data"]["reference"]]
+    whole = run(rows, lambda _m, _a, out: out)
+    for count, share in zip(table["count"], table["share"], strict=True):
+
+        def keep(_m: Any, _a: Any, out: Tensor, count: int = count) -> Tensor:
+            own = (out - mean).movedim(dim, -1).double()
+            z = own @ basis.reading[:, :count] @ basis.writing[:count]
+            return mean + z.movedim(-1, dim).to(out)
+
+        change = run(rows, keep) - whole
+        wanted = 1 - (change.square().mean() / whole.var(correction=0)).item()
+        assert share == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_one_signal_is_found_and_random_directions_pass_little() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 1), nn.Tanh(), nn.Linear(1, 1)).double()
+    signals = ng.Study(model, X, None, reference=40, progress=False).signals(counts=(1, 2))
+    first = signals.table.query("layer == '0'").set_index(["directions", "count"])
+    assert first.loc[("active", 1), "share"] == pytest.approx(1, abs=1e-9)
+    assert first.loc[("random", 1), "share"] < 0.5
+    assert (first["low"] <= first["share"]).all()
+    needed = signals.needed(0.99)
+    assert needed.loc["0", "active"] == 1
+    assert np.isnan(needed.loc["0", "random"])
+    assert "0, 1 direction: 100.0% by active" in repr(signals)
+
+
+def test_intervals_of_found_directions_cover_what_all_samples_say() -> None:
+    model = perceptron(1)
+    rows = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+
+    def active(reference: Any) -> Any:
+        study = ng.Study(model, rows, 1, reference=reference, progress=False)
+        table = study.signals(counts=(1,), samples=500, draws=2).table
+        return table.query("layer == '2' and directions == 'active'").iloc[0]
+
+    share = active(rows)["share"]
+    some = [active(rows[start : start + 100]) for start in range(0, 1000, 100)]
+    assert sum(one["low"] <= share <= one["high"] for one in some) >= 8
+
+
+def test_no_more_directions_than_there_are() -> None:
+    table = ng.Study(perceptron(), X, 1, progress=False).signals(counts=(2, 4, 5, 50)).table
+    counts = table.groupby(["layer", "directions"])["count"].max()
+    assert counts["0", "principal"] == 4  # of four inputs
+    assert counts["0", "random"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"counts": ()}, r"counts=\(\) must be ascending"),
+        ({"counts": (2, 1)}, "ascending"),
+        ({"counts": (0,)}, "counts=0 must be 1 or more"),
+        ({"draws": 1}, "draws=1 must be 2 or more"),
+        ({"count": 3}, "count= is no option of signals: did you mean counts"),
+    ],
+)
+def test_options_that_mean_nothing_are_told(options: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ng.Study(perceptron(), X, 1, progress=False).signals(**options)
+
+
+def test_what_has_no_signals_is_told() -> None:
+    with pytest.raises(OptionError, match="signals are those of channels"):
+        ng.Study(perceptron(), X, 1, basis={"0": Active(1)}, progress=False).signals()
+    with pytest.raises(OptionError, match="no hidden layers"):
+        ng.Study(nn.Linear(4, 1).double(), X, None, progress=False).signals()
+    signals = ng.Study(perceptron(), X, lambda o, _: o[:, 0] * 0, progress=False).signals(
+        counts=(1,)
+    )
+    assert signals.table["share"].isna().all()  # what never varies cannot come back
+    with pytest.raises(OptionError, match="share"):
+        signals.needed(1.5)
