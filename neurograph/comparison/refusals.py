@@ -74,7 +74,7 @@ def _options(a: Circuit, b: Circuit, names: tuple[str, str]) -> Iterator[str]:
         here, there = map(method_text, scorers)
         yield f"scorer= differs: {here} for {names[0]}, {there} for {names[1]}"
     for key in _MEANING:
-        values: list[Any] = [options.get(key) for options in (one, other)]
+        values: list[Any] = [options.get(key) or None for options in (one, other)]
         if values[0] != values[1]:
             yield f"{key}= differs: {values[0]} for {names[0]}, {values[1]} for {names[1]}"
 

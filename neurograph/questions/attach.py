@@ -54,10 +54,10 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
                 f"{known[part][key][:12]}…)"
             )
     for name in given.keys() & {*MEANING, "seed"}:
-        if found["options"][name] != described[name]:
+        if found["options"][name] != described.get(name, {}):
             raise OptionError(
                 f"{name}= says {shown(found['options'][name])}, but the circuit was found with "
-                f"{shown(described[name])}: leave {name}= out"
+                f"{shown(described.get(name))}: leave {name}= out"
             )
     if found["data"]["reference"] != known["data"]["reference"]:
         raise OptionError(

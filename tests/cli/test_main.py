@@ -263,6 +263,7 @@ def test_explore_hands_its_options_to_the_search(here: Path) -> None:
     assert known["options"] == {
         "layers": None,
         "groups": {},
+        "basis": {},
         "positions": "all",
         "contrast": {"type": "Quantiles", "levels": [0.25, 0.75]},
         "background": "mean",
