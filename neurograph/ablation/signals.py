@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,12 +125,9 @@ def _directions(
     most = min(max(own["counts"]), width)
     found: dict[str, list[Directions]] = {}
     for name, kind in _KINDS.items():
-        for count in range(most, 0, -1):
-            try:
-                found[name] = [study.find_directions(layer, kind(count, own["samples"]))]
-                break
-            except OptionError:  # fewer are there
-                continue
+        with contextlib.suppress(OptionError):  # there are none
+            wanted = kind(most, own["samples"])
+            found[name] = [study.find_directions(layer, wanted, fewer=True)]
     seed = [study.options["seed"], _RANDOM]
     found["random"] = [
         Directions(np.linalg.qr(np.random.default_rng([*seed, i]).normal(size=(width, most)))[0].T)
@@ -157,7 +155,7 @@ def _shares(
         rows = []
         for count in known[blocks]:
             passed = torch.cat([whole[samples, ..., :count], away[samples, ..., count:]], -1)
-            kept = basis.read(passed).movedim(-1, dim)
+            kept = basis.from_coordinates(passed).movedim(-1, dim)
             rows.append(kept if may is None else torch.where(may[samples], kept, still[samples]))
         given = {layer: torch.cat(rows)}
         outcome = experiment.replay.run(plan, given, blocks=len(rows), samples=samples)

@@ -31,7 +31,7 @@ def search_notes(state: SearchState, target: str, name: Callable[[str, int], str
     layers = [layer for layer in state.scores if layer not in state.ends]
     if not any(state.kept.values()):
         return [_nothing(state, target)]
-    said = [*_vague(state, target), *_ended(state, target, layers)]
+    said = [*_hardly_moving(state, target), *_ended(state, target, layers)]
     if state.edges_left:
         count = sum(map(len, state.edges))
         said.append(
@@ -57,7 +57,7 @@ def search_notes(state: SearchState, target: str, name: Callable[[str, int], str
     return said
 
 
-def _vague(state: SearchState, target: str) -> Iterator[str]:
+def _hardly_moving(state: SearchState, target: str) -> Iterator[str]:
     """Say so where the target itself may not move between the values of the contrast."""
     ends = [
         (state.scores[layer][TOTAL], kept)

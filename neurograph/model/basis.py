@@ -68,7 +68,7 @@ class Basis(ABC):
         """Write channels as coordinates: from ``[…, channels]`` to ``[…, coordinates]``."""
 
     @abstractmethod
-    def read(self, coordinates: Tensor) -> Tensor:
+    def from_coordinates(self, coordinates: Tensor) -> Tensor:
         """The inverse of `coordinates`."""
 
     @abstractmethod
@@ -160,7 +160,7 @@ class Directions(Basis):
         z = channels @ self.reading.to(channels)
         return torch.cat([z, channels - z @ self.writing.to(channels)], -1)
 
-    def read(self, coordinates: Tensor) -> Tensor:
+    def from_coordinates(self, coordinates: Tensor) -> Tensor:
         """Sum of the directions and the remainder."""
         z, rest = coordinates[..., : len(self.writing)], coordinates[..., len(self.writing) :]
         return rest + z @ self.writing.to(coordinates)
@@ -190,34 +190,36 @@ class FoundDirections(ABC):
         object.__setattr__(self, "samples", whole(self.samples, "samples", least=2))
 
     @abstractmethod
-    def find(self, rows: Tensor, slopes: Tensor) -> Directions:
+    def find(self, rows: Tensor, slopes: Tensor, *, fewer: bool = False) -> Directions:
         """Find them.
 
         Parameters
         ----------
         rows, slopes : Tensor of float64, [rows, channels]
             What the layer passed on, and the gradients of the target by that.
+        fewer : bool
+            Whether fewer will do where there are no more.
 
         Raises
         ------
         OptionError
-            There are fewer directions than were asked for.
+            There are fewer directions than were asked for, or none.
         """
 
     def as_json(self) -> dict[str, Any]:
         """Say what they are."""
         return {"kind": type(self).__name__.lower(), **asdict(self)}
 
-    def _first(self, matrix: Tensor, what: str) -> Tensor:
+    def _first(self, matrix: Tensor, what: str, *, fewer: bool) -> Tensor:
         """Return right singular vectors of a matrix, those of the largest values first."""
         _, sizes, vectors = torch.linalg.svd(matrix, full_matrices=False)
         rank = int((sizes > SMALLEST * sizes[0]).sum()) if len(sizes) and sizes[0] > 0 else 0
-        if rank < self.count:
+        if rank < (1 if fewer else self.count):
             raise OptionError(
                 f"there are {rank} directions {what} on these samples, fewer than count="
                 f"{self.count}: ask for fewer, or pass more samples="
             )
-        first: Tensor = vectors[: self.count]
+        first: Tensor = vectors[: min(self.count, rank)]
         return first
 
 
@@ -285,7 +287,7 @@ class Families(Basis):
         """Channels, those with a minus sign turned round."""
         return channels * self.signs.to(channels)
 
-    def read(self, coordinates: Tensor) -> Tensor:
+    def from_coordinates(self, coordinates: Tensor) -> Tensor:
         """The same again."""
         return self.coordinates(coordinates)
 

@@ -24,9 +24,9 @@ class Principal(FoundDirections):
     tensor([[0.7071, 0.7071]], dtype=torch.float64)
     """
 
-    def find(self, rows: Tensor, slopes: Tensor) -> Directions:
+    def find(self, rows: Tensor, slopes: Tensor, *, fewer: bool = False) -> Directions:
         """Find them; the largest entry of each is positive."""
-        vectors = self._first(rows - rows.mean(0), "in which the values vary")
+        vectors = self._first(rows - rows.mean(0), "in which the values vary", fewer=fewer)
         largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
         return Directions(vectors * largest.sign())
 
@@ -49,13 +49,13 @@ class Active(FoundDirections):
     tensor([[0., 1.]], dtype=torch.float64)
     """
 
-    def find(self, rows: Tensor, slopes: Tensor) -> Directions:
+    def find(self, rows: Tensor, slopes: Tensor, *, fewer: bool = False) -> Directions:
         """Find them; of few samples in many channels, within what these span."""
         centred = (rows - rows.mean(0)) / math.sqrt(len(rows))
         _, sizes, span = torch.linalg.svd(centred, full_matrices=False)
         varied = sizes > SMALLEST * sizes[0].clamp_min(torch.finfo(sizes.dtype).tiny)
         sizes, span = sizes[varied], span[varied]
-        found = self._first((slopes @ span.T) * sizes, "that move the target")
+        found = self._first((slopes @ span.T) * sizes, "that move the target", fewer=fewer)
         rises = (slopes @ ((found * sizes) @ span).T).sum(0)
         found = torch.where(rises[:, None] < 0, -found, found)
         return Directions((found * sizes) @ span, (found / sizes) @ span)

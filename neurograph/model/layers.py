@@ -225,7 +225,7 @@ class Layer:
         """Lay rows out as the model does; the inverse of `rows`."""
         if self.basis is not None:
             dim = self.channel_dim
-            rows = self.basis.read(rows.movedim(dim, -1)).movedim(-1, dim)
+            rows = self.basis.from_coordinates(rows.movedim(dim, -1)).movedim(-1, dim)
         return self.layout.tensor(rows)
 
     def within(self, basis: Basis) -> Layer:

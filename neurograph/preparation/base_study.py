@@ -36,7 +36,7 @@ __all__ = ["MEANING", "BaseStudy", "differing"]
 
 Answer = TypeVar("Answer")
 
-_MIXED = (
+_MIXING_NOTE = (
     "what moves in one sample may change others of its batch once it moves far enough, so "
     "interventions run one by one"
 )
@@ -178,10 +178,12 @@ class BaseStudy:
         background = self.options["background"]
         return self._preparation.experiment(self.contrast, background, routed=self._has_routed)
 
-    def find_directions(self, layer: str, wanted: FoundDirections) -> Directions:
-        """Find directions of a layer, on other samples than the reference samples."""
+    def find_directions(
+        self, layer: str, wanted: FoundDirections, *, fewer: bool = False
+    ) -> Directions:
+        """Find directions of a layer; as many as there are, if `fewer` will do."""
         with self.asking():
-            return self._preparation.find(layer, wanted)
+            return self._preparation.directions(layer, wanted, fewer=fewer)
 
     @property
     def source(self) -> Source:
@@ -200,9 +202,10 @@ class BaseStudy:
         known = with_statistics(layers, self._preparation.known_statistics)
         notes = [
             *self._further_notes,
-            *([_MIXED] if experiment.replay.pools else []),
+            *([_MIXING_NOTE] if experiment.replay.pools else []),
             *stillness(experiment, layers, names, self.options["positions"]),
             *self._preparation.prepared.notes,
+            *self._preparation.directions.notes,
             *routing(self._preparation.prepared.recording, layers),
             *sampled(self.contrast, known),
         ]
@@ -341,23 +344,23 @@ class BaseStudy:
                 preparation.is_trusted = not outermost
 
     def answer(self, question: Callable[[], Answer]) -> Answer:
-        """Answer a question about the model as it was prepared; again if it brought a surprise.
+        """Answer a question about the model as prepared; again if samples turn out to mix.
 
         That interventions which share a batch influence each other may show only when something
         moves far enough. What was measured before may be wrong, so the question is asked anew.
         """
         with self.asking():
             while True:
-                before = self._preparation.surprises
+                before = self._preparation.found_mixing
                 try:
                     result = question()
                 except NeurographError:
-                    if self._preparation.surprises == before:
+                    if self._preparation.found_mixing == before:
                         raise
                 else:
-                    if self._preparation.surprises == before:
+                    if self._preparation.found_mixing == before:
                         return result
-                self.add_note(_MIXED)
+                self.add_note(_MIXING_NOTE)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Experiment]:

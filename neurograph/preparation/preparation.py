@@ -37,9 +37,8 @@ from neurograph.effects.contrast import (
 )
 from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
-from neurograph.effects.slopes import AtBackground
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.model.basis import Directions, FoundDirections, find_bases
+from neurograph.model.basis import find_bases
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
 from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
@@ -52,6 +51,7 @@ from neurograph.model.target import (
     check_rows,
     resolve_target,
 )
+from neurograph.preparation.direction_finder import DirectionFinder
 from neurograph.preparation.preflight import (
     as_masked,
     check_replayed,
@@ -73,7 +73,6 @@ from neurograph.utils.nested import flatten
 
 __all__ = ["LayerStatistics", "Preparation", "Prepared", "with_statistics"]
 
-_MOST_ROWS = 2**14  # of samples and positions from which directions are found
 
 LayerStatistics = Mapping[str, Mapping[str, Any]]
 """By layer, what `profile` puts on its node."""
@@ -120,10 +119,9 @@ class Preparation:
                 return _prepare(self.model, self.data, self.asked, self.options, weights)
 
     @functools.cached_property
-    def find(self) -> Finding:
+    def directions(self) -> DirectionFinder:
         """Finds directions of layers, where these have no basis."""
-        options = self.options
-        return Finding(self.model, self.data, self.asked, options, self.prepared.recording)
+        return _finder(self.model, self.data, self.asked, self.options, self.prepared.recording)
 
     def check_unchanged(self) -> None:
         """ModelError if the model is another than it was when it was prepared.
@@ -237,12 +235,12 @@ class Preparation:
         return self._experiments[key]
 
     @property
-    def surprises(self) -> int:
+    def found_mixing(self) -> int:
         """Of how many experiments it was found on the way that interventions cannot share a batch.
 
         What was measured before that may be wrong.
         """
-        return sum(experiment.replay.was_surprised for experiment in self._experiments.values())
+        return sum(experiment.replay.found_mixing for experiment in self._experiments.values())
 
     @property
     def _reference(self) -> Reference:
@@ -398,8 +396,8 @@ def _prepare(
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
     groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
-    finding = Finding(model, data, asked, options, actual)
-    bases = find_bases({} if options["basis"] is None else options["basis"], searched, finding)
+    finder = _finder(model, data, asked, options, actual)
+    bases = find_bases({} if options["basis"] is None else options["basis"], searched, finder)
     both = groups.keys() & bases.keys()
     if both:
         raise OptionError(f"layer {min(both)!r} has groups= and basis=: pass one of the two")
@@ -424,7 +422,7 @@ def _prepare(
         *habits(model, actual),
         *mixed,
         *coarsely,
-        *finding.notes,
+        *finder.notes,
     ]
     return Prepared(
         source,
@@ -445,71 +443,18 @@ def _prepare(
     )
 
 
-class Finding:
-    """Finds directions of layers: rows and gradients of a study of the channels themselves.
+def _finder(
+    model: nn.Module, data: Any, asked: Any, options: Mapping[str, Any], actual: Recording
+) -> DirectionFinder:
+    """Find directions in a preparation of the channels themselves, on samples of its own."""
 
-    Attributes
-    ----------
-    notes : list of str
-        Where fewer samples were used than asked for.
-    """
+    def plain(count: int) -> tuple[Experiment, int]:
+        own = {"basis": None, "reference": count, "seed": options["seed"] + 1, "progress": False}
+        preparation = Preparation(model, data, asked, {**options, **own})
+        experiment = preparation.experiment(FromZero(), "data", routed=False)
+        return experiment, preparation.prepared.samples
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        asked: Any,
-        options: Mapping[str, Any],
-        actual: Recording,
-    ) -> None:
-        self._of, self._options, self._actual = (model, data, asked), options, actual
-        self._points: dict[int, AtBackground] = {}
-        self.notes: list[str] = []
-
-    def __call__(self, layer: str, basis: FoundDirections) -> Directions:
-        point = self._point(basis.samples)
-        with point.experiment as experiment:
-            dim = experiment.recording.layers[layer].channel_dim
-            rows, slopes = point.rows(layer), point.slope(layer)
-            moving = experiment.moving(layer)
-        some = [_by_channel(x.detach().reshape(rows.shape), dim) for x in (rows, slopes)]
-        if moving is not None:  # what is padding says nothing
-            counts = _by_channel(moving.view(rows.shape), dim).any(1)
-            some = [x[counts] for x in some]
-        if len(some[0]) > _MOST_ROWS:
-            generator = torch.Generator().manual_seed(self._options["seed"])
-            chosen = torch.randperm(len(some[0]), generator=generator)[:_MOST_ROWS]
-            some = [x[chosen.to(x.device)] for x in some]
-        try:
-            return basis.find(*(x.double().cpu() for x in some))
-        except OptionError as error:
-            raise OptionError(f"basis of layer {layer!r}: {error}") from None
-
-    def _point(self, samples: int) -> AtBackground:
-        """Where gradients are taken on so many samples, or as many as the budget has room for."""
-        if samples not in self._points:
-            count = max(2, min(samples, parse_memory(self._options["memory"]) // self._row_bytes))
-            count = self._actual.size if self._actual.fixed else count
-            # Others than those on which effects are measured: what is found must hold there.
-            own = {"basis": None, "reference": count, "seed": self._options["seed"] + 1}
-            plain = Preparation(*self._of, {**self._options, **own, "progress": False})
-            experiment = plain.experiment(FromZero(), "data", routed=False)
-            self._points[samples] = AtBackground(experiment)
-            if count < min(samples, plain.prepared.samples):
-                self.notes.append(
-                    f"directions were found on {count} samples, not {samples}: memory= has room "
-                    "for no more"
-                )
-        return self._points[samples]
-
-    @property
-    def _row_bytes(self) -> int:
-        return max(1, self._actual.row_bytes)
-
-
-def _by_channel(rows: Tensor, dim: int) -> Tensor:
-    """Every position of every sample as a row, ``[rows, channels]``."""
-    return rows.movedim(dim, -1).flatten(0, -2)
+    return DirectionFinder(plain, actual, parse_memory(options["memory"]), options["seed"])
 
 
 def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.DiGraph) -> Padding:

@@ -20,13 +20,12 @@ from neurograph.errors import ModelError
 from neurograph.replay.plan import Plan
 from neurograph.replay.recording import Recording
 from neurograph.replay.replay import Replay
+from neurograph.replay.trace import takes_shape_alone
 from neurograph.utils.nested import iter_tensors
 
 __all__ = ["pools_samples"]
 
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
-# What these return holds nothing of the tensor they are called on but its shape.
-_SHAPED = ("aten::empty", "aten::new_", "aten::zeros", "aten::ones", "aten::full")
 # What these give along a dimension, each of its places has from others.
 _ALONG = {
     f"aten::{name}"
@@ -89,7 +88,7 @@ class _Pools(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.found or func._schema.name.startswith(_SHAPED) or "_like" in func._schema.name:
+        if self.found or takes_shape_alone(func):
             return result
         given = list(iter_tensors((args, kwargs or {})))
         moving = [tensor for tensor in given if tensor in self._moving]

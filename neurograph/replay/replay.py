@@ -59,7 +59,7 @@ class Replay:
         # Set too where glue is found to mix the samples of a batch.
         self.one_by_one = recording.mixes or recording.fixed
         self.pools = False  # whether what is made of all samples reaches each, by the operations
-        self.was_surprised = False  # that interventions influence each other was found on the way
+        self.found_mixing = False  # that interventions influence each other was found on the way
         self.branches = False  # whether glue takes numbers out of tensors that layers reach
         self._checked: dict[Plan, Plan | None] = {}
         self._still: dict[tuple[Plan, int, int], Outcome] = {}  # of two worlds, nothing moved
@@ -168,7 +168,7 @@ class Replay:
                     outcome = None
         if outcome is None:
             # A move brings about what recorded values do not: a gate that all samples share opens.
-            self.one_by_one = self.was_surprised = True
+            self.one_by_one = self.found_mixing = True
             return self.run(plan, given, blocks=blocks, samples=samples, masks=masks, shares=shares)
         self._fits.add((plan, blocks * rows))
         return outcome

@@ -20,11 +20,16 @@ from neurograph.replay.plan import Plan
 from neurograph.replay.replay import Replay
 from neurograph.utils.nested import flatten, iter_tensors, storages
 
-__all__ = ["Foreign", "trace"]
+__all__ = ["Foreign", "takes_shape_alone", "trace"]
 
 _NOBODY: frozenset[str] = frozenset()
-# What these return holds nothing of the tensor they are called on but its shape.
 _SHAPED = {"empty_strided", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"}
+
+
+def takes_shape_alone(func: Any) -> bool:
+    """Whether what an operation returns holds nothing of its tensor but the shape."""
+    name = func._schema.name.removeprefix("aten::")
+    return name in _SHAPED or name.endswith("_like")
 
 
 class Foreign:
@@ -120,8 +125,7 @@ class _Shares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         shares = self._of((args, kwargs))
         result = func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
-        if name in _SHAPED or name.endswith("_like"):
+        if takes_shape_alone(func):
             shares = _NOBODY
         if torch.Tag.data_dependent_output in func.tags or self._sized(func, args):
             self._chosen |= shares & self._moving
