@@ -8,7 +8,7 @@ channel is the correlation's absolute value.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,13 +18,9 @@ from torch import Tensor
 
 from neurograph.activations.streaming import Arrived
 from neurograph.effects.effects import ULPS
-from neurograph.model.layers import Layer
-from neurograph.model.neurons import Units
+from neurograph.model.neurons import Channels
 
-__all__ = ["Channels", "Correlation", "channels_of"]
-
-Channels = Sequence[Sequence[int]]
-"""The channels of each neuron of a layer."""
+__all__ = ["Correlation"]
 
 _AT_ONCE = 2**22  # numbers in double precision
 _TINY = 1e-300
@@ -211,20 +207,3 @@ def _some(arrived: Arrived, samples: slice) -> Arrived:
     mask = arrived.attended
     mask = None if mask is None else mask[samples].to(values.device)
     return replace(arrived, values=values, attended=mask)
-
-
-def channels_of(units: Units, layer: Layer) -> Channels | None:
-    """Channels of each of a layer's neurons, all positions together; None if each is a channel.
-
-    Examples
-    --------
-    >>> from neurograph.model.neurons import units_of
-    >>> layer = Layer("l", "l", "l", "Linear", (2, 3), 2, 3, 0)  # 2 positions of 3 channels
-    >>> channels_of(units_of(layer, [[0, 2], [1]], "group", True), layer)
-    [[0, 2], [1]]
-    """
-    if units.kind == "channel":
-        return None
-    inner = math.prod(layer.shape[layer.channel_dim :])
-    members = units.members[:: units.positions or 1] // inner % layer.neurons
-    return [torch.unique(row).tolist() for row in members]

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from neurograph.activations.streaming import parts_that_fit
 from neurograph.matching.cka import LayerCKA
-from neurograph.matching.correlation import Correlation, channels_of
+from neurograph.matching.correlation import Correlation
 from neurograph.matching.paired import TwoModels
+from neurograph.model.neurons import channels_of
 from neurograph.preparation.base_study import BaseStudy
 
 __all__ = ["LayerPair", "LayerSimilarity", "layer_cka", "measure_pairs"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import re
 from collections import Counter
@@ -19,10 +20,22 @@ from neurograph.model.layers import Layer, Neuron
 from neurograph.model.neuron_index import neuron_at, number_of
 from neurograph.utils.checks import is_number, shown, whole
 
-__all__ = ["Groups", "Units", "describe_groups", "doubtful_heads", "find_groups", "units_of"]
+__all__ = [
+    "Channels",
+    "Groups",
+    "Units",
+    "channels_of",
+    "describe_groups",
+    "doubtful_heads",
+    "find_groups",
+    "units_of",
+]
 
 Groups = str | int | Sequence[Sequence[int]]
 """How channels are taken together: attention heads, a number of equal groups, or lists of them."""
+
+Channels = Sequence[Sequence[int]]
+"""The channels of each neuron of a layer."""
 
 # What libraries call the projections from which heads come, and the one behind them.
 _OF_HEADS = re.compile(
@@ -168,6 +181,22 @@ def units_of(layer: Layer, groups: Sequence[Sequence[int]] | None, kind: str, ea
         members = chosen.movedim(2, 1).flatten(0, 1)
         return Units(layer.name, members, size, kind, by_channel.shape[1])
     return Units(layer.name, chosen.flatten(1), size, kind)
+
+
+def channels_of(units: Units, layer: Layer) -> Channels | None:
+    """Channels of each of a layer's neurons, all positions together; None if each is a channel.
+
+    Examples
+    --------
+    >>> layer = Layer("l", "l", "l", "Linear", (2, 3), 2, 3, 0)  # 2 positions of 3 channels
+    >>> channels_of(units_of(layer, [[0, 2], [1]], "group", True), layer)
+    [[0, 2], [1]]
+    """
+    if units.kind == "channel":
+        return None
+    inner = math.prod(layer.shape[layer.channel_dim :])
+    members = units.members[:: units.positions or 1] // inner % layer.neurons
+    return [torch.unique(row).tolist() for row in members]
 
 
 def find_groups(

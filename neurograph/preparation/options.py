@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OPTIONS",
     "SIZES",
+    "ExemplarOptions",
     "FaithfulnessOptions",
     "Option",
     "PathOptions",
@@ -332,6 +333,21 @@ _RESPONSES = {
 }
 
 
+class ExemplarOptions(TypedDict, total=False):
+    """Options of exemplars beside those of a study; `Study.exemplars` explains them."""
+
+    neurons: Places | None
+    count: int
+    between: int
+
+
+_EXEMPLARS = {
+    "neurons": Option(None),
+    "count": Option(3, check=_whole("count", 1)),
+    "between": Option(1, check=_whole("between", 0)),
+}
+
+
 class FaithfulnessOptions(TypedDict, total=False):
     """Options of faithfulness beside those of a study; `faithfulness` explains them."""
 
@@ -375,6 +391,7 @@ OPTIONS: Mapping[type, Mapping[str, Option]] = {
     ScoreOptions: _SCORE,
     PathOptions: _PATHS,
     ResponseOptions: _RESPONSES,
+    ExemplarOptions: _EXEMPLARS,
     FaithfulnessOptions: _FAITHFULNESS,
     SignalOptions: _SIGNALS,
 }

@@ -9,6 +9,7 @@ import pandas as pd
 from neurograph.audit.result import Audit
 from neurograph.circuit.circuit import Circuit
 from neurograph.discovery.claims import audit_result
+from neurograph.discovery.exemplars import Exemplars, find_exemplars
 from neurograph.discovery.responses import ResponseCurves, find_responses
 from neurograph.discovery.scores import Scores, find_scores
 from neurograph.discovery.search import find_circuit
@@ -16,6 +17,7 @@ from neurograph.discovery.strongest_paths import StrongestPaths, find_strongest_
 from neurograph.errors import OptionError
 from neurograph.preparation.base_study import BaseStudy, differing
 from neurograph.preparation.options import (
+    ExemplarOptions,
     FaithfulnessOptions,
     PathOptions,
     ResponseOptions,
@@ -143,6 +145,44 @@ class Study(BaseStudy):
     def responses(self, **options: Unpack[ResponseOptions]) -> ResponseCurves:
         """Measure the target against neurons' quantiles; as `neurograph.response_curves`."""
         return self.answer(lambda: find_responses(self, options))
+
+    @with_options(ExemplarOptions)
+    def exemplars(self, **options: Unpack[ExemplarOptions]) -> Exemplars:
+        """Find the samples of the data in which neurons are highest and lowest.
+
+        Parameters
+        ----------
+        neurons : str, Neuron, or several of them, optional
+            Layers or neurons, the graph of a circuit among them; by default those of all hidden
+            layers.
+        count : int
+            How many samples at each end.
+        between : int
+            How many in between, evenly spread by rank over a random few.
+
+        Returns
+        -------
+        Exemplars
+            A table of samples, and what a picture of them needs. A neuron's value in a sample is
+            the highest, at the lower end the lowest, at any of the positions where it may move; of
+            several channels their mean, of heads and of what is left over the Euclidean norm.
+
+        Raises
+        ------
+        DataError
+            Samples have no numbers, as the data are shuffled, or differ when they are read again.
+        OptionError
+            No such neuron, or they take more than `memory`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> model, X = torch.nn.Linear(2, 1), torch.tensor([[0.0, 1.0], [5.0, 2.0], [1.0, 0.0]])
+        >>> found = Study(model, X, progress=False).exemplars(neurons="input", count=1, between=0)
+        >>> found.table[["name", "end", "sample", "value"]].values.tolist()[:2]
+        [['input[0]', 'highest', 1, 5.0], ['input[0]', 'lowest', 0, 0.0]]
+        """
+        return self.answer(lambda: find_exemplars(self, options))
 
     @with_options(FaithfulnessOptions)
     def faithfulness(self, ranking: Any, **options: Unpack[FaithfulnessOptions]) -> Faithfulness:

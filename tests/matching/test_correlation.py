@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neurograph.matching.correlation import Correlation, channels_of
+from neurograph.matching.correlation import Correlation
 from neurograph.model.layers import Layer
-from neurograph.model.neurons import units_of
+from neurograph.model.neurons import channels_of, units_of
 from tests.matching.attached import arrived
 
 EPS = torch.finfo(torch.float32).eps
