@@ -306,7 +306,7 @@ class Circuit:
         graph, provenance = self.graph.subgraph(chosen).copy(), {**self.provenance, "part": True}
         return replace(self, graph=graph, strongest=inside, provenance=provenance)
 
-    def explain(self, neuron: Place, k: int = 3) -> str:
+    def explain(self, neuron: Place, k: int = 3, *, exemplars: int = 0) -> str:
         """Describe one neuron in words: its statistics, effects, edges and strongest paths.
 
         Of one that was scored but not kept, its total effect and that through the circuit.
@@ -317,13 +317,21 @@ class Circuit:
             ``(layer, index)``, or a name as it is printed: ``"linear1[37]"``, a feature's.
         k : int
             How many edges and paths.
+        exemplars : int
+            How many samples of the data in which it is highest, and lowest; a pass over the data
+            of the circuit's study.
         """
         from neurograph.circuit.explanation import explain
 
+        count = whole(exemplars, "exemplars", least=0)
         chosen = self._neuron(neuron, "neuron")
         if chosen not in self.graph and not self._is_scored(chosen):
             kept_neuron(neuron, "neuron", self.graph, self.layers)  # says what there is instead
-        return explain(self, chosen, whole(k, "k", least=0))
+        words = explain(self, chosen, whole(k, "k", least=0))
+        if count:
+            found = self.study.exemplars(neurons=[chosen], count=count)
+            words = "\n".join([words, *found.in_words(chosen)])
+        return words
 
     def name(self, neuron: Place) -> str:
         """What a neuron is called: a feature, a class, or ``layer[index]``."""
@@ -444,8 +452,20 @@ class Circuit:
 
         save(self, path)
 
-    def to_html(self, path: str | FilePath, *, faithfulness: Any = None) -> None:
-        """Write one offline HTML page to explore; with how faithful circuits are, if given.
+    def to_html(
+        self, path: str | FilePath, *, faithfulness: Any = None, exemplars: int = 3
+    ) -> None:
+        """Write one offline HTML page to explore.
+
+        Parameters
+        ----------
+        path : str or Path
+        faithfulness : Faithfulness, optional
+            How faithful circuits are, to show beside it.
+        exemplars : int
+            Of each neuron, how many samples of the data to show in which it is highest, and
+            lowest; 0 leaves them out. They are found by the circuit's study: a circuit without one,
+            from a file, shows none.
 
         Raises
         ------
@@ -455,7 +475,7 @@ class Circuit:
         from neurograph.report.circuit_page import render_circuit
         from neurograph.report.document import write_page
 
-        write_page(path, lambda: render_circuit(self, faithfulness))
+        write_page(path, lambda: render_circuit(self, faithfulness, exemplars))
 
     def to_graphml(self, path: str | FilePath) -> None:
         """Write the graph as GraphML, for Gephi, Cytoscape or yEd.

@@ -52,6 +52,8 @@ def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
     ]
     if len(parts) > 1:
         lines.append(f"  of that: {', '.join(parts)}")
+    if "made_of" in data:
+        lines.append(f"  made of: {data['made_of']}")
     if "mean" in data:
         lines.append(
             f"  activation: mean {data['mean']:.3g}, std {data['std']:.3g}, "

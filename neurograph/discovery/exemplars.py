@@ -32,6 +32,7 @@ __all__ = ["ENDS", "Exemplars", "Shown", "find_exemplars"]
 ENDS = ("highest", "between", "lowest")
 _RESERVOIR = 512  # samples among which those between are found
 _STAND_OUT = 3  # features
+_LISTED = 5  # neurons
 _AROUND = 6  # tokens on each side of the one where a neuron peaks
 _SAME = 1e-4  # of the value: what is read again may differ by rounding
 
@@ -59,6 +60,20 @@ class Shown:
     place: tuple[int, ...] | None
     tokens: Sequence[str] | None
     features: Sequence[tuple[str, float, float]]
+
+    @property
+    def picture(self) -> NDArray[np.float64] | None:
+        """The image among the inputs, ``[height, width]`` or with 3 colours behind, in 0…1."""
+        for values in self.inputs.values():
+            image = values.transpose(1, 2, 0) if values.ndim == 3 else values
+            if values.dtype.kind != "f" or image.ndim not in (2, 3):
+                continue
+            if image.ndim == 3 and image.shape[2] == 1:
+                image = image[..., 0]
+            if image.ndim == 2 or image.shape[2] == 3:
+                low, high = float(image.min()), float(image.max())
+                return (image.astype(np.float64) - low) / ((high - low) or 1.0)
+        return None
 
     def __str__(self) -> str:
         if self.tokens is None:
@@ -109,18 +124,21 @@ class Exemplars:
             raise OptionError(f"there are no exemplars of {neuron}: name it in neurons=")
         return chosen.reset_index(drop=True)
 
+    def in_words(self, neuron: Neuron | tuple[Any, ...]) -> list[str]:
+        """Say in which samples a neuron is highest and lowest, a line for each."""
+        return [
+            f"  {row.end}: {row.value:.3g} in sample {row.sample}"
+            + ("" if row.label is None else f", {row.label}")
+            + (f": {row.shows}" if row.shows else "")
+            for row in self.of(neuron).itertuples()
+        ]
+
     def __repr__(self) -> str:
-        names = self.table["name"].unique()
-        lines = [f"Exemplars of {len(names)} neuron{'s' * (len(names) > 1)}"]
-        first = self.table[self.table["rank"] == 1]
-        for name in names[:10]:
-            for row in first[(first["name"] == name) & (first["end"] != "between")].itertuples():
-                shows = f": {row.shows}" if row.shows else ""
-                label = "" if row.label is None else f", {row.label}"
-                lines.append(
-                    f"  {name} {row.end} {row.value:.3g} in sample {row.sample}{label}{shows}"
-                )
-        return "\n".join(lines + ["  …"] * (len(names) > 10))
+        neurons = list(dict.fromkeys(neuron for neuron, _ in self.shown))
+        lines = [f"Exemplars of {len(neurons)} neuron{'s' * (len(neurons) > 1)}"]
+        for neuron in neurons[:_LISTED]:
+            lines += [self.of(neuron)["name"].iloc[0], *self.in_words(neuron)]
+        return "\n".join(lines + ["…"] * (len(neurons) > _LISTED))
 
 
 def find_exemplars(study: BaseStudy, options: Mapping[str, Any]) -> Exemplars:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neurograph.circuit.circuit import Circuit
 from neurograph.circuit.paths import Path
+from neurograph.discovery.composition import composition, in_words
 from neurograph.discovery.frontier import LayerEdges, SearchState
 from neurograph.discovery.notes import search_notes
 from neurograph.effects.effect_table import (
@@ -48,10 +49,14 @@ def circuit_graph(study: BaseStudy, state: SearchState) -> nx.DiGraph:
             continue
         units = study.experiment.units(layer)
         tokens, statistics = study.tokens(layer), _statistics(study, layer, kept)
+        based = study.experiment.recording.layers[layer].basis is not None
+        made = composition(study, layer) if based else None
         for unit, numbers in zip(kept, statistics, strict=True):
             neuron = units.neuron(unit)
             effects = _effects(study, state, neuron, unit)
             graph.add_node(neuron, **_names(study, neuron, tokens), **effects, **numbers)
+            if made is not None and (words := in_words(made, neuron.index)):
+                graph.nodes[neuron]["made_of"] = words
     for edges in state.edges:
         graph.add_edges_from(_edges(study, edges))
     return graph

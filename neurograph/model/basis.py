@@ -71,6 +71,18 @@ class Basis(ABC):
     def from_coordinates(self, coordinates: Tensor) -> Tensor:
         """The inverse of `coordinates`."""
 
+    def writing_of(self, neuron: int) -> Tensor:
+        """What the channels change by while a neuron moves by 1, ``[channels]``, float64.
+
+        NaN for the remainder, which has no one direction.
+        """
+        if self.has_remainder and neuron == len(self.units) - 1:
+            return torch.full((self.channels,), torch.nan, dtype=torch.float64)
+        moved = torch.zeros(2, sum(map(len, self.units)), dtype=torch.float64)
+        moved[1, self.units[neuron]] = 1
+        channels: Tensor = self.from_coordinates(moved)
+        return channels[1] - channels[0]
+
     @abstractmethod
     def arrays(self) -> Mapping[str, Tensor]:
         """All that it is made of."""

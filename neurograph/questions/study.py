@@ -9,6 +9,7 @@ import pandas as pd
 from neurograph.audit.result import Audit
 from neurograph.circuit.circuit import Circuit
 from neurograph.discovery.claims import audit_result
+from neurograph.discovery.composition import composition
 from neurograph.discovery.exemplars import Exemplars, find_exemplars
 from neurograph.discovery.responses import ResponseCurves, find_responses
 from neurograph.discovery.scores import Scores, find_scores
@@ -220,6 +221,33 @@ class Study(BaseStudy):
         from neurograph.ablation.signals import find_signals
 
         return self.answer(lambda: find_signals(self, options))
+
+    def composition(self, layer: str) -> pd.DataFrame:
+        """List the channels that the neurons of a layer's basis are made of, with their shares.
+
+        Returns
+        -------
+        DataFrame
+            A row for each neuron and channel, the largest share first: ``index`` of the neuron,
+            ``channel`` and its ``name``; ``weight``, what the channel changes by while the neuron
+            moves by 1; ``share`` of the sum of squares of a neuron's weights. What is left over,
+            the remainder, has no one direction and no rows.
+
+        Raises
+        ------
+        OptionError
+            There is no such layer, or it has no basis.
+
+        Examples
+        --------
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1))
+        >>> study = Study(model, torch.rand(9, 1), basis={"0": [[0.6, -0.8]]}, progress=False)
+        >>> study.composition("0")[["name", "weight", "share"]].round(2).values.tolist()
+        [['0[1]', -0.8, 0.64], ['0[0]', 0.6, 0.36]]
+        """
+        with self.asking():
+            return composition(self, layer)
 
     def separation(self, labels: Any = None, *, alpha: float = 0.05) -> pd.DataFrame:
         """Test whether each neuron tells classes apart; as `neurograph.separation`."""

@@ -14,6 +14,7 @@ from neurograph.effects.effect_table import CIRCUIT, THROUGH, TOTAL
 from neurograph.effects.selection import SIGNS
 from neurograph.errors import OptionError
 from neurograph.report.document import VIS_NETWORK, assemble
+from neurograph.report.exemplar_cards import add_exemplars
 from neurograph.report.faithfulness_card import faithfulness_card
 from neurograph.report.placement import (
     Columns,
@@ -23,7 +24,7 @@ from neurograph.report.placement import (
     reduce_crossings,
     strength,
 )
-from neurograph.utils.checks import shown
+from neurograph.utils.checks import shown, whole
 
 if TYPE_CHECKING:
     from neurograph.ablation.faithfulness_result import Faithfulness
@@ -34,7 +35,7 @@ _PATHS_SHOWN = 20  # strongest paths of each sign that travel with the page
 _MOST_NEURONS, _MOST_EDGES = 2_000, 10_000  # what a browser draws and moves at once
 _SIGN_ORDER = {"positive": 0, "zero": 1, "negative": 2}
 _SHOWN = [
-    *"position token target".split(),
+    *"position token target made_of".split(),
     *(column for kind in (CIRCUIT, TOTAL) for column in (kind.effect, kind.stderr)),
     *"mean std min max count".split(),
     *(column for kind in THROUGH.values() for column in (kind.effect, kind.stderr)),
@@ -42,7 +43,9 @@ _SHOWN = [
 ]
 
 
-def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -> str:
+def render_circuit(
+    circuit: Circuit, faithfulness: Faithfulness | None = None, exemplars: int = 0
+) -> str:
     """Draw a circuit as one HTML page that needs no network and no other file.
 
     Parameters
@@ -51,6 +54,9 @@ def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -
         The circuit to show.
     faithfulness : Faithfulness, optional
         How much of the target it carries, to show beside it.
+    exemplars : int
+        How many samples to show in which a neuron is highest, and lowest; none where the circuit
+        has no study.
 
     Returns
     -------
@@ -60,6 +66,9 @@ def render_circuit(circuit: Circuit, faithfulness: Faithfulness | None = None) -
     if faithfulness is not None:
         _check_same(circuit, faithfulness)
     data = _payload(circuit)
+    exemplars = whole(exemplars, "exemplars", least=0)
+    if exemplars and circuit.is_attached:
+        add_exemplars(data, circuit.study, exemplars)
     return assemble(
         "circuit.html.j2",
         styles=("page.css", "circuit.css"),

@@ -99,7 +99,8 @@ def test_the_rows_of_a_table_in_which_neurons_are_highest_and_lowest() -> None:
                 assert value == pytest.approx(float(ROWS[row.sample, i]), rel=1e-6)
                 assert z == pytest.approx(float(away[i]), rel=1e-5)
             np.testing.assert_array_equal(shown.inputs["input"], ROWS[row.sample].numpy())
-    assert "0[0] highest" in repr(found)
+    first = found.of(("0", 0)).iloc[0]
+    assert f"0[0]\n  highest: {first['value']:.3g} in sample {first['sample']}" in repr(found)
     json.dumps(found.provenance)
 
 
@@ -221,3 +222,30 @@ def test_data_that_cannot_be_read_again_are_refused() -> None:
         study.exemplars(count=0)
     with pytest.raises(OptionError, match=r"no exemplars of \('0', 9\)"):
         study.exemplars(neurons=("0", 1), count=1).of(("0", 9))
+
+
+def test_a_circuit_is_explained_by_exemplars_and_composition_where_its_study_is_at_hand() -> None:
+    study = ng.Study(perceptron(), ROWS, 1, basis={"0": torch.eye(4)[:2]}, progress=False)
+    circuit = study.search(keep="top:3")
+    own = study.exemplars(neurons=("0", 0), count=2).of(("0", 0))
+    text = circuit.explain(("0", 0), exemplars=2)
+    assert "made of: 0[0] 100%" in text
+    assert all(f"in sample {sample}" in text for sample in own["sample"])
+    assert "in sample" not in circuit.explain(("0", 0))
+    with pytest.raises(OptionError, match="attach"):
+        circuit.detach().explain(("0", 0), exemplars=2)
+
+
+def test_composition_is_what_the_channels_change_by() -> None:
+    rows = torch.tensor([[3.0, 0.0, -4.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    study = ng.Study(perceptron(), ROWS, 1, basis={"0": rows}, progress=False)
+    table = study.composition("0")
+    assert table["channel"].tolist() == [2, 0, 1]
+    assert table["weight"].tolist() == [-4.0, 3.0, 1.0]
+    np.testing.assert_allclose(table["share"], [0.64, 0.36, 1.0])
+    families = ng.Families([{0: 1, 2: -1}, {1: 1}, {3: 1}])
+    made = ng.Study(perceptron(), ROWS, 1, basis={"0": families}, progress=False).composition("0")
+    assert made["weight"].tolist() == [1.0, -1.0, 1.0, 1.0]
+    for layer in ("2", "nowhere"):
+        with pytest.raises(OptionError, match="has no basis"):
+            study.composition(layer)

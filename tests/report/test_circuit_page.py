@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import re
@@ -14,7 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import neurograph
 from neurograph.errors import OptionError
 from neurograph.report.circuit_page import render_circuit
 from tests.report.pages import HOSTILE, assert_asks_for_nothing, data_of
@@ -197,3 +202,54 @@ def test_a_page_of_thousands_is_cut_and_says_so(make_circuit: Make) -> None:
     strength = {n: abs(d["effect"]) for n, d in circuit.graph.nodes(data=True)}
     hidden = [strength[n] for n in circuit.graph if n not in set(ids.values())]
     assert max(hidden) <= sorted(strength.values())[-1_900]
+
+
+def images(size: int) -> neurograph.Study:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    data = torch.rand(20, 1, size, size)
+    model(data)
+    labels = [HOSTILE if i % 2 else "well" for i in range(20)]
+    return neurograph.Study(model, (data, labels), 1, progress=False)
+
+
+@pytest.mark.parametrize("size", [8, 90])
+def test_exemplars_are_small_pictures_outlined_where_maps_peak(size: int) -> None:
+    circuit = images(size).search()
+    page = render_circuit(circuit, None, 2)
+    data, found = data_of(page), circuit.study.exemplars(neurons=circuit.graph, count=2)
+    assert_asks_for_nothing(page)
+    samples = {one["sample"] for node in data["nodes"] for one in node["exemplars"]}
+    assert samples == set(found.table["sample"]) == set(map(int, data["pictures"]))
+    for node in data["nodes"]:
+        own = found.of((node["layer"], node["index"]))
+        assert [one["value"] for one in node["exemplars"]] == pytest.approx(own["value"].tolist())
+        assert {one["label"] for one in node["exemplars"]} <= {"well", HOSTILE}
+        for one, place in zip(node["exemplars"], own["place"], strict=True):
+            if node["layer"] == "0":
+                left, top, width, _ = one["outline"]
+                assert (round(top / width), round(left / width)) == place
+    for sample, picture in data["pictures"].items():
+        pixels = np.frombuffer(base64.b64decode(picture["pixels"]), np.uint8)
+        assert len(pixels) == picture["width"] * picture["height"] == min(size, 64) ** 2
+        if size == 8:
+            image = circuit.study.data[0][int(sample), 0].numpy()
+            scaled = (image - image.min()) / (image.max() - image.min()) * 255
+            np.testing.assert_allclose(pixels.reshape(8, 8), scaled, atol=0.51)
+    assert any("samples of the data, as exemplars" in note for note in data["notes"])
+
+
+def test_no_samples_of_the_data_where_none_are_asked_for_or_at_hand(tmp_path: Path) -> None:
+    circuit = images(8).search()
+    for one, count in ((circuit, 0), (circuit.detach(), 3)):
+        one.to_html(tmp_path / "page.html", exemplars=count)
+        data = data_of((tmp_path / "page.html").read_text("utf-8"))
+        assert "pictures" not in data
+        assert not any("exemplars" in node for node in data["nodes"])
+    shuffled = DataLoader(TensorDataset(torch.rand(9, 3)), shuffle=True)
+    circuit = neurograph.search(nn.Linear(3, 1), shuffled, progress=False)
+    circuit.to_html(tmp_path / "page.html")
+    notes = data_of((tmp_path / "page.html").read_text("utf-8"))["notes"]
+    assert any(note.startswith("no exemplars are shown: samples of a DataLoader") for note in notes)
+    with pytest.raises(OptionError, match="exemplars=-1"):
+        circuit.to_html(tmp_path / "page.html", exemplars=-1)

@@ -253,3 +253,26 @@ def test_an_empty_circuit_says_so(opened: Callable[[Any], Opened], make_circuit:
     page, _, complaints, _ = opened(circuit)
     assert "no neuron" in page.locator("#subtitle").inner_text()
     assert complaints == []
+
+
+def test_exemplars_are_shown_as_pictures_tokens_and_features(visit: Callable[[str], Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 1))
+    circuit = neurograph.search(model, torch.rand(9, 1, 6, 6), progress=False)
+    page, complaints, _ = visit(render_circuit(circuit, None, 1))
+    assert page.evaluate("window.neurograph.select('0', 0)")
+    assert page.locator(".exemplars canvas").count() == 3  # highest, between, lowest
+    assert page.locator(".exemplars .outline").count() == 3
+    model = nn.Sequential(nn.Embedding(5, 4), nn.LSTM(4, 3, batch_first=True))
+    names = neurograph.Study(
+        model,
+        torch.randint(5, (9, 4)),
+        lambda output, _: output[0][:, -1, 0],
+        tokenizer=lambda i: f"{HOSTILE}{i}",
+        progress=False,
+    )
+    page, more, requests = visit(render_circuit(names.search(), None, 1))
+    assert page.evaluate("window.neurograph.select('1', 0)")
+    assert HOSTILE in page.locator(".exemplars mark").first.inner_text()
+    assert not [*complaints, *more]
+    assert all(request.startswith("file:") for request in requests)

@@ -5,6 +5,7 @@ window: ``figure.savefig(path)`` writes it. Nothing global is touched.
 """
 
 from neurograph.report.figures.draw_distributions import distributions as distributions
+from neurograph.report.figures.draw_exemplars import exemplars as exemplars
 from neurograph.report.figures.draw_faithfulness import faithfulness as faithfulness
 from neurograph.report.figures.draw_history import history as history
 from neurograph.report.figures.draw_masking import masking as masking

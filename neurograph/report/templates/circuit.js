@@ -192,11 +192,60 @@
       + (node.target ? ` · read by ${target}` : "");
   }
 
+  /** An image among the samples, its outline where a map peaks. */
+  function picture(one) {
+    const image = data.pictures?.[one.sample];
+    if (!image) return null;
+    const canvas = el("canvas", { width: image.width, height: image.height, role: "img",
+      "aria-label": `sample ${one.sample}` });
+    const bytes = Uint8Array.from(atob(image.pixels), (c) => c.charCodeAt(0));
+    const context = canvas.getContext("2d");
+    const pixels = context.createImageData(image.width, image.height);
+    for (let i = 0; i < image.width * image.height; i += 1) {
+      for (let c = 0; c < 3; c += 1) {
+        pixels.data[4 * i + c] = bytes[image.channels * i + (image.channels === 3 ? c : 0)];
+      }
+      pixels.data[4 * i + 3] = 255;
+    }
+    context.putImageData(pixels, 0, 0);
+    const frame = el("span", { class: "picture" }, canvas);
+    if (one.outline) {
+      const mark = el("span", { class: "outline" });
+      ["left", "top", "width", "height"].forEach((side, i) => {
+        mark.style[side] = `${100 * one.outline[i]}%`;
+      });
+      frame.append(mark);
+    }
+    return frame;
+  }
+
+  function exemplars(node) {
+    const parts = [];
+    for (const [end, title] of [["highest", "Highest in"], ["between", "In between"],
+      ["lowest", "Lowest in"]]) {
+      const own = (node.exemplars ?? []).filter((one) => one.end === end);
+      if (!own.length) continue;
+      parts.push(el("h3", {}, title), el("ul", { class: "exemplars" }, ...own.map((one) => {
+        const words = el("span", { class: "words" }, one.shows ?? "");
+        for (const [token, shade] of one.tokens ?? []) {
+          const mark = el("mark", { class: shade < 0 ? "negative" : "positive" }, token);
+          mark.style.setProperty("--shade", `${Math.round(70 * Math.abs(shade))}%`);
+          words.append(mark, " ");
+        }
+        const label = one.label === undefined ? "" : ` · ${one.label}`;
+        return el("li", {}, picture(one), el("span", {},
+          el("b", {}, number(one.value)), ` sample ${one.sample}${label}`, el("br"), words));
+      })));
+    }
+    return parts;
+  }
+
   function statistics(node, full) {
     const some = (key, value) => (finite(node[key]) ? value : null);
     const range = (low, high) => (finite(node[low]) && finite(node[high])
       ? `${number(node[low])} … ${number(node[high])}` : null);
     return [
+      ["made of", node.made_of],
       ["mean ± std", some("mean", `${number(node.mean)} ± ${number(node.std)}`)],
       ["median", full ? some("q50", number(node.q50)) : null],
       ["middle half", full ? range("q25", "q75") : null],
@@ -371,7 +420,8 @@
     panel.replaceChildren(...[
       el("div", { class: "title-row" }, el("h2", {}, node.label), close),
       el("p", { class: "where" }, where(node)), big, hidden, strip(node, wide),
-      facts([...effects(node, false), ...statistics(node, true)]), ...throughNeuron(node),
+      facts([...effects(node, false), ...statistics(node, true)]), ...exemplars(node),
+      ...throughNeuron(node),
       ...neighbours(node, "ins", "a", "Reads from"),
       ...neighbours(node, "outs", "b", "Writes to")].filter(Boolean));
     panel.parentElement.scrollTop = 0;
