@@ -1,35 +1,40 @@
-"""Signals: how much of the target comes back when a few directions of a layer alone pass."""
+"""Signals: how much of the target comes back when a few parts of each layer alone pass."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy
-import torch
 from torch import Tensor
 
-from neurograph.ablation.chosen_neurons import hidden_layers
+from neurograph.ablation.index import Components, neurons_of
 from neurograph.ablation.intervals import interval
-from neurograph.ablation.replacements import ablated_values
+from neurograph.ablation.keep_neurons import KeepNeurons
+from neurograph.effects.contrast import FromMean, LayerSamples
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
-from neurograph.model.basis import Directions
-from neurograph.model.directions import Active, Principal
+from neurograph.model.basis import Basis, Directions, FoundDirections
+from neurograph.model.directions import Active, Attributed, Principal
 from neurograph.preparation.base_study import BaseStudy
 from neurograph.preparation.options import SignalOptions, read_options
+from neurograph.preparation.preparation import LayerStatistics
 from neurograph.replay.run import Outcome
 from neurograph.utils.checks import a_share
 from neurograph.utils.progress import Progress
 
-__all__ = ["Signals", "find_signals"]
+__all__ = ["ALL", "Signals", "find_signals"]
 
-_KINDS = {"active": Active, "principal": Principal}
+ALL = "all layers"
+"""In place of a layer's name: each of them passes so many parts on, all at once."""
+
+_FOUND: Mapping[str, Callable[[int, int], FoundDirections]]
+_FOUND = {"active": Active, "principal": Principal, "neurons": Attributed}
 _RANDOM = 3  # tells this use of the seed from others
 
 
@@ -40,11 +45,14 @@ class Signals:
     Attributes
     ----------
     table : DataFrame
-        ``layer``; ``directions`` (``active``, ``principal``, ``random``); ``count`` of them that
-        pass while all else the layer says is the mean; ``share`` of the target that comes back, 1
-        less the mean square of its change over its variance, over the reference samples (it may
-        be below 0); ``low`` and ``high``, where the share may be: of random directions over other
-        draws, of others over other samples.
+        ``layer``, or ``all layers`` at once; ``parts``, what passes: ``active`` or ``principal``
+        directions, the ``neurons`` of the largest attribution, ``random`` directions, ``random
+        neurons``; ``count`` of them, of each layer, while all else that it says is the mean;
+        ``share`` of the target that comes back, 1 less the mean square of its change over its
+        variance, over the reference samples (it may be below 0); ``low`` and ``high``, where the
+        share may be: of what is drawn over other draws, of what is found over other samples;
+        ``found_on``, the share over the samples on which parts were found, NaN for what is drawn:
+        by how much it is above ``share`` does not hold on other samples.
     target : str
         What the target is called.
     confidence : float
@@ -59,129 +67,157 @@ class Signals:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def needed(self, share: float = 0.95) -> pd.DataFrame:
-        """How many directions bring back a share of the target, layer by layer.
+        """How many parts of a layer bring back a share of the target.
 
         Returns
         -------
         DataFrame
-            Indexed by layer, a column for each kind of directions: the fewest of those tried, NaN
+            Indexed by layer, a column for each kind of parts: the fewest of those tried, NaN
             where none of them were enough.
         """
         a_share(share, "share")
         enough = self.table[self.table["share"] >= share]
-        fewest = enough.groupby(["layer", "directions"])["count"].min().unstack()
-        layers, kinds = (self.table[name].unique() for name in ("layer", "directions"))
+        fewest = enough.groupby(["layer", "parts"])["count"].min().unstack()
+        layers, kinds = (self.table[name].unique() for name in ("layer", "parts"))
         return fewest.reindex(index=pd.Index(layers, name="layer"), columns=[*kinds])
 
     def __repr__(self) -> str:
-        first = self.table[self.table["count"] == self.table["count"].min()]
-        lines = []
+        count = self.table["count"].min()
+        first = self.table[self.table["count"] == count]
+        lines = [f"Signals: the share of {self.target!r} that comes back by {count} of each layer"]
         for layer, rows in first.groupby("layer", sort=False):
-            parts = [f"{row.share:.1%} by {row.directions}" for row in rows.itertuples()]
-            count = int(rows["count"].iloc[0])
-            lines.append(f"  {layer}, {count} direction{'s' * (count > 1)}: {', '.join(parts)}")
-        head = f"Signals: the share of {self.target!r} that comes back when few directions pass"
-        return "\n".join([head, *lines])
+            shares = [f"{row.share:.1%} by {row.parts}" for row in rows.itertuples()]
+            lines.append(f"  {layer}: {', '.join(shares)}")
+        return "\n".join(lines)
 
 
 def find_signals(study: BaseStudy, options: Mapping[str, Any]) -> Signals:
     """Measure how many signals layers of a study pass on; see `Study.signals`."""
     own = read_options(SignalOptions, options, "signals")
-    if study.options["basis"]:
-        raise OptionError("signals are those of channels: ask a study without basis=")
-    counts, confidence = own["counts"], own["confidence"]
+    if study.options["basis"] or study.options["groups"]:
+        raise OptionError("signals are those of channels: ask a study without basis= or groups=")
     study = study.at(background="data", routed=False)
-    layers = list(hidden_layers(study.layers))
+    layers = [name for (name,) in neurons_of(study.experiment, inputs=False).sizes]
     if not layers:
         raise OptionError("the model has no hidden layers: only the output reads what there is")
-    mean = ablated_values(study, "mean", study.options["seed"])
-    found = {layer: _directions(study, layer, own) for layer in layers}
-    rows = []
-    with (
-        study.open() as experiment,
-        Progress("signals", study.options["progress"], total=len(layers), unit="layers") as bar,
-    ):
-        for layer in layers:
-            bar.describe(f"signals of {layer}")
-            for kind, draws in found[layer].items():
-                shares = [_shares(experiment, layer, d, counts, mean(layer)) for d in draws]
-                size = experiment.recording.size
-                rows += [(layer, kind, *row) for row in _summed(shares, counts, confidence, size)]
+    counts, kinds, statistics = own["counts"], own["parts"], study.statistics
+    scopes = {layer: [layer] for layer in layers} | ({ALL: layers} if len(layers) > 1 else {})
+    shares: dict[tuple[str, str], list[_Shares]] = {}
+    found_on: dict[tuple[str, str], _Shares] = {}
+    draws = [(kind, i) for kind in kinds for i in range(1 if kind in _FOUND else own["draws"])]
+    with Progress("signals", study.options["progress"], total=len(draws), unit="kinds") as bar:
+        for kind, draw in draws:
+            bar.describe(f"signals: {kind}")
+            bases = dict(_bases(study, layers, kind, draw, own))
+            for scope, measured in _measured(study, bases, scopes, counts, statistics):
+                shares.setdefault((scope, kind), []).append(measured)
+            if kind in _FOUND:
+                there = study.where_found(own["samples"])
+                for scope, measured in _measured(there, bases, scopes, counts, statistics):
+                    found_on[scope, kind] = measured
             bar.advance()
-    columns = ["layer", "directions", "count", "share", "low", "high"]
+    size = study.experiment.recording.size
+    rows = [
+        (scope, kind, *row, found_on.get((scope, kind), {}).get(row[0], _NOTHING)[0])
+        for scope in scopes
+        for kind in kinds
+        for row in _summed(shares.get((scope, kind), []), counts, own["confidence"], size)
+    ]
+    columns = ["layer", "parts", "count", "share", "low", "high", "found_on"]
     return Signals(
         pd.DataFrame(rows, columns=columns),
         study.target.name,
-        confidence,
-        study.provenance_with({**own, "counts": list(counts)}, without=("contrast", "background")),
+        own["confidence"],
+        study.provenance_with(
+            {**own, "counts": list(counts), "parts": list(kinds)},
+            without=("contrast", "background"),
+        ),
     )
 
 
-def _directions(
-    study: BaseStudy, layer: str, own: Mapping[str, Any]
-) -> dict[str, list[Directions]]:
-    """Directions of each kind, as many as there are, up to the most that are tried."""
-    width = study.experiment.recording.layers[layer].neurons
-    most = min(max(own["counts"]), width)
-    found: dict[str, list[Directions]] = {}
-    for name, kind in _KINDS.items():
-        with contextlib.suppress(OptionError):  # there are none
-            wanted = kind(most, own["samples"])
-            found[name] = [study.find_directions(layer, wanted, fewer=True)]
-    seed = [study.options["seed"], _RANDOM]
-    found["random"] = [
-        Directions(np.linalg.qr(np.random.default_rng([*seed, i]).normal(size=(width, most)))[0].T)
-        for i in range(own["draws"])
-    ]
-    return found
+def _bases(
+    study: BaseStudy, layers: Sequence[str], kind: str, draw: int, own: Mapping[str, Any]
+) -> Iterator[tuple[str, Basis]]:
+    """Parts of a kind of each layer that has any: as many as there are, up to the most tried."""
+    for number, layer in enumerate(layers):
+        width = study.experiment.recording.layers[layer].neurons
+        most = min(max(own["counts"]), width)
+        generator = np.random.default_rng([study.options["seed"], _RANDOM, draw, number])
+        if kind in _FOUND:
+            with contextlib.suppress(OptionError):  # there are none
+                wanted = _FOUND[kind](most, own["samples"])
+                yield layer, study.find_directions(layer, wanted, fewer=True)
+        elif kind == "random":
+            yield layer, Directions(np.linalg.qr(generator.normal(size=(width, most)))[0].T)
+        else:
+            yield layer, Directions(np.eye(width)[generator.permutation(width)[:most]])
+
+
+_Shares = Mapping[int, tuple[float, float]]
+"""By how many parts pass, the share that comes back, and its standard error over the samples."""
+
+_NOTHING = math.nan, math.nan
+
+
+def _measured(
+    study: BaseStudy,
+    bases: Mapping[str, Basis],
+    scopes: Mapping[str, Sequence[str]],
+    counts: Sequence[int],
+    statistics: LayerStatistics,
+) -> Iterator[tuple[str, _Shares]]:
+    """By scope, what comes back when first parts of its layers alone pass."""
+    plain = study.experiment.recording
+    means = {
+        name: FromMean().first(LayerSamples(plain.layers[name], statistics[name], plain))
+        for name in bases
+    }
+    with study.within(bases) as view, view.open() as experiment:
+
+        def ablated(layer: str) -> Tensor:
+            rows = means[layer].view(-1, *plain.layers[layer].shape)
+            return experiment.recording.layers[layer].coordinates(rows).flatten(1)
+
+        for scope, layers in scopes.items():
+            if bases.keys() >= set(layers):
+                yield scope, _shares(experiment, layers, counts, ablated)
 
 
 def _shares(
-    experiment: Experiment, layer: str, basis: Directions, counts: Sequence[int], mean: Tensor
-) -> dict[int, tuple[float, float]]:
-    """Share that comes back by so many directions, and its standard error over the samples."""
-    recording = experiment.recording
-    still, dim = recording.main(layer), recording.layers[layer].channel_dim
-    both = still, mean.expand(len(still), -1).reshape(still.shape)
-    whole, away = (basis.coordinates(x.movedim(dim, -1)) for x in both)
-    moving = experiment.moving(layer)
-    may = None if moving is None else moving.view(still.shape)
-    known = [count for count in counts if count <= len(basis.writing)]
-    plan = experiment.wiring.suffix([layer])
-    everyone = slice(0, recording.size)
-    full = experiment.targets(Outcome(recording.output), 1, everyone)[0].double()
-    found = full.new_empty(len(known), len(full))
-    for blocks, samples in experiment.chunks(len(known), [plan]):
-        rows = []
-        for count in known[blocks]:
-            passed = torch.cat([whole[samples, ..., :count], away[samples, ..., count:]], -1)
-            kept = basis.from_coordinates(passed).movedim(-1, dim)
-            rows.append(kept if may is None else torch.where(may[samples], kept, still[samples]))
-        given = {layer: torch.cat(rows)}
-        outcome = experiment.replay.run(plan, given, blocks=len(rows), samples=samples)
-        found[blocks, samples] = experiment.targets(outcome, len(rows), samples).double()
-    errors, spread = (found - full).square(), (full - full.mean()).square()
-    return {count: _share(e, spread) for count, e in zip(known, errors, strict=True)}
+    experiment: Experiment, layers: Sequence[str], counts: Sequence[int], ablated: Any
+) -> _Shares:
+    units = {layer: experiment.units(layer) for layer in layers}
+    numbers = {n: np.arange(len(own)) // (own.positions or 1) for n, own in units.items()}
+    parts = {n: int(own[-1]) for n, own in numbers.items()}  # all but the remainder
+    counts = [count for count in counts if count <= max(parts.values())]
+    kept = [[own < min(count, parts[n]) for n, own in numbers.items()] for count in counts]
+    components = Components("neurons", units, {(n,): (len(own),) for n, own in units.items()})
+    everyone = slice(0, experiment.recording.size)
+    whole = experiment.targets(Outcome(experiment.recording.output), 1, everyone)[0].double()
+    found = whole.new_empty(len(counts), len(whole))
+    flags = np.array([np.concatenate(one) for one in kept])
+    for sets, samples, output in KeepNeurons(experiment, components)(flags, ablated):
+        count = sets.stop - sets.start
+        found[sets, samples] = experiment.targets(Outcome(output), count, samples).double()
+    errors, spread = (found - whole).square(), (whole - whole.mean()).square()
+    return {count: _share(e, spread) for count, e in zip(counts, errors, strict=True)}
 
 
 def _share(errors: Tensor, spread: Tensor) -> tuple[float, float]:
     """1 less the ratio of two means over samples, and its standard error to first order."""
     size, whole = len(errors), float(spread.mean())
     if not whole or size < 2:
-        return math.nan, math.nan
+        return _NOTHING
     ratio = float(errors.mean()) / whole
     stderr = float((errors - ratio * spread).std()) / (whole * math.sqrt(size))
     return 1 - ratio, stderr
 
 
 def _summed(
-    draws: Sequence[Mapping[int, tuple[float, float]]],
-    counts: Sequence[int],
-    confidence: float,
-    samples: int,
+    draws: Sequence[_Shares], counts: Sequence[int], confidence: float, samples: int
 ) -> Iterator[tuple[int, float, float, float]]:
     """Count, share and interval: over draws where there are several, else over the samples."""
-    for count in (count for count in counts if count in draws[0]):
+    for count in (count for count in counts if draws and count in draws[0]):
         if len(draws) > 1:
             yield count, *interval(np.array([draw[count][0] for draw in draws]), confidence)
             continue

@@ -520,10 +520,19 @@ def draw(source: Iterable[Batch], count: int, seed: int) -> tuple[Batch, tuple[i
 
 
 class Drawn:
-    """Samples drawn so far, as `draw` does, from batches that come one by one."""
+    """Samples drawn so far, as `draw` does, from batches that come one by one.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self._count, self._generator = count, torch.Generator().manual_seed(seed)
+    Parameters
+    ----------
+    count, seed : int
+        As for `draw`.
+    beyond : int
+        How many other samples to leave out: those that as large a `count` draws.
+    """
+
+    def __init__(self, count: int, seed: int, beyond: int = 0) -> None:
+        self._count, self._beyond = count + beyond, beyond
+        self._generator = torch.Generator().manual_seed(seed)
         # Of each sample its key, where it stood, and where it is among those taken of its batch.
         self._kept: list[tuple[float, int, Batch, int]] = []
         self.seen = 0  # samples
@@ -544,7 +553,7 @@ class Drawn:
 
     def result(self) -> tuple[Batch, tuple[int, ...]]:
         """The samples and their positions; DataError where they do not fit together."""
-        kept = sorted(self._kept, key=lambda item: item[1])
+        kept = sorted(self._kept[self._beyond :], key=lambda item: item[1])
         parts = []
         for _, group in itertools.groupby(kept, key=lambda item: id(item[2])):
             items = list(group)

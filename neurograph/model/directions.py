@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurograph.errors import OptionError
 from neurograph.model.basis import SMALLEST, Directions, FoundDirections
 
-__all__ = ["Active", "Principal"]
+__all__ = ["Active", "Attributed", "Principal"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,26 @@ class Active(FoundDirections):
         rises = (slopes @ ((found * sizes) @ span).T).sum(0)
         found = torch.where(rises[:, None] < 0, -found, found)
         return Directions((found * sizes) @ span, (found / sizes) @ span)
+
+
+@dataclass(frozen=True)
+class Attributed(FoundDirections):
+    """The channels of the largest attributions, as directions: what they are compared with.
+
+    An attribution is the mean square, over rows, of gradient times distance from the mean.
+
+    Examples
+    --------
+    >>> rows = torch.tensor([[2.0, 1.0], [-2.0, -1.0]], dtype=torch.float64)
+    >>> Attributed(1).find(rows, torch.tensor([[1.0, 3.0], [1.0, 3.0]]).double()).writing
+    tensor([[0., 1.]], dtype=torch.float64)
+    """
+
+    def find(self, rows: Tensor, slopes: Tensor, *, fewer: bool = False) -> Directions:
+        """Find them; OptionError where the layer has fewer channels."""
+        sizes = ((rows - rows.mean(0)) * slopes).square().mean(0)
+        if len(sizes) < self.count and not fewer:
+            raise OptionError(f"there are {len(sizes)} channels, fewer than count={self.count}")
+        first = sizes.argsort(descending=True, stable=True)[: self.count]
+        vectors = torch.eye(len(sizes), dtype=torch.float64)[first]
+        return Directions(vectors, vectors)

@@ -20,7 +20,7 @@ from neurograph.effects.effects import Effects
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import NeurographError, OptionError
-from neurograph.model.basis import Directions, FoundDirections, describe_bases
+from neurograph.model.basis import Basis, Directions, FoundDirections, describe_bases
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, refuse_unsupported
 from neurograph.model.layers import Neuron
 from neurograph.model.neurons import describe_groups
@@ -323,6 +323,28 @@ class BaseStudy:
             while len(self._derived) > _VIEWS:
                 self._derived.pop(next(iter(self._derived)))
         return self._derived[key]
+
+    def _with(self, preparation: Preparation) -> Self:
+        other = type(self).__new__(type(self))
+        vars(other).update({k: v for k, v in vars(self).items() if k != "experiment"})
+        other._preparation, other._derived = preparation, {}
+        return other
+
+    @contextlib.contextmanager
+    def within(self, bases: Mapping[str, Basis]) -> Iterator[Self]:
+        """The same study with neurons of layers in bases, by the layers' names, for a while."""
+        other = self._with(self._preparation.within(bases))
+        mine, theirs = self.experiment.replay, other.experiment.replay
+        theirs.one_by_one |= mine.one_by_one
+        try:
+            yield other
+        finally:
+            if theirs.found_mixing:
+                mine.one_by_one = mine.found_mixing = True
+
+    def where_found(self, samples: int) -> Self:
+        """The same study on the samples on which directions are found, so many."""
+        return self._with(self._preparation.directions.preparation(samples))
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from neurograph.effects.experiment import Experiment
+from neurograph.effects.contrast import FromZero
 from neurograph.effects.slopes import AtBackground
 from neurograph.errors import OptionError
 from neurograph.model.basis import Directions, FoundDirections
 from neurograph.replay.recording import Recording
+
+if TYPE_CHECKING:
+    from neurograph.preparation.preparation import Preparation
 
 __all__ = ["DirectionFinder"]
 
@@ -24,10 +28,14 @@ class DirectionFinder:
     Parameters
     ----------
     plain : callable
-        From a number of samples to an experiment on so many, with channels for neurons, and how
-        many the data have.
+        From a number of samples, and of samples to leave out that the seed draws first, to a
+        preparation on so many, with channels for neurons.
     actual : Recording
         Of the reference samples.
+    samples : int
+        How many the data have.
+    drawn : int
+        How many of these the reference samples are; 0 where they were given.
     memory : int
         Bytes that a recording may take: fewer samples are taken where that has no room.
     seed : int
@@ -36,19 +44,23 @@ class DirectionFinder:
     Attributes
     ----------
     notes : list of str
-        Where fewer samples were used than asked for.
+        Where other samples were used than asked for.
     """
 
     def __init__(
         self,
-        plain: Callable[[int], tuple[Experiment, int]],
+        plain: Callable[[int, int], Preparation],
         actual: Recording,
+        samples: int,
+        drawn: int,
         memory: int,
         seed: int,
     ) -> None:
         self._plain, self._seed = plain, seed
+        self._known, self._drawn = samples, drawn
         self._room = max(2, memory // max(1, actual.row_bytes))
         self._fixed = actual.size if actual.fixed else None
+        self._preparations: dict[int, Preparation] = {}
         self._points: dict[int, AtBackground] = {}
         self.notes: list[str] = []
 
@@ -73,17 +85,34 @@ class DirectionFinder:
             raise OptionError(f"basis of layer {layer!r}: {error}") from None
 
     def _point(self, samples: int) -> AtBackground:
-        """Where gradients are taken on so many samples, or as many as there is room for."""
+        """Where gradients are taken."""
         if samples not in self._points:
-            count = self._fixed or min(samples, self._room)
-            experiment, known = self._plain(count)
+            experiment = self.preparation(samples).experiment(FromZero(), "data", routed=False)
             self._points[samples] = AtBackground(experiment)
-            if count < min(samples, known):
+        return self._points[samples]
+
+    def preparation(self, samples: int) -> Preparation:
+        """The samples on which directions are found: so many, or as many as there are.
+
+        They are others than the reference samples where at least as many are left.
+        """
+        if samples not in self._preparations:
+            count, beyond = self._fixed or min(samples, self._room), self._drawn
+            if count < min(samples, self._known):
                 self.notes.append(
                     f"directions were found on {count} samples, not {samples}: memory= has room "
                     "for no more"
                 )
-        return self._points[samples]
+            if self._known - beyond < min(count, beyond):
+                self.notes.append(
+                    f"directions were found on samples among which the {beyond} reference samples "
+                    f"are, as the data have {self._known}: what is measured on these is no proof "
+                    "that they hold on others (a smaller reference= leaves some)"
+                )
+                beyond = 0
+            count = min(count, self._known - beyond)
+            self._preparations[samples] = self._plain(count, beyond)
+        return self._preparations[samples]
 
 
 def _by_channel(rows: Tensor, dim: int) -> Tensor:

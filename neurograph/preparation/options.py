@@ -13,7 +13,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args
 
 from neurograph.effects.scorers import SCORERS
 from neurograph.errors import OptionError
@@ -59,6 +59,9 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Check = Callable[[Any], Any]
+
+Part = Literal["active", "principal", "neurons", "random", "random neurons"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151)."""
@@ -171,6 +174,15 @@ def _counts(counts: Any) -> tuple[int, ...]:
     known = [whole(count, "counts", least=1) for count in listed(counts, "counts")]
     if not known or not all(a < b for a, b in itertools.pairwise(known)):
         raise OptionError(f"counts={shown(tuple(known))} must be ascending whole numbers")
+    return tuple(known)
+
+
+def _parts(parts: Any) -> tuple[Part, ...]:
+    known: list[Part] = listed(parts, "parts", "some of " + ", ".join(PARTS))
+    for part in known:
+        one_of(part, "parts", PARTS)
+    if not known or len(set(known)) < len(known):
+        raise OptionError(f"parts={shown(parts)}: pass some of {', '.join(PARTS)}, each once")
     return tuple(known)
 
 
@@ -372,6 +384,7 @@ _FAITHFULNESS = {
 class SignalOptions(TypedDict, total=False):
     """Options of signals beside those of a study; `Study.signals` explains them."""
 
+    parts: Sequence[Part]
     counts: Sequence[int]
     samples: int
     draws: int
@@ -379,7 +392,8 @@ class SignalOptions(TypedDict, total=False):
 
 
 _SIGNALS = {
-    "counts": Option((1, 2, 3, 4, 6, 8), check=_counts),
+    "parts": Option(PARTS, check=_parts),
+    "counts": Option((1, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512), check=_counts),
     "samples": Option(512, check=_whole("samples", 2)),
     "draws": Option(5, check=_whole("draws", 2)),
     "confidence": Option(0.95, check=functools.partial(a_share, option="confidence")),

@@ -31,14 +31,13 @@ from neurograph.data.source import (
 from neurograph.effects.contrast import (
     Background,
     Contrast,
-    FromZero,
     LayerSamples,
     with_background,
 )
 from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import DataError, ModelError, OptionError
-from neurograph.model.basis import find_bases
+from neurograph.model.basis import Basis, find_bases
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
 from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
@@ -91,6 +90,9 @@ class Preparation:
         As the user gave it.
     options : mapping of str to Any
         Those of `StudyOptions`, all of them, read.
+    beyond : int
+        How many of the samples that the seed draws first are left out: the reference samples of
+        another preparation.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class Preparation:
         data: Any,
         target: int | str | TargetFunction | None,
         options: Mapping[str, Any],
+        beyond: int = 0,
     ) -> None:
         self.model, self.data, self.asked, self.options = model, data, target, options
+        self.beyond = beyond
         self._statistics: LayerStatistics | None = None
         self._levels = set(QUANTILES)
         self._experiments: dict[tuple[Background, bool], Experiment] = {}
@@ -116,12 +120,19 @@ class Preparation:
             check_weights(self.model)
             weights = model_hash(self.model)
             with ALONE, keeping(self.model, shared=True):
-                return _prepare(self.model, self.data, self.asked, self.options, weights)
+                return _prepare(self, weights)
 
     @functools.cached_property
     def directions(self) -> DirectionFinder:
         """Finds directions of layers, where these have no basis."""
-        return _finder(self.model, self.data, self.asked, self.options, self.prepared.recording)
+        return _finder(self, self.prepared.recording, self.prepared.samples)
+
+    def within(self, bases: Mapping[str, Basis]) -> Preparation:
+        """The same, with neurons of layers in bases, by the layers' names."""
+        other = Preparation(self.model, self.data, self.asked, self.options, self.beyond)
+        vars(other)["prepared"] = _in_bases(self.prepared, bases)
+        other.lock, other.is_trusted = self.lock, self.is_trusted
+        return other
 
     def check_unchanged(self) -> None:
         """ModelError if the model is another than it was when it was prepared.
@@ -359,19 +370,15 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def _prepare(
-    model: nn.Module,
-    data: Any,
-    asked: int | str | TargetFunction | None,
-    options: Mapping[str, Any],
-    weights: str,
-) -> Prepared:
+def _prepare(preparation: Preparation, weights: str) -> Prepared:
+    model, data, options = preparation.model, preparation.data, preparation.options
+    asked = preparation.asked
     given, example = options["profile"], None
     if given is not None:
         _check_profiled(given, weights)
     source = Source(data, model, class_names=options["class_names"])
     _check_target(asked, source, model, options)
-    walk = _Walk(source, options)
+    walk = _Walk(source, options, preparation.beyond)
     if given is None:
         profiled, example = wired(model, walk, options["layers"])
     else:
@@ -396,23 +403,15 @@ def _prepare(
         wiring = confirm_wiring(replay, wiring)
     searched = {name: actual.layers[name] for name in wiring.layers}
     groups = find_groups({} if options["groups"] is None else options["groups"], searched, model)
-    finder = _finder(model, data, asked, options, actual)
+    finder = _finder(preparation, actual, walk.samples)
     bases = find_bases({} if options["basis"] is None else options["basis"], searched, finder)
     both = groups.keys() & bases.keys()
     if both:
         raise OptionError(f"layer {min(both)!r} has groups= and basis=: pass one of the two")
-    if bases:
-        if given is not None:
-            raise OptionError(
-                "profile= has statistics of channels, and basis= has other neurons: pass one of "
-                "the two"
-            )
-        actual = actual.with_bases(bases)
-        example = None if example is None else example.with_bases(bases)
-        for graph in (profiled, wiring.layers, wiring.whole, wiring.possible):
-            for name in graph.nodes & bases.keys():
-                graph.nodes[name]["neurons"] = actual.layers[name].neurons
-        groups |= {name: (basis.kind, basis.units) for name, basis in bases.items()}
+    if bases and given is not None:
+        raise OptionError(
+            "profile= has statistics of channels, and basis= has other neurons: pass one of the two"
+        )
     coarsely = list(coarse(target, actual))
     notes = [
         *doubtful_heads(groups, searched),
@@ -424,7 +423,7 @@ def _prepare(
         *coarsely,
         *finder.notes,
     ]
-    return Prepared(
+    prepared = Prepared(
         source,
         profiled,
         example,
@@ -441,20 +440,45 @@ def _prepare(
         bool(coarsely),
         tuple(dict.fromkeys(notes)),
     )
+    return _in_bases(prepared, bases) if bases else prepared
 
 
-def _finder(
-    model: nn.Module, data: Any, asked: Any, options: Mapping[str, Any], actual: Recording
-) -> DirectionFinder:
+def _in_bases(prepared: Prepared, bases: Mapping[str, Basis]) -> Prepared:
+    """The same, with neurons of some layers in bases."""
+    recording, example, wiring = prepared.recording, prepared.example, prepared.wiring
+    recording = recording.with_bases(bases)
+
+    @functools.cache
+    def told(graph: nx.DiGraph) -> nx.DiGraph:
+        graph = graph.copy()
+        for name in graph.nodes & bases.keys():
+            graph.nodes[name]["neurons"] = recording.layers[name].neurons
+        return graph
+
+    return replace(
+        prepared,
+        profiled=told(prepared.profiled),
+        example=None if example is None else example.with_bases(bases),
+        recording=recording,
+        wiring=Wiring(told(wiring.layers), told(wiring.whole), told(wiring.possible)),
+        groups={**prepared.groups, **{n: (b.kind, b.units) for n, b in bases.items()}},
+    )
+
+
+def _finder(preparation: Preparation, actual: Recording, samples: int) -> DirectionFinder:
     """Find directions in a preparation of the channels themselves, on samples of its own."""
+    options = preparation.options
+    drawn = actual.size if isinstance(options["reference"], int) else 0
 
-    def plain(count: int) -> tuple[Experiment, int]:
-        own = {"basis": None, "reference": count, "seed": options["seed"] + 1, "progress": False}
-        preparation = Preparation(model, data, asked, {**options, **own})
-        experiment = preparation.experiment(FromZero(), "data", routed=False)
-        return experiment, preparation.prepared.samples
+    def plain(count: int, beyond: int) -> Preparation:
+        own = {"basis": None, "reference": count, "progress": False}
+        own["seed"] = options["seed"] + (not beyond)  # no others are left: at least not the same
+        own = {**options, **own}
+        return Preparation(preparation.model, preparation.data, preparation.asked, own, beyond)
 
-    return DirectionFinder(plain, actual, parse_memory(options["memory"]), options["seed"])
+    return DirectionFinder(
+        plain, actual, samples, drawn, parse_memory(options["memory"]), options["seed"]
+    )
 
 
 def _padding(model: nn.Module, actual: Recording, target: Target, profiled: nx.DiGraph) -> Padding:
@@ -532,8 +556,8 @@ class _Walk:
         The reference samples, where these are drawn from the data.
     """
 
-    def __init__(self, source: Source, options: Mapping[str, Any]) -> None:
-        self.source, self._options = source, options
+    def __init__(self, source: Source, options: Mapping[str, Any], beyond: int = 0) -> None:
+        self.source, self._options, self._beyond = source, options, beyond
         self.hash, self.samples = "", 0
         self.drawn: Drawn | None = None
 
@@ -542,7 +566,9 @@ class _Walk:
             yield from self.source
             return
         digest, samples, count = fingerprint([]), 0, self._options["reference"]
-        drawn = Drawn(count, self._options["seed"]) if isinstance(count, int) else None
+        drawn = None
+        if isinstance(count, int):
+            drawn = Drawn(count, self._options["seed"], self._beyond)
         for batch in self.source:
             fingerprint(batch.tensors(), digest)
             samples += batch.size

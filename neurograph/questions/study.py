@@ -201,22 +201,25 @@ class Study(BaseStudy):
 
         Parameters
         ----------
+        parts : sequence of str
+            What may pass: ``active`` or ``principal`` directions, the ``neurons`` of the largest
+            attributions, ``random`` directions, ``random neurons``.
         counts : sequence of int
-            How many directions may pass: the strongest active and principal ones, and random
-            ones, while all else that the layer says is its mean over the data.
+            How many of them: the strongest, while all else that the layer says is its mean over
+            the data.
         samples : int
-            On how many samples directions are found. They are drawn by another seed than the
-            reference samples, on which the shares are measured, and may have some in common:
-            pass `reference` samples that are not in the data to be sure.
+            On how many samples parts are found: others than the reference samples, on which the
+            shares are measured, where enough are left.
         draws : int
-            How many sets of random directions.
+            How many times what is random is drawn.
         confidence : float
             Level of the intervals.
 
         Returns
         -------
         Signals
-            A table of shares, and the fewest directions that bring back a share.
+            A table of shares, of each layer and of all at once, and the fewest parts that bring
+            back a share.
         """
         from neurograph.ablation.signals import find_signals
 

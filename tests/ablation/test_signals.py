@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.data.source import Batch
 from neurograph.errors import OptionError
-from neurograph.model.directions import Active, Principal
+from neurograph.model.directions import Active, Attributed, Principal
 from tests import zoo
 from tests.case import as_data
 
@@ -39,7 +39,7 @@ def test_shares_are_those_of_hooks(name: str, kind: type[Active]) -> None:
         layer = {"resnet": "stage1.0.conv1", "gpt2": "transformer.h.0.mlp.c_fc"}[name]
     study = ng.Study(model, data, target, reference=10, progress=False)
     signals = study.signals(counts=(1, 2), samples=20, draws=2)
-    own = (signals.table["layer"] == layer) & (signals.table["directions"] == kind.__name__.lower())
+    own = (signals.table["layer"] == layer) & (signals.table["parts"] == kind.__name__.lower())
     table = signals.table[own]
     basis = study.find_directions(layer, kind(2, 20))
     dim = 1 if name == "resnet" else -1
@@ -72,14 +72,78 @@ def test_one_signal_is_found_and_random_directions_pass_little() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 1), nn.Tanh(), nn.Linear(1, 1)).double()
     signals = ng.Study(model, X, None, reference=40, progress=False).signals(counts=(1, 2))
-    first = signals.table.query("layer == '0'").set_index(["directions", "count"])
+    first = signals.table.query("layer == '0'").set_index(["parts", "count"])
     assert first.loc[("active", 1), "share"] == pytest.approx(1, abs=1e-9)
     assert first.loc[("random", 1), "share"] < 0.5
     assert (first["low"] <= first["share"]).all()
     needed = signals.needed(0.99)
     assert needed.loc["0", "active"] == 1
     assert np.isnan(needed.loc["0", "random"])
-    assert "0, 1 direction: 100.0% by active" in repr(signals)
+    assert "  0: 100.0% by active" in repr(signals)
+
+
+@pytest.mark.parametrize("kind", [Active, Attributed])
+def test_all_layers_at_once_beside_hooks(kind: type[Active]) -> None:
+    model = perceptron()
+    study = ng.Study(model, X, 1, reference=12, progress=False)
+    signals = study.signals(counts=(1, 3), samples=30, draws=2)
+    name = "active" if kind is Active else "neurons"
+    table = signals.table.query(f"layer == 'all layers' and parts == '{name}'")
+    bases = {layer: study.find_directions(layer, kind(3, 30)) for layer in "02"}
+    means: dict[str, Tensor] = {}
+
+    def run(rows: Tensor, change: Any) -> Tensor:
+        handles = [
+            model.get_submodule(layer).register_forward_hook(
+                lambda _m, _a, out, layer=layer: change(layer, out)
+            )
+            for layer in bases
+        ]
+        with torch.no_grad():
+            output: Tensor = model(rows)[:, 1]
+        for handle in handles:
+            handle.remove()
+        return output
+
+    run(X, lambda layer, out: means.__setitem__(layer, out.mean(0)))
+    rows = X[study.provenance["data"]["reference"]]
+    whole = run(rows, lambda _layer, out: out)
+    for count, share in zip(table["count"], table["share"], strict=True):
+
+        def keep(layer: str, out: Tensor, count: int = count) -> Tensor:
+            basis, mean = bases[layer], means[layer]
+            return mean + (out - mean) @ basis.reading[:, :count] @ basis.writing[:count]
+
+        wanted = 1 - ((run(rows, keep) - whole).square().mean() / whole.var(correction=0)).item()
+        assert share == pytest.approx(wanted, rel=1e-6)
+
+
+def test_parts_are_found_on_other_samples_where_enough_are_left() -> None:
+    def samples(size: int, reference: int, wanted: int) -> tuple[set[int], set[int], list[str]]:
+        study = ng.Study(perceptron(), X[:size], 1, reference=reference, progress=False)
+        there = study.where_found(wanted).provenance["data"]["reference"]
+        return set(study.provenance["data"]["reference"]), set(there), list(study.notes)
+
+    reference, found, notes = samples(90, 40, 30)
+    assert (len(reference), len(found), reference & found) == (40, 30, set())
+    assert not any("directions were found" in note for note in notes)
+    reference, found, notes = samples(90, 40, 512)  # as many as are left
+    assert (found, len(found)) == ({*range(90)} - reference, 50)
+    reference, found, notes = samples(90, 80, 30)
+    assert len(found) == 30
+    assert any("among which the 80 reference samples are" in note for note in notes)
+
+
+def test_what_does_not_hold_on_others_is_told() -> None:
+    """A linear model of noise: of few samples, principal directions fit these best."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 1)).double()
+    rows = torch.randn(400, 60, generator=torch.Generator().manual_seed(0), dtype=F64)
+    study = ng.Study(model, rows, None, reference=300, progress=False)
+    table = study.signals(parts=("principal", "random"), counts=(8,), samples=20, draws=2).table
+    own = table.query("layer == '0'").set_index("parts")
+    assert own.loc["principal", "found_on"] > own.loc["principal", "high"]
+    assert np.isnan(own.loc["random", "found_on"])
 
 
 def test_intervals_of_found_directions_cover_what_all_samples_say() -> None:
@@ -89,7 +153,7 @@ def test_intervals_of_found_directions_cover_what_all_samples_say() -> None:
     def active(reference: Any) -> Any:
         study = ng.Study(model, rows, 1, reference=reference, progress=False)
         table = study.signals(counts=(1,), samples=500, draws=2).table
-        return table.query("layer == '2' and directions == 'active'").iloc[0]
+        return table.query("layer == '2' and parts == 'active'").iloc[0]
 
     share = active(rows)["share"]
     some = [active(rows[start : start + 100]) for start in range(0, 1000, 100)]
@@ -98,7 +162,7 @@ def test_intervals_of_found_directions_cover_what_all_samples_say() -> None:
 
 def test_no_more_directions_than_there_are() -> None:
     table = ng.Study(perceptron(), X, 1, progress=False).signals(counts=(2, 4, 5, 50)).table
-    counts = table.groupby(["layer", "directions"])["count"].max()
+    counts = table.groupby(["layer", "parts"])["count"].max()
     assert counts["0", "principal"] == 4  # of four inputs
     assert counts["0", "random"] == 5
 
@@ -109,6 +173,8 @@ def test_no_more_directions_than_there_are() -> None:
         ({"counts": ()}, r"counts=\(\) must be ascending"),
         ({"counts": (2, 1)}, "ascending"),
         ({"counts": (0,)}, "counts=0 must be 1 or more"),
+        ({"parts": ()}, "pass some of active"),
+        ({"parts": ("active", "heads")}, "parts='heads'"),
         ({"draws": 1}, "draws=1 must be 2 or more"),
         ({"count": 3}, "count= is no option of signals: did you mean counts"),
     ],

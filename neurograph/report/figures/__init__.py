@@ -13,3 +13,4 @@ from neurograph.report.figures.draw_quantile_bands import quantile_bands as quan
 from neurograph.report.figures.draw_responses import responses as responses
 from neurograph.report.figures.draw_separation import separation as separation
 from neurograph.report.figures.draw_shift import shift as shift
+from neurograph.report.figures.draw_signals import signals as signals
