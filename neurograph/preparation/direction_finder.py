@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DirectionFinder"]
 
 _MOST_ROWS = 2**14  # of samples and positions
+_COPIES = 6  # of rows in float64, while directions are found
 
 
 class DirectionFinder:
@@ -58,7 +59,7 @@ class DirectionFinder:
     ) -> None:
         self._plain, self._seed = plain, seed
         self._known, self._drawn = samples, drawn
-        self._room = max(2, memory // max(1, actual.row_bytes))
+        self._memory, self._room = memory, max(2, memory // max(1, actual.row_bytes))
         self._fixed = actual.size if actual.fixed else None
         self._preparations: dict[int, Preparation] = {}
         self._points: dict[int, AtBackground] = {}
@@ -69,16 +70,24 @@ class DirectionFinder:
         point = self._point(wanted.samples)
         with point.experiment as experiment:
             dim = experiment.recording.layers[layer].channel_dim
-            rows, slopes = point.rows(layer), point.slope(layer)
+            recorded, slopes = point.rows(layer), point.slope(layer)
             moving = experiment.moving(layer)
-        some = [_by_channel(x.detach().reshape(rows.shape), dim) for x in (rows, slopes)]
+        shape = recorded.shape
+        some = [_by_channel(x.detach().reshape(shape), dim) for x in (recorded, slopes)]
         if moving is not None:  # what is padding says nothing
-            counts = _by_channel(moving.view(rows.shape), dim).any(1)
+            counts = _by_channel(moving.view(shape), dim).any(1)
             some = [x[counts] for x in some]
-        if len(some[0]) > _MOST_ROWS:
+        rows, channels = some[0].shape
+        room = max(2, self._memory // (_COPIES * 8 * channels))
+        if rows > min(room, _MOST_ROWS):
             generator = torch.Generator().manual_seed(self._seed)
-            chosen = torch.randperm(len(some[0]), generator=generator)[:_MOST_ROWS]
+            chosen = torch.randperm(rows, generator=generator)[: min(room, _MOST_ROWS)]
             some = [x[chosen.to(x.device)] for x in some]
+            if room < _MOST_ROWS:
+                self.notes.append(
+                    f"directions of {layer!r} were found on {room:,} of {rows:,} rows: memory= has "
+                    "room for no more"
+                )
         try:
             return wanted.find(*(x.double().cpu() for x in some), fewer=fewer)
         except OptionError as error:
