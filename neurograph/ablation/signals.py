@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy
+import torch
 from torch import Tensor
 
 from neurograph.ablation.index import Components, neurons_of
 from neurograph.ablation.intervals import interval
 from neurograph.ablation.keep_neurons import KeepNeurons
+from neurograph.ablation.replacements import Ablated
 from neurograph.effects.contrast import FromMean, LayerSamples
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
 from neurograph.model.basis import Basis, Directions, FoundDirections
 from neurograph.model.directions import Active, Attributed, Principal
 from neurograph.preparation.base_study import BaseStudy
+from neurograph.preparation.direction_finder import MOST_OUTPUTS
 from neurograph.preparation.options import SignalOptions, read_options
 from neurograph.preparation.preparation import LayerStatistics
 from neurograph.replay.run import Outcome
@@ -33,7 +36,7 @@ __all__ = ["ALL", "Signals", "find_signals"]
 ALL = "all layers"
 """In place of a layer's name: each of them passes so many parts on, all at once."""
 
-_FOUND: Mapping[str, Callable[[int, int], FoundDirections]]
+_FOUND: Mapping[str, Callable[[int, int, Any], FoundDirections]]
 _FOUND = {"active": Active, "principal": Principal, "neurons": Attributed}
 _RANDOM = 3  # tells this use of the seed from others
 
@@ -54,7 +57,8 @@ class Signals:
         ``found_on``, the share over the samples on which parts were found, NaN for what is drawn:
         by how much it is above ``share`` does not hold on other samples.
     target : str
-        What the target is called.
+        What the target is called; ``all outputs`` where their shares are added up, of the summed
+        squares of changes and of their variances.
     confidence : float
         Level of the intervals.
     provenance : mapping
@@ -100,6 +104,8 @@ def find_signals(study: BaseStudy, options: Mapping[str, Any]) -> Signals:
     layers = [name for (name,) in neurons_of(study.experiment, inputs=False).sizes]
     if not layers:
         raise OptionError("the model has no hidden layers: only the output reads what there is")
+    if own["of"] == "outputs":
+        study.experiment.of_outputs(MOST_OUTPUTS)  # raises where there are too many
     counts, kinds, statistics = own["counts"], own["parts"], study.statistics
     scopes = {layer: [layer] for layer in layers} | ({ALL: layers} if len(layers) > 1 else {})
     shares: dict[tuple[str, str], list[_Shares]] = {}
@@ -109,11 +115,11 @@ def find_signals(study: BaseStudy, options: Mapping[str, Any]) -> Signals:
         for kind, draw in draws:
             bar.describe(f"signals: {kind}")
             bases = dict(_bases(study, layers, kind, draw, own))
-            for scope, measured in _measured(study, bases, scopes, counts, statistics):
+            for scope, measured in _measured(study, bases, scopes, own, statistics):
                 shares.setdefault((scope, kind), []).append(measured)
             if kind in _FOUND:
                 there = study.where_found(own["samples"])
-                for scope, measured in _measured(there, bases, scopes, counts, statistics):
+                for scope, measured in _measured(there, bases, scopes, own, statistics):
                     found_on[scope, kind] = measured
             bar.advance()
     size = study.experiment.recording.size
@@ -126,7 +132,7 @@ def find_signals(study: BaseStudy, options: Mapping[str, Any]) -> Signals:
     columns = ["layer", "parts", "count", "share", "low", "high", "found_on"]
     return Signals(
         pd.DataFrame(rows, columns=columns),
-        study.target.name,
+        study.target.name if own["of"] == "target" else "all outputs",
         own["confidence"],
         study.provenance_with(
             {**own, "counts": list(counts), "parts": list(kinds)},
@@ -145,7 +151,7 @@ def _bases(
         generator = np.random.default_rng([study.options["seed"], _RANDOM, draw, number])
         if kind in _FOUND:
             with contextlib.suppress(OptionError):  # there are none
-                wanted = _FOUND[kind](most, own["samples"])
+                wanted = _FOUND[kind](most, own["samples"], own["of"])
                 yield layer, study.find_directions(layer, wanted, fewer=True)
         elif kind == "random":
             yield layer, Directions(np.linalg.qr(generator.normal(size=(width, most)))[0].T)
@@ -163,7 +169,7 @@ def _measured(
     study: BaseStudy,
     bases: Mapping[str, Basis],
     scopes: Mapping[str, Sequence[str]],
-    counts: Sequence[int],
+    own: Mapping[str, Any],
     statistics: LayerStatistics,
 ) -> Iterator[tuple[str, _Shares]]:
     """By scope, what comes back when first parts of its layers alone pass."""
@@ -180,11 +186,11 @@ def _measured(
 
         for scope, layers in scopes.items():
             if bases.keys() >= set(layers):
-                yield scope, _shares(experiment, layers, counts, ablated)
+                yield scope, _shares(experiment, layers, own["counts"], own["of"], ablated)
 
 
 def _shares(
-    experiment: Experiment, layers: Sequence[str], counts: Sequence[int], ablated: Any
+    experiment: Experiment, layers: Sequence[str], counts: Sequence[int], of: str, ablated: Ablated
 ) -> _Shares:
     units = {layer: experiment.units(layer) for layer in layers}
     numbers = {n: np.arange(len(own)) // (own.positions or 1) for n, own in units.items()}
@@ -193,13 +199,18 @@ def _shares(
     kept = [[own < min(count, parts[n]) for n, own in numbers.items()] for count in counts]
     components = Components("neurons", units, {(n,): (len(own),) for n, own in units.items()})
     everyone = slice(0, experiment.recording.size)
-    whole = experiment.targets(Outcome(experiment.recording.output), 1, everyone)[0].double()
-    found = whole.new_empty(len(counts), len(whole))
+    read = experiment.of_outputs(MOST_OUTPUTS) if of == "outputs" else [experiment]
+
+    def targets(output: Any, sets: int, samples: slice) -> Tensor:  # [sets, samples, targets]
+        each = [one.targets(Outcome(output), sets, samples) for one in read]
+        return torch.stack(each, -1).double()
+
+    whole = targets(experiment.recording.output, 1, everyone)[0]
+    found = whole.new_empty(len(counts), *whole.shape)
     flags = np.array([np.concatenate(one) for one in kept])
     for sets, samples, output in KeepNeurons(experiment, components)(flags, ablated):
-        count = sets.stop - sets.start
-        found[sets, samples] = experiment.targets(Outcome(output), count, samples).double()
-    errors, spread = (found - whole).square(), (whole - whole.mean()).square()
+        found[sets, samples] = targets(output, sets.stop - sets.start, samples)
+    errors, spread = (x.square().sum(-1) for x in (found - whole, whole - whole.mean(0)))
     return {count: _share(e, spread) for count, e in zip(counts, errors, strict=True)}
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurograph.model.batch import Batch
+from neurograph.errors import OptionError
+from neurograph.model.batch import Batch, shape_of
 from neurograph.model.neurons import Units
 from neurograph.model.target import Target
 from neurograph.replay.elementwise import (
@@ -216,6 +217,20 @@ class Experiment:
         other.levels = functools.cache(other._restricted(levels))
         other._moves = {}
         return other
+
+    def of_outputs(self, most: int) -> list[Experiment]:
+        """The same experiment on each output of the model for its target; OptionError for many."""
+        logits = self.target.logits(self.recording.output)
+        columns = 1 if logits.dim() == 1 else logits.shape[1]
+        if logits.dim() > 2 or columns > most:
+            raise OptionError(
+                f"of='outputs' takes a gradient of each output, and the model's are "
+                f"{shape_of(logits[0])} for each sample: at most {most} in a row can be read"
+            )
+        found = [copy.copy(self) for _ in range(columns)]
+        for index, other in enumerate(found):
+            other.target = Target(f"output[{index}]", index, leaf=self.target.leaf)
+        return found
 
     def linear(self, layer: str) -> Product:
         """Return what a layer that chains lead to computes."""

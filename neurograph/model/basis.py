@@ -12,7 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from neurograph.errors import OptionError
 from neurograph.model.layer_choice import matches
 from neurograph.model.layers import Layer
-from neurograph.utils.checks import shown, whole
+from neurograph.utils.checks import one_of, shown, whole
 
 __all__ = [
     "SMALLEST",
@@ -192,14 +192,18 @@ class FoundDirections(ABC):
         How many.
     samples : int
         On how many samples of the data, drawn by the study's seed; of all positions of each.
+    of : {"target", "outputs"}
+        Whose gradients are meant: the target's, or those of each output of the model, at most 100.
     """
 
     count: int
     samples: int = 512
+    of: Literal["target", "outputs"] = "target"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", whole(self.count, "count", least=1))
         object.__setattr__(self, "samples", whole(self.samples, "samples", least=2))
+        one_of(self.of, "of", ("target", "outputs"))
 
     @abstractmethod
     def find(self, rows: Tensor, slopes: Tensor, *, fewer: bool = False) -> Directions:
@@ -208,7 +212,8 @@ class FoundDirections(ABC):
         Parameters
         ----------
         rows, slopes : Tensor of float64, [rows, channels]
-            What the layer passed on, and the gradients of the target by that.
+            What the layer passed on, and the gradients by that: of several outputs one below
+            another.
         fewer : bool
             Whether fewer will do where there are no more.
 

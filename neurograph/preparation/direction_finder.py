@@ -17,7 +17,10 @@ from neurograph.replay.recording import Recording
 if TYPE_CHECKING:
     from neurograph.preparation.preparation import Preparation
 
-__all__ = ["DirectionFinder"]
+__all__ = ["MOST_OUTPUTS", "DirectionFinder"]
+
+MOST_OUTPUTS = 100
+"""Of a model, of which gradients are taken one by one."""
 
 _MOST_ROWS = 2**14  # of samples and positions
 _COPIES = 6  # of rows in float64, while directions are found
@@ -70,31 +73,44 @@ class DirectionFinder:
         point = self._point(wanted.samples)
         with point.experiment as experiment:
             dim = experiment.recording.layers[layer].channel_dim
-            recorded, slopes = point.rows(layer), point.slope(layer)
-            moving = experiment.moving(layer)
-        shape = recorded.shape
-        some = [_by_channel(x.detach().reshape(shape), dim) for x in (recorded, slopes)]
-        if moving is not None:  # what is padding says nothing
-            counts = _by_channel(moving.view(shape), dim).any(1)
-            some = [x[counts] for x in some]
-        rows, channels = some[0].shape
-        room = max(2, self._memory // (_COPIES * 8 * channels))
-        if rows > min(room, _MOST_ROWS):
-            generator = torch.Generator().manual_seed(self._seed)
-            chosen = torch.randperm(rows, generator=generator)[: min(room, _MOST_ROWS)]
-            some = [x[chosen.to(x.device)] for x in some]
-            if room < _MOST_ROWS:
-                self.notes.append(
-                    f"directions of {layer!r} were found on {room:,} of {rows:,} rows: memory= has "
-                    "room for no more"
-                )
+            recorded, moving = point.rows(layer), experiment.moving(layer)
+            shape = recorded.shape
+            rows = _by_channel(recorded, dim)
+            counts = None if moving is None else _by_channel(moving.view(shape), dim).any(1)
+            # One output after another, and of none but this layer: all would take too much memory.
+            outputs = wanted.of == "outputs"
+            alike = experiment.of_outputs(MOST_OUTPUTS) if outputs else [experiment]
+            chosen = self._chosen(layer, rows, counts, len(alike))
+            slopes = [
+                _by_channel(
+                    (AtBackground(one) if outputs else point).slope(layer).view(shape), dim
+                ).detach()[chosen]
+                for one in alike
+            ]
+        some = rows[chosen].repeat(len(slopes), 1), torch.cat(slopes)
         try:
             return wanted.find(*(x.double().cpu() for x in some), fewer=fewer)
         except OptionError as error:
             raise OptionError(f"basis of layer {layer!r}: {error}") from None
 
+    def _chosen(self, layer: str, rows: Tensor, counts: Tensor | None, outputs: int) -> Tensor:
+        """Number the rows that are looked at: not padding, and no more than there is room for."""
+        known = torch.arange(len(rows), device=rows.device)
+        known = known if counts is None else known[counts]
+        room = max(2, self._memory // (_COPIES * 8 * rows.shape[1] * outputs))
+        if len(known) <= min(room, _MOST_ROWS):
+            return known
+        if room < _MOST_ROWS:
+            self.notes.append(
+                f"directions of {layer!r} were found on {room:,} of {len(known):,} rows: memory= "
+                "has room for no more"
+            )
+        generator = torch.Generator().manual_seed(self._seed)
+        drawn = torch.randperm(len(known), generator=generator)[: min(room, _MOST_ROWS)]
+        return known[drawn.to(known.device)]
+
     def _point(self, samples: int) -> AtBackground:
-        """Where gradients are taken."""
+        """Where gradients of the target are taken."""
         if samples not in self._points:
             experiment = self.preparation(samples).experiment(FromZero(), "data", routed=False)
             self._points[samples] = AtBackground(experiment)

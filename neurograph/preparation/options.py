@@ -384,6 +384,7 @@ _FAITHFULNESS = {
 class SignalOptions(TypedDict, total=False):
     """Options of signals beside those of a study; `Study.signals` explains them."""
 
+    of: Literal["target", "outputs"]
     parts: Sequence[Part]
     counts: Sequence[int]
     samples: int
@@ -392,6 +393,7 @@ class SignalOptions(TypedDict, total=False):
 
 
 _SIGNALS = {
+    "of": Option("target", check=_among("of", ("target", "outputs"))),
     "parts": Option(PARTS, check=_parts),
     "counts": Option((1, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512), check=_counts),
     "samples": Option(512, check=_whole("samples", 2)),

@@ -201,6 +201,8 @@ class Study(BaseStudy):
 
         Parameters
         ----------
+        of : {"target", "outputs"}
+            Whether it is the target that comes back, or all outputs of the model, at most 100.
         parts : sequence of str
             What may pass: ``active`` or ``principal`` directions, the ``neurons`` of the largest
             attributions, ``random`` directions, ``random neurons``.

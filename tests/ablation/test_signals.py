@@ -195,3 +195,26 @@ def test_what_has_no_signals_is_told() -> None:
     assert signals.table["share"].isna().all()  # what never varies cannot come back
     with pytest.raises(OptionError, match="share"):
         signals.needed(1.5)
+
+
+def test_signals_of_all_outputs() -> None:
+    """Three outputs that read a direction each: one suffices for one of them, three for all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 3)).double()
+    study = ng.Study(model, X, 2, reference=40, progress=False)
+    alone = study.signals(parts=("active",), counts=(1, 2, 3), samples=40, draws=2).table
+    assert alone["share"].tolist() == pytest.approx([1.0])  # there is no second one
+    whole = study.signals(of="outputs", parts=("active",), counts=(1, 2, 3), samples=40).table
+    basis = study.find_directions("0", Active(3, 40, "outputs"))
+    hidden = model[0](X).detach()
+    rows, mean = hidden[list(study.provenance["data"]["reference"])], hidden.mean(0)
+    spread = model[1](rows).var(0, correction=0).sum()
+    for count, share in zip(whole["count"], whole["share"], strict=True):
+        kept = mean + (rows - mean) @ basis.reading[:, :count] @ basis.writing[:count]
+        gone = (model[1](kept) - model[1](rows)).square().mean(0).sum()
+        assert share == pytest.approx(1 - (gone / spread).item(), rel=1e-9)
+    assert whole["share"].iloc[2] == pytest.approx(1, abs=1e-9)
+    assert whole["share"].iloc[0] < 0.95
+    wide = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 200)).double()
+    with pytest.raises(OptionError, match="at most 100"):
+        ng.Study(wide, X, 1, progress=False).signals(of="outputs")

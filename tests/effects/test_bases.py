@@ -382,7 +382,12 @@ def test_directions_are_found_in_maps_and_sequences(name: str, kind: type[Active
     pd.testing.assert_series_equal(one, other)  # signs and order are always the same
     assert studies[0].audit().agrees
     described = studies[0].provenance["options"]["basis"][layer]
-    assert described == {"kind": kind.__name__.lower(), "count": 2, "samples": 8}
+    assert described == {
+        "kind": kind.__name__.lower(),
+        "count": 2,
+        "samples": 8,
+        "of": "target",
+    }
 
 
 def test_fewer_samples_than_asked_for_are_told() -> None:
