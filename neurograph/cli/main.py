@@ -267,6 +267,7 @@ def heart(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to.")] = Path("outputs"),
     seed: Annotated[int, typer.Option(help="Split, first weights and samples.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Length of the training.")] = 20,
+    neurons: Annotated[bool, typer.Option("--neurons", help="Of single neurons.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Heart disease: train on 918 patients, search, and write heart.circuit and heart.html.
@@ -275,7 +276,7 @@ def heart(
     """
     from neurograph.demos import heart
 
-    heart.run(out, seed, epochs=epochs, progress=False if quiet else None)
+    heart.run(out, seed, epochs=epochs, neurons=neurons, progress=False if quiet else None)
 
 
 def main() -> None:

