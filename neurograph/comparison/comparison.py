@@ -24,6 +24,7 @@ _TABLES = ("layers", "transplants", "_neurons", "_edges", "_paths")
 _SIDED = (
     "neuron source target path effect stderr total_effect total_stderr layer kept share".split()
 )
+_SHARED = 12  # listed
 _WHOSE = {"own": "its own circuit", "other": "the other circuit"}
 _MIRRORED = {"only_a": "only_b", "only_b": "only_a", "a": "b", "b": "a"}
 
@@ -175,7 +176,20 @@ class Comparison:
                 f"  {into} with the neurons of {_WHOSE[row.kept]} alone: "
                 f"{row.recovered:.0%} of its target"
             )
+        lines += self._shared_parts()
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _shared_parts(self) -> list[str]:
+        """Directions, families and features that both circuits hold, and how alike they are."""
+        kinds = {n: d.get("kind") for n, d in self.a.layers.nodes(data=True)}
+        table = self.neurons()
+        found = table[table["status"].isin(["both", "flipped"]) & table["similarity"].notna()]
+        return [
+            f"  {self.a.name(row.neuron_a)} is {self.b.name(row.neuron_b)} in {self.names[1]}: "
+            f"similarity {row.similarity:.2f}, effects {row.effect_a:+.3g} and {row.effect_b:+.3g}"
+            for row in found.itertuples()
+            if kinds.get(row.neuron_a[0])
+        ][:_SHARED]
 
     # -- out of here -----------------------------------------------------------------------------
 

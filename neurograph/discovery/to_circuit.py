@@ -76,6 +76,8 @@ def to_circuit(
         if data["neurons"]:
             units = study.experiment.units(name)
             layers.nodes[name]["neurons"] = len(units)
+            if study.experiment.recording.layers[name].basis is not None:
+                layers.nodes[name]["kind"] = units.kind
             if units.positions is not None:
                 layers.nodes[name]["positions"] = units.positions
     layers.add_edges_from(study.layers.edges)

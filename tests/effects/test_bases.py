@@ -470,3 +470,27 @@ def test_readings_must_be_those_of_the_directions() -> None:
     Directions([[1.0, 0.0]], [[1.0, 5.0]]).coordinates(torch.ones(2))
     with pytest.raises(OptionError, match="readings= are not those"):
         Directions([[1.0, 0.0]], [[2.0, 5.0]]).coordinates(torch.ones(2))
+
+
+def test_comparing_tells_which_signals_two_models_share() -> None:
+    """The second model is the first with its hidden layers turned: nothing else is shared."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    second = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    second.load_state_dict(first.state_dict())
+    turn = orthogonal(9)
+    with torch.no_grad():
+        second[0].weight.copy_(turn @ first[0].weight)
+        second[0].bias.copy_(turn @ first[0].bias)
+        second[1].weight.copy_(first[1].weight @ turn.T)
+    options: dict[str, Any] = {"basis": {"0": Active(1)}, "reference": 20, "progress": False}
+    circuits = [ng.Study(m, X, None, **options).search(keep="top:4") for m in (first, second)]
+    found = ng.compare(*circuits, match="activation", draws=2)
+    own = found.neurons().set_index("name").loc["0 direction 0"]
+    assert own["status"] == "both"
+    assert own["similarity"] == pytest.approx(1, abs=1e-9)
+    assert own["effect_a"] == pytest.approx(own["effect_b"], rel=1e-6)
+    line = f"0 direction 0 is 0 direction 0 in b: similarity 1.00, effects {own['effect_a']:+.3g}"
+    assert line in repr(found)
+    plain = [ng.search(m, X, None, reference=20, progress=False) for m in (first, second)]
+    assert "similarity 1.00" not in repr(ng.compare(*plain, match="activation", draws=2))
