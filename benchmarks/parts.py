@@ -229,7 +229,8 @@ def induction() -> Network:
     words, _ = repeated(2000)
     about = "4 layers, 8 heads, width 128, on repeated words; the next word against the mean"
     data = (words[:, :-1], words[:, -1])
-    return Network("induction", about, model.eval(), data, next_word)
+    layers = ["embed", nn.Linear]
+    return Network("induction", about, model.eval(), data, next_word, layers)
 
 
 def example(name: str) -> Any:

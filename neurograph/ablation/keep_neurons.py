@@ -35,7 +35,10 @@ class KeepNeurons:
     def __init__(self, experiment: Experiment, components: Components) -> None:
         self.experiment, self.components = experiment, components
         layers = frozenset(name for (name,) in components.sizes)
-        self._plan = replace(experiment.wiring.everything(), nudged=layers)
+        self._is_one = len(layers) == 1  # what comes before it stays as it is, and is not run
+        wiring = experiment.wiring
+        whole = replace(wiring.everything(), nudged=layers)
+        self._plan = wiring.suffix(layers) if self._is_one else whole
 
     def __call__(self, kept: Flags, ablated: Ablated) -> Iterator[tuple[slice, slice, Any]]:
         """Run some sets.
@@ -62,10 +65,20 @@ class KeepNeurons:
                 added[layer] = values.expand(both).reshape(-1, *rows.shape[1:])
                 shares[layer] = on.expand(both).reshape(-1, *rows.shape[1:])
             count = sets.stop - sets.start
+            if self._is_one:
+                kept_rows = {
+                    name: torch.where(on, self._repeated(name, samples, count), added[name])
+                    for name, on in shares.items()
+                }
+                added, shares = kept_rows, {}
             run = experiment.replay.run(
                 self._plan, added, blocks=count, samples=samples, shares=shares
             )
             yield sets, samples, run.output
+
+    def _repeated(self, layer: str, samples: slice, sets: int) -> Tensor:
+        rows = self.experiment.recording.main(layer)[samples]
+        return rows.repeat(sets, *[1] * (rows.dim() - 1))
 
     def _kept(self, layer: str, kept: Flags, samples: slice) -> Tensor:
         """Mark the elements of a layer's rows that are kept, ``[sets, samples or 1, elements]``.

@@ -23,6 +23,7 @@ MOST_OUTPUTS = 100
 """Of a model, of which gradients are taken one by one."""
 
 _MOST_ROWS = 2**14  # of samples and positions
+_RECORDINGS = 4  # of all samples: as they are, gradients by all layers, and while these are taken
 _COPIES = 6  # of rows in float64, while directions are found
 
 
@@ -62,7 +63,8 @@ class DirectionFinder:
     ) -> None:
         self._plain, self._seed = plain, seed
         self._known, self._drawn = samples, drawn
-        self._memory, self._room = memory, max(2, memory // max(1, actual.row_bytes))
+        self._memory = memory
+        self._room = max(2, memory // (_RECORDINGS * max(1, actual.row_bytes)))
         self._fixed = actual.size if actual.fixed else None
         self._preparations: dict[int, Preparation] = {}
         self._points: dict[int, AtBackground] = {}
