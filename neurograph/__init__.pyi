@@ -13,6 +13,8 @@ from neurograph.effects.contrast import Counterfactual as Counterfactual
 from neurograph.errors import NeurographError as NeurographError
 from neurograph.model.basis import Directions as Directions
 from neurograph.model.basis import Families as Families
+from neurograph.model.dictionary import Dictionary as Dictionary
+from neurograph.model.dictionary_files import load_dictionary as load_dictionary
 from neurograph.model.directions import Active as Active
 from neurograph.model.directions import Principal as Principal
 from neurograph.model.layers import Neuron as Neuron
