@@ -226,5 +226,5 @@ def channels_of(units: Units, layer: Layer) -> Channels | None:
     if units.kind == "channel":
         return None
     inner = math.prod(layer.shape[layer.channel_dim :])
-    members = units.members[:: units.positions or 1] // inner % layer.neurons
-    return [torch.unique(row).tolist() for row in members]
+    every = range(0, len(units), units.positions or 1)
+    return [torch.unique(units.members(i) // inner % layer.neurons).tolist() for i in every]
