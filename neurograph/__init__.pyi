@@ -19,6 +19,7 @@ from neurograph.model.directions import Active as Active
 from neurograph.model.directions import Principal as Principal
 from neurograph.model.layers import Neuron as Neuron
 from neurograph.model.target import logit_difference as logit_difference
+from neurograph.model.transcoder import Transcoder as Transcoder
 from neurograph.questions.functions import faithfulness as faithfulness
 from neurograph.questions.functions import response_curves as response_curves
 from neurograph.questions.functions import score as score

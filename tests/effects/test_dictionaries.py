@@ -457,3 +457,117 @@ def test_two_dictionaries_have_the_same_hash_only_if_all_is_the_same() -> None:
     assert len(set(hashes)) == len(hashes)
     assert dictionary(4, 9).as_json()["hash"] == hashes[0]
     assert pd.Series(hashes).str.len().eq(64).all()
+
+
+# -- transcoders -----------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A residual stream of positions, and an MLP beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 6)
+        self.mlp: nn.Module = nn.Sequential(nn.Linear(6, 11), nn.GELU(), nn.Linear(11, 6))
+        self.mix, self.head = nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        h = h + self.mlp(nn.functional.layer_norm(h, (6,)))
+        return self.head(torch.tanh(self.mix(h)).mean(1))
+
+
+WORDS = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(5), dtype=F64)
+
+
+@pytest.mark.parametrize("positions", ["all", "last", "each"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_effects_of_a_transcoder_are_those_of_hooks(kind: str, positions: Any) -> None:
+    torch.manual_seed(0)
+    model = Block().double()
+    plain, mlp = model(WORDS), model.mlp
+    coder = dictionary(6, 9, activation=kind, transcodes=True, **KINDS[kind])
+    model.mlp = ng.Transcoder(mlp, coder)
+    torch.testing.assert_close(model(WORDS), plain)
+    layers = ["embed", "mlp.features", "mlp.error", "mix"]
+    options: dict[str, Any] = {"reference": 6, "progress": False, "contrast": "zero"}
+    study = ng.Study(model, WORDS, 1, layers=layers, positions=positions, **options)
+    assert set(study.layer_graph) == {*layers, "input"}
+    found = table(study, {})
+    assert study.audit().agrees
+    few = WORDS[study.provenance["data"]["reference"]]
+    model.mlp = mlp
+    seen: list[Tensor] = []
+    hook = mlp.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    whole = model(few)[:, 1]
+    hook.remove()
+    wanted = by_numpy(
+        seen[0].detach().flatten(0, 1).numpy(),
+        weights(6, 9) | {"threshold": THRESHOLD},
+        kind,
+        k=3,
+        subtract=False,
+    )
+    features = torch.as_tensor(wanted[:, :9]).view(6, 3, 9)
+    written = features @ coder.decoder + coder.decoder_bias
+    for place, effect in found.items():
+        layer, unit, *rest = place if isinstance(place, tuple) else (place,)
+        if layer not in ("mlp.features", "mlp.error"):
+            continue
+        where: Any = int(rest[0]) if positions == "each" else slice(None)
+        where = -1 if positions == "last" else where
+        left = torch.zeros(6, 3, 6, dtype=F64)
+        if layer == "mlp.features":
+            left[:, where] = (features[..., unit : unit + 1] * coder.decoder[unit])[:, where]
+            moved = hooked(mlp, lambda out, left=left: out - left, lambda: model(few))
+        else:
+
+            def change(out: Tensor, unit: int = unit, where: Any = where) -> Tensor:
+                out = out.clone()
+                out[:, where, unit] = written[:, where, unit]
+                return out
+
+            moved = hooked(mlp, change, lambda: model(few))
+        assert effect == pytest.approx((whole - moved[:, 1]).mean().item(), abs=1e-9)
+    own = found.loc[["mlp.features", "mlp.error"]]
+    assert len(own) == (9 + 6) * (3 if positions == "each" else 1)
+    assert own.abs().max() > 1e-3
+
+
+def test_transcoders_are_read_and_searched(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = weights(6, 9) | {"b_dec": torch.zeros(6, dtype=F64)}
+    for number, path in enumerate(
+        [
+            saelens(tmp_path / "a", own, architecture="transcoder", d_out=6),
+            saelens(
+                tmp_path / "b",
+                own | {"threshold": THRESHOLD},
+                architecture="jumprelu_transcoder",
+                apply_b_dec_to_input=False,
+            ),
+            sparsify(tmp_path / "c", own, k=3, transcode=True),
+        ]
+    ):
+        read = load_dictionary(path)
+        assert read.transcodes
+        assert read.activation == list(KINDS)[number]
+        model = Block().double()
+        model.mlp = ng.Transcoder(model.mlp, read)
+        layers = ["embed", "mlp.features", "mlp.error", "mix"]
+        circuit = ng.search(model, WORDS, 1, layers=layers, keep="top:3", progress=False)
+        assert circuit.audited.agrees
+        assert "mlp.features" in set(circuit.neurons()["layer"])
+
+
+def test_what_is_no_transcoder_is_told() -> None:
+    mlp = nn.Linear(6, 6)
+    with pytest.raises(OptionError, match="is no transcoder: pass a Dictionary with transcodes="):
+        ng.Transcoder(mlp, dictionary(6, 9))
+    with pytest.raises(OptionError, match="module=None is no Module"):
+        ng.Transcoder(None, dictionary(6, 9, transcodes=True))
+    with pytest.raises(OptionError, match="takes 6 channels, but its transcoder reads 5"):
+        ng.Transcoder(mlp, dictionary(5, 9, transcodes=True))(torch.ones(2, 6))
+    coder = Dictionary(torch.ones(6, 9), torch.ones(9, 5), transcodes=True)
+    with pytest.raises(OptionError, match=r"returns \(2, 6\), but its transcoder writes \(2, 5\)"):
+        ng.Transcoder(mlp, coder)(torch.ones(2, 6))
