@@ -341,3 +341,31 @@ def test_a_circuit_says_what_its_groups_were(lists: Any, tmp_path: Path) -> None
     again = ng.load(tmp_path / "x.circuit").attach(model, X)
     (path,) = again.measure([circuit.strongest[0].neurons])
     assert path.effect == circuit.strongest[0].effect
+
+
+def test_neurons_of_several_sizes_are_described_by_each_element_once() -> None:
+    """Means and transfers of groups that are not equally large, from their definitions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    model, data = model.double(), torch.randn(60, 3, dtype=torch.float64)
+    lists = [[5], [0, 3, 1], [2, 4]]
+    study = ng.Study(model, data, None, groups={"2": lists}, reference=60, progress=False)
+    circuit = study.search(keep="top:9")
+    rows = model[:3](data).detach()
+    low, high = torch.quantile(rows, torch.tensor([0.05, 0.95], dtype=rows.dtype), dim=0)
+    ends = torch.quantile(
+        model[0](data).detach(), torch.tensor([0.05, 0.95], dtype=rows.dtype), dim=0
+    )
+    for unit, group in enumerate(lists):
+        node = circuit.graph.nodes[Neuron("2", unit)]
+        assert node["mean"] == pytest.approx(rows[:, group].mean().item())
+        span = (high - low)[group]
+        for writer in range(6):
+            moved = []
+            for end in ends:
+                inner = model[0](data).detach()
+                inner[:, writer] = end[writer]
+                moved.append(model[2](torch.tanh(inner)).detach()[:, group])
+            wanted = (((moved[1] - moved[0]) * span).sum(1) / span.square().sum()).mean().item()
+            edge = circuit.graph.edges[Neuron("0", writer), Neuron("2", unit)]
+            assert edge["transfer"] == pytest.approx(wanted, rel=1e-9)
