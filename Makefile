@@ -32,7 +32,8 @@ demo: env  ## train the heart-disease network, search its circuit, write outputs
 	$(BIN)/neurograph demo heart
 
 # Not part of the tests: 200 MB of models, and minutes of searching.
-EXAMPLES := digits_4_vs_9 recurrent_text paraphrase_similarity image_channels indirect_object
+EXAMPLES := digits_4_vs_9 dictionary_features recurrent_text paraphrase_similarity \
+	image_channels indirect_object
 
 # Else glibc hands every large block back to the kernel, which costs half of the time.
 examples: export MALLOC_MMAP_THRESHOLD_ := 4294967296

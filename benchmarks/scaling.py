@@ -150,7 +150,7 @@ def node_cost(build: Build, width: int, depth: int, samples: int) -> float:
     """Seconds of exact effects of a whole layer, for each FLOP that they need."""
     with opened(build, width, depth, samples) as (experiment, writer):
         through, flops = through_everything(experiment, writer), row_flops(experiment, writer)
-        neurons = range(len(experiment.units(writer).members))
+        neurons = range(len(experiment.units(writer)))
         seconds = cpu_seconds(lambda: node_effects(experiment, writer, neurons, through))
         return seconds / (2 * len(neurons) * samples * flops)  # both ends of the contrast
 
@@ -281,7 +281,7 @@ def memory_rows(real: Real) -> Iterator[str]:
 def edges_of(experiment: Experiment, writer: str) -> None:
     """Measure the edges of a few neurons to as many outputs of the first reader."""
     for reader in list(experiment.graph.successors(writer))[:1]:
-        outputs = range(min(MOVED, len(experiment.units(reader).members)))
+        outputs = range(min(MOVED, len(experiment.units(reader))))
         for _ in ExactScorer(experiment).edges(writer, range(MOVED), {reader: outputs}):
             pass
 

@@ -13,10 +13,13 @@ from neurograph.effects.contrast import Counterfactual as Counterfactual
 from neurograph.errors import NeurographError as NeurographError
 from neurograph.model.basis import Directions as Directions
 from neurograph.model.basis import Families as Families
+from neurograph.model.dictionary import Dictionary as Dictionary
+from neurograph.model.dictionary_files import load_dictionary as load_dictionary
 from neurograph.model.directions import Active as Active
 from neurograph.model.directions import Principal as Principal
 from neurograph.model.layers import Neuron as Neuron
 from neurograph.model.target import logit_difference as logit_difference
+from neurograph.model.transcoder import Transcoder as Transcoder
 from neurograph.questions.functions import faithfulness as faithfulness
 from neurograph.questions.functions import response_curves as response_curves
 from neurograph.questions.functions import score as score

@@ -286,7 +286,7 @@ class Hooked:
     def _moved(self, name: str, units: int | list[int], level: int) -> Tensor:
         """A layer at background with neurons at a level of the contrast, as the model has it."""
         rows = self._rows(name, self.background[name]).flatten(1).clone()
-        members = self.experiment.units(name).members[units].flatten()
+        members = self.experiment.units(name).members(units).flatten()
         values = self.experiment.levels(name)[level].to(rows)[:, members].expand(self.size, -1)
         moving = self.experiment.moving(name)
         if moving is not None:

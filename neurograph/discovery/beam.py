@@ -153,7 +153,7 @@ class Beam:
     def _most(self, layer: str) -> int:
         """How many prefixes of a layer fit into memory."""
         rows, units = self.experiment.recording.main(layer), self.experiment.units(layer)
-        each = 2 * len(rows) * units.members.shape[1] * rows.element_size()
+        each = 2 * len(rows) * units.widest() * rows.element_size()
         return max(1, self.experiment.memory // (_SHARE * each))
 
     # -- growing ---------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class Beam:
         experiment, outlook = self.experiment, self.outlook[layer]
         units, ends = experiment.units(layer), experiment.levels(layer)[[0, -1]]
         neurons = torch.as_tensor(list(self.sources[layer]), device=ends.device)
-        values = ends[:, :, units.members].movedim(2, 0)
+        values = ends[:, :, units.members()].movedim(2, 0)
         values = values.expand(-1, 2, experiment.recording.size, -1)
         change = (values[:, 1] - values[:, 0]).flatten(1)
         promise = outlook.promise(change[None])[0, neurons]
@@ -234,7 +234,7 @@ class Beam:
     def _arriving(self, writer: str, reader: str, neurons: Tensor, values: Tensor) -> Tensor:
         """What moves of a writer's neurons change in what arrives behind a chain."""
         experiment, edge = self.experiment, (writer, reader)
-        members = experiment.units(writer).members[neurons]
+        members = experiment.units(writer).members(neurons)
         before = experiment.arriving(*edge).flatten(1)[:, members].movedim(1, 0)
         after: Tensor = experiment.chains[edge](values.to(before).clone())
         return after - before[:, None]
@@ -246,7 +246,7 @@ class Beam:
         values = [self._values(layer, c, done) if c.values is None else c.values for c in kept]
         if not kept:
             nothing = torch.zeros(0, dtype=torch.int64, device=rows.device)
-            none = rows.new_zeros(0, 2, len(rows), units.members.shape[1])
+            none = rows.new_zeros(0, 2, len(rows), units.widest())
             return Prefixes(nothing, none, nothing.view(0, 2))
         neurons, parents = [c.neurons for c in kept], [c.parents for c in kept]
         return Prefixes(torch.cat(neurons), torch.cat(values), torch.cat(parents))
@@ -258,7 +258,7 @@ class Beam:
         sources = done[writer].neurons[unique]
         change = self._arriving(writer, layer, sources, done[writer].values[unique])[which]
         weight = self.experiment.linear(layer).weight[some.neurons, sources[which]]
-        members = self.experiment.units(layer).members[some.neurons]
+        members = self.experiment.units(layer).members(some.neurons)
         still = self.experiment.computed(writer, layer).flatten(1)[:, members].movedim(1, 0)
         return torch.addcmul(still[:, None], change, weight[:, None, None, None])
 

@@ -176,7 +176,7 @@ def _to_target(experiment: Experiment, layer: str, ending: Ending | None) -> Way
         slope[:, ending.column] = _slope(experiment, layer, ending.chain)[:, ending.column]
     else:
         slope = by_output(experiment, AtBackground(experiment), layer)
-    each = slope[:, units.members] * units.once * units.members.shape[1]
+    each = slope[:, units.members()] * units.once() * units.widest()
     return Way(_by_neuron(each), slope.new_ones(len(units)))
 
 
@@ -184,7 +184,7 @@ def _narrow(experiment: Experiment, layer: str, reader: str, known: Outlook) -> 
     slope = _slope(experiment, layer, experiment.chains[layer, reader])
     weight = experiment.linear(reader).weight.abs()
     gain = (weight * known.gain[:, None]).amax(0)
-    return Way(_by_neuron(slope[:, experiment.units(layer).members]), gain)
+    return Way(_by_neuron(slope[:, experiment.units(layer).members()]), gain)
 
 
 def _by_neuron(values: Tensor) -> Tensor:
@@ -214,17 +214,14 @@ def _direct_gain(experiment: Experiment, layer: str, reader: str, known: Outlook
     rows, step = experiment.recording.main(layer).flatten(1), _nudge(experiment, layer)
     found = []
     for some in pieces(experiment, len(units), reader):
-        members = units.members[some]
+        members = units.members(some, units.widest())
         still, by = rows[:, members].movedim(1, 0), step[members][:, None]
         values = torch.stack([still - by, still + by], dim=1)
-        change = _change(experiment, layer, _numbers(units.members, some), values, reader)
+        neurons = torch.arange(len(units), device=members.device)[some]
+        change = _change(experiment, layer, neurons, values, reader)
         size = 2 * by.mean(2)
         found.append((change.abs().mean(2) / size * known.gain).amax(1))
     return torch.cat(found)
-
-
-def _numbers(members: Tensor, some: slice) -> Tensor:
-    return torch.arange(len(members), device=members.device)[some]
 
 
 def _change(
@@ -253,7 +250,8 @@ def probe_ends(
 def pieces(experiment: Experiment, moves: int, reader: str) -> Iterator[slice]:
     """Cut moves so that what they make of all outputs of a reader fits into memory."""
     rows = experiment.recording.main(reader)
-    each = 2 * rows.element_size() * experiment.units(reader).members.numel() * len(rows)
+    units = experiment.units(reader)
+    each = 2 * rows.element_size() * len(units) * units.widest() * len(rows)
     step = max(1, experiment.memory // (_SHARE * each))
     for start in range(0, moves, step):
         yield slice(start, min(start + step, moves))

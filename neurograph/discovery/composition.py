@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from neurograph.errors import OptionError
@@ -12,8 +14,8 @@ __all__ = ["composition", "in_words"]
 _NAMED = 4  # channels, in words
 
 
-def composition(study: BaseStudy, layer: str) -> pd.DataFrame:
-    """List the channels of a layer along which each neuron of its basis moves it.
+def composition(study: BaseStudy, layer: str, neurons: Iterable[int] | None = None) -> pd.DataFrame:
+    """List the channels of a layer along which neurons of its basis move it; by default all.
 
     Returns
     -------
@@ -33,7 +35,7 @@ def composition(study: BaseStudy, layer: str) -> pd.DataFrame:
             f"layer={layer!r} has no basis in this study; these have: {', '.join(known) or 'none'}"
         )
     rows: list[tuple[int, int, float, float]] = []
-    for index in range(len(basis.units)):
+    for index in range(len(basis.units)) if neurons is None else neurons:
         weights = basis.writing_of(index)
         if not weights.isnan().any():
             shares = weights.square() / weights.square().sum()

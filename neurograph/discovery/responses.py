@@ -165,14 +165,10 @@ def _names(study: BaseStudy, layer: str, units: Sequence[int]) -> pd.DataFrame:
 def _values(experiment: Experiment, layer: str, units: Sequence[int]) -> Tensor:
     """Activations of neurons at each level, ``[neurons, levels]``: means of what may move."""
     known = experiment.units(layer)
-    index = torch.tensor(units, device=known.members.device)
-    members = known.members[index]
-    weights = known.once[index][None].double()
-    moving = experiment.moving(layer)
-    if moving is not None:
-        weights = weights * moving[:, members]
-    values = experiment.levels(layer)[:, :, members]
-    return ((values * weights).sum(dim=(1, 3)) / weights.sum(dim=(0, 2))).T
+    moving, levels = experiment.moving(layer), experiment.levels(layer).double()
+    weights = torch.ones_like(levels[0]) if moving is None else moving.to(levels)
+    values = torch.stack([known.sums(level * weights, units).sum(0) for level in levels], dim=1)
+    return values / known.sums(weights, units).sum(0)[:, None]
 
 
 def _long(

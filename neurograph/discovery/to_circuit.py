@@ -50,7 +50,8 @@ def circuit_graph(study: BaseStudy, state: SearchState) -> nx.DiGraph:
         units = study.experiment.units(layer)
         tokens, statistics = study.tokens(layer), _statistics(study, layer, kept)
         based = study.experiment.recording.layers[layer].basis is not None
-        made = composition(study, layer) if based else None
+        indices = dict.fromkeys(units.neuron(unit).index for unit in kept)
+        made = composition(study, layer, indices) if based else None
         for unit, numbers in zip(kept, statistics, strict=True):
             neuron = units.neuron(unit)
             effects = _effects(study, state, neuron, unit)
@@ -162,13 +163,14 @@ def _statistics(study: BaseStudy, layer: str, units: Sequence[int]) -> list[dict
     """Statistics of neurons as plain numbers; means over what moves together."""
     node, recorded = study.statistics[layer], study.experiment.recording.layers[layer]
     shape = channels_first(torch.empty(1, *recorded.shape, device="meta"), recorded.channel_dim)
-    members = study.experiment.units(layer).members[list(units)]
+    known = study.experiment.units(layer)
+    sizes = known.sizes[list(units)]
 
     def means(values: Tensor) -> list[float]:
         pooled = values.dim() == 1
         values = values.view(-1, *[1] * (shape.dim() - 2)) if pooled else values
         flat = values.expand(shape.shape[1:]).movedim(0, recorded.channel_dim - 1).flatten()
-        means: list[float] = flat[members].double().mean(dim=1).tolist()
+        means: list[float] = (known.sums(flat[None].double(), units)[0] / sizes).tolist()
         return means
 
     columns = {key: means(node[key]) for key in _STATISTICS}

@@ -61,13 +61,26 @@ def probe_edges(
         beside: Probe = _Near(experiment, writer, neurons, reader, outputs)
         if len(beside.pairs):
             yield beside
-    far = {name: seen for name, seen in readers.items() if name not in near}
-    for some, group in _groups(experiment, len(neurons), far):
-        moves, block = experiment.moves(writer, neurons[some])
-        for reader, moved in probe_outputs(experiment, moves, group).items():
-            probe: Probe = _Far(experiment, reader, group[reader], moved, block, some.start)
-            if len(probe.pairs):
-                yield probe
+    far = {name: list(seen) for name, seen in readers.items() if name not in near}
+    for alike in experiment.units(writer).alike(neurons):
+        for narrow in _by_size(experiment, far):
+            seen = {name: [far[name][i] for i in some.tolist()] for name, some in narrow.items()}
+            for some, group in _groups(experiment, len(alike), seen):
+                moves, block = experiment.moves(writer, [neurons[i] for i in alike[some].tolist()])
+                for reader, moved in probe_outputs(experiment, moves, group).items():
+                    places = alike[some], narrow[reader]
+                    probe: Probe = _Far(experiment, reader, group[reader], moved, block, places)
+                    if len(probe.pairs):
+                        yield probe
+
+
+def _by_size(
+    experiment: Experiment, readers: Mapping[str, Sequence[int]]
+) -> Iterator[dict[str, Tensor]]:
+    """Part outputs of readers, as places, into those of about as many elements each."""
+    parts = {name: experiment.units(name).alike(outputs) for name, outputs in readers.items()}
+    for number in range(max(map(len, parts.values()), default=0)):
+        yield {name: found[number] for name, found in parts.items() if number < len(found)}
 
 
 class _Near:
@@ -93,7 +106,7 @@ class _Near:
     def measure(self, which: Tensor) -> Effects:
         """One run of what descends from the reader for each different output."""
         rows = self.experiment.recording.main(self.reader)
-        width = self.experiment.units(self.reader).members.shape[1]
+        width = self.experiment.units(self.reader).widest(self.outputs)
         each = 2 * rows.element_size() * len(rows) * width
         step = max(1, self.experiment.memory // _SHARE // each)
         pieces = (which[start : start + step] for start in range(0, len(which), step))
@@ -127,7 +140,7 @@ class _Far:
         outputs: Sequence[int],
         moved: Tensor,
         block: Tensor,
-        start: int,
+        places: tuple[Tensor, Tensor],
     ) -> None:
         self.experiment, self.reader, self.outputs = experiment, reader, list(outputs)
         self.moved, self.block = moved, block
@@ -135,7 +148,7 @@ class _Far:
         largest = (moved[block[:, 1]] - moved[block[:, 0]]).abs().amax(dim=(2, 3))
         self._pairs = _moving(experiment, reader, outputs, largest)
         self.transfer = share[self._pairs[:, 0], self._pairs[:, 1]]
-        self.pairs = self._pairs + self._pairs.new_tensor([start, 0])
+        self.pairs = torch.stack([at[i] for at, i in zip(places, self._pairs.T, strict=True)], 1)
 
     def measure(self, which: Tensor) -> Effects:
         """One run of what descends from the reader for each different output."""
@@ -149,7 +162,7 @@ class _Far:
     def estimate(self, slope: Tensor) -> Effects:
         """Change of the output times slope."""
         units = self.experiment.units(self.reader)
-        members, once = units.members[self.outputs], units.once[self.outputs]
+        members, once = units.members(self.outputs), units.once(self.outputs)
         weight = slope[:, members].movedim(1, 0) * once[:, None]  # [outputs, samples, elements]
         still = self.experiment.recording.main(self.reader).flatten(1)[:, members].movedim(1, 0)
         answers = ((self.moved - still) * weight).sum(dim=3).double()
@@ -176,7 +189,7 @@ def _groups(
     used = 0
     for name, outputs in readers.items():
         rows = experiment.recording.main(name)
-        each = rows.element_size() * experiment.units(name).members.shape[1] * len(rows)
+        each = rows.element_size() * experiment.units(name).widest(list(outputs)) * len(rows)
         size = 2 * len(outputs) * each  # of one neuron: it has two ends
         if group and neurons * (used + size) > room:
             yield from _pieces(neurons, room // used, group)
@@ -205,7 +218,7 @@ def probe_outputs(
     dict of str to Tensor, [moves, outputs, samples, elements of an output]
     """
     recording, writer = experiment.recording, moves.layer
-    seen = {name: experiment.units(name).members[list(o)] for name, o in readers.items()}
+    seen = {name: experiment.units(name).members(list(o)) for name, o in readers.items()}
     found = {
         name: recording.main(name).new_empty(len(moves), len(m), recording.size, m.shape[1])
         for name, m in seen.items()
@@ -232,9 +245,10 @@ def _shares(
 ) -> Tensor:
     """Transfers ``[neurons, outputs]`` of what `probe_outputs` returns."""
     change = (moved[block[:, 1]] - moved[block[:, 0]]).double()
-    members = experiment.units(reader).members[list(outputs)]
+    units, wanted = experiment.units(reader), list(outputs)
     own = experiment.levels(reader)[[0, -1]]
-    span = (own[1] - own[0])[:, members].movedim(1, 0).double()
+    span = (own[1] - own[0])[:, units.members(wanted)].movedim(1, 0).double()
+    span = span * units.once(wanted)[:, None]
     length = span.square().sum(2).clamp_min(1e-300)
     return ((change * span).sum(3) / length).mean(2)
 
@@ -248,5 +262,5 @@ def _moving(experiment: Experiment, reader: str, outputs: Sequence[int], largest
     rows, members = experiment.recording.main(reader), experiment.units(reader).members
     own = experiment.levels(reader)[[0, -1]]
     sizes = torch.cat([rows.flatten(1), own[1] - own[0]]).abs().amax(dim=0)
-    rounding = ULPS * torch.finfo(rows.dtype).eps * sizes[members[list(outputs)]].amax(dim=1)
+    rounding = ULPS * torch.finfo(rows.dtype).eps * sizes[members(list(outputs))].amax(dim=1)
     return torch.nonzero(largest > rounding)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from neurograph.errors import ModelError
 from neurograph.model.layers import Neuron
 
 __all__ = [
+    "by_size",
     "node_differences",
     "node_effects",
     "path_differences",
@@ -23,6 +25,8 @@ __all__ = [
     "reader_effects",
     "total_effects",
 ]
+
+Piece = TypeVar("Piece")
 
 
 def node_effects(
@@ -40,9 +44,15 @@ def node_differences(
     experiment: Experiment, writer: str, neurons: Sequence[int], through: Through
 ) -> Tensor:
     """The same sample by sample: target(last level) − target(first), ``[neurons, samples]``."""
-    moves, block = experiment.moves(writer, neurons)
-    targets = _targets(experiment, moves, choose_route(experiment, writer, through)).double()
-    return targets[block[:, 1]] - targets[block[:, 0]]
+    route = choose_route(experiment, writer, through)
+
+    def measured(some: Sequence[int]) -> Tensor:
+        moves, block = experiment.moves(writer, some)
+        targets = _targets(experiment, moves, route).double()
+        return targets[block[:, 1]] - targets[block[:, 0]]
+
+    parts, order = by_size(experiment, writer, neurons, measured)
+    return torch.cat(parts)[order]
 
 
 def total_effects(
@@ -104,7 +114,7 @@ def _path_targets(experiment: Experiment, layers: tuple[str, ...], steps: Tensor
     """Targets of paths along the same layers, two blocks a path; steps ``[paths, layers]``."""
     start = layers[0]
     ends = experiment.levels(start)[[0, -1]]
-    first = ends[:, :, experiment.units(start).members[steps[:, 0]]].movedim(2, 0).flatten(0, 1)
+    first = ends[:, :, experiment.units(start).members(steps[:, 0])].movedim(2, 0).flatten(0, 1)
     indices = steps.repeat_interleave(2, dim=0)
     moves = Moves(start, indices[:, 0], first)
     plan = experiment.wiring.output([layers[-1]])
@@ -130,11 +140,35 @@ def _measure(
     levels: bool = False,
 ) -> Effects:
     """Run every move of the neurons along a route and read the target."""
-    moves, block = experiment.moves(writer, neurons, levels=levels)
-    targets = _targets(experiment, moves, route)
-    effects = summarise(targets, block, coarse=experiment.coarse)
+
+    def measured(some: Sequence[int]) -> Effects:
+        moves, block = experiment.moves(writer, some, levels=levels)
+        return summarise(_targets(experiment, moves, route), block, coarse=experiment.coarse)
+
+    parts, order = by_size(experiment, writer, neurons, measured)
+    effects = Effects.joined(parts).at(order)
     _check_finite(effects, writer)
     return effects
+
+
+def by_size(
+    experiment: Experiment,
+    writer: str,
+    neurons: Sequence[int],
+    measured: Callable[[Sequence[int]], Piece],
+) -> tuple[list[Piece], Tensor]:
+    """Measure neurons of about as many elements together: moves of all are as wide as the widest.
+
+    Returns
+    -------
+    parts : list
+        What was measured of each of the sets of neurons.
+    order : Tensor of int64, [neurons]
+        Where each neuron is among them, one after the other.
+    """
+    wanted, together = list(neurons), experiment.units(writer).alike(neurons)
+    parts = [measured([wanted[i] for i in some.tolist()]) for some in together]
+    return parts, torch.cat(together).argsort()
 
 
 def _targets(experiment: Experiment, moves: Moves, route: Route) -> Tensor:

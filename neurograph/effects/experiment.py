@@ -157,7 +157,7 @@ class Experiment:
         self.units = functools.cache(units)
         self.moving = functools.cache(moving)
         self.levels = functools.cache(self._restricted(levels))
-        self._moves: dict[str, tuple[list[int], bool, Moves, Tensor]] = {}
+        self._moves: dict[tuple[str, int], tuple[list[int], bool, Moves, Tensor]] = {}
         self._arriving: dict[tuple[str, str], Tensor] = {}
         self._computed: dict[tuple[str, str], Tensor] = {}
 
@@ -261,10 +261,11 @@ class Experiment:
         neurons.
         """
         wanted = list(neurons)
-        known = self._moves.get(layer)
+        key = layer, self.units(layer).widest(wanted)
+        known = self._moves.get(key)
         if known is None or known[:2] != (wanted, levels):
             which = slice(None) if levels else [0, -1]
-            known = self._moves[layer] = (wanted, levels, *self._between(layer, wanted, which))
+            known = self._moves[key] = (wanted, levels, *self._between(layer, wanted, which))
         return known[2:]
 
     def end(self, layer: str, which: int) -> Tensor:
@@ -276,7 +277,7 @@ class Experiment:
     def _between(self, layer: str, neurons: list[int], which: Any) -> tuple[Moves, Tensor]:
         levels = self.levels(layer)[which]
         index = torch.tensor(neurons, device=levels.device)
-        members = self.units(layer).members[index]
+        members = self.units(layer).members(index)
         values = levels[:, :, members].movedim(2, 0)
         still = self.recording.main(layer).flatten(1)[:, members].movedim(1, 0)
         return Moves.between(layer, values, index, still)
@@ -289,7 +290,7 @@ class Experiment:
         Tensor of bool, [*shape], or [samples, *shape] where that differs between samples
         """
         shape, units = self.recording.layers[layer].shape, self.units(layer)
-        mask = torch.ones(math.prod(shape), dtype=torch.bool, device=units.members.device)
+        mask = torch.ones(math.prod(shape), dtype=torch.bool, device=units.elements.device)
         if neurons is not None:
             flags = torch.zeros(len(units), dtype=torch.bool, device=mask.device)
             flags[list(neurons)] = True
@@ -302,7 +303,7 @@ class Experiment:
         main = self.recording.main(moves.layer)[samples]
         still = main.flatten(1)
         rows = still[None].repeat(len(moves), 1, 1)
-        members = self.units(moves.layer).members[moves.neurons]
+        members = self.units(moves.layer).members(moves.neurons, moves.values.shape[2])
         values = moves.values.to(rows).expand(-1, len(still), -1)
         rows.scatter_(2, members[:, None].expand(-1, len(still), -1), values)
         return rows.view(-1, *main.shape[1:])

@@ -202,7 +202,7 @@ class GradientScorer(Scorer):
             given = {name: leaf.clone() for name, leaf in zip(writers, leaves, strict=True)}
             probed = experiment.replay.run(plan, given, samples=samples).probed[reader]
             answers = (probed.flatten(1) * slope).sum(dim=0)
-            totals = [answers[torch.unique(units.members[o])].sum() for o in outputs]
+            totals = [answers[torch.unique(units.members(o))].sum() for o in outputs]
         moved: list[list[Tensor]] = [[] for _ in writers]
         for total in totals:
             for i, gradient in enumerate(gradients(total, leaves, again=True)):
@@ -217,8 +217,8 @@ class GradientScorer(Scorer):
         units, span = self.experiment.units(layer), point.span(layer)
         change = slope * (span[samples] if len(span) > 1 else span)
         if len(units) > _FEW:
-            return (change[:, units.members] * units.once).sum(2).T.double()
+            return units.sums(change).T.double()
         if layer not in self._sums:
             marks = change.new_zeros(len(units), change.shape[1])
-            self._sums[layer] = marks.scatter_(1, units.members, 1.0)
+            self._sums[layer] = marks.scatter_(1, units.members(), 1.0)
         return (self._sums[layer] @ change.T).double()

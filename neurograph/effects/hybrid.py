@@ -16,7 +16,7 @@ from neurograph.effects.budget import Schedule
 from neurograph.effects.differentiable import Checked
 from neurograph.effects.edges import probe_edges
 from neurograph.effects.effects import estimate
-from neurograph.effects.exact import node_differences
+from neurograph.effects.exact import by_size, node_differences
 from neurograph.effects.experiment import Experiment
 from neurograph.effects.linear_edges import LinearEdges
 from neurograph.effects.routes import TARGET, Through, fits_narrow
@@ -96,6 +96,13 @@ class HybridScorer(Scorer):
 
     def _far(self, writer: str, neurons: Sequence[int], slopes: Mapping[str, Tensor]) -> Tensor:
         """Differences by way of readers that are replayed, ``[neurons, samples]``."""
+        experiment = self.experiment
+        parts, order = by_size(
+            experiment, writer, neurons, lambda some: self._alike(writer, some, slopes)
+        )
+        return torch.cat(parts)[order]
+
+    def _alike(self, writer: str, neurons: Sequence[int], slopes: Mapping[str, Tensor]) -> Tensor:
         experiment = self.experiment
         moves, block = experiment.moves(writer, neurons)
         plan = experiment.wiring.direct(writer, slopes)

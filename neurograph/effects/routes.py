@@ -277,11 +277,11 @@ def probe_one(
     Moves
         Of `reader`: block b moves its neuron ``outputs[b]``.
     """
-    members = experiment.units(reader).members[outputs]
+    members = experiment.units(reader).members(outputs)
     still = experiment.recording.main(reader)[samples].flatten(1)
     if fits_narrow(experiment, moves.layer, reader):
         edge = moves.layer, reader
-        sources = experiment.units(moves.layer).members[moves.neurons]
+        sources = experiment.units(moves.layer).members(moves.neurons)
         before = experiment.arriving(*edge)[samples].flatten(1)[:, sources].movedim(1, 0)
         computed = experiment.computed(*edge)[samples].flatten(1)[:, members].movedim(1, 0)
         change = experiment.chains[edge](moves.values.to(before).clone()) - before

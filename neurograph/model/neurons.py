@@ -45,6 +45,7 @@ _OF_HEADS = re.compile(
 _BEHIND_HEADS = re.compile(r"(?i)(to_|w)?_?(o|out)(_?(proj|lin|linear|layer))?|c_proj|dense|proj")
 _HEAD_SIZES = "head_dim attention_head_size key_value_proj_dim d_kv".split()
 _HEAD_COUNTS = "num_heads num_attention_heads n_heads n_head nhead".split()
+_ALL = slice(None)
 _WIDTHS = "embed_dim hidden_size d_model n_embd dim".split()
 
 
@@ -55,8 +56,10 @@ class Units:
     Attributes
     ----------
     layer : str
-    members : Tensor of int64, [neurons, elements each]
-        Which elements of a flattened row each neuron is; one may stand twice.
+    elements : Tensor of int64, [elements of all neurons]
+        Which elements of a flattened row the neurons are, one neuron after the other.
+    sizes : Tensor of int64, [neurons]
+        How many of them each neuron has.
     width : int
         How many elements a row has.
     kind : str
@@ -68,7 +71,8 @@ class Units:
     """
 
     layer: str
-    members: Tensor
+    elements: Tensor
+    sizes: Tensor
     width: int
     kind: str = "channel"
     positions: int | None = None
@@ -80,16 +84,93 @@ class Units:
         return self.kind == "channel" and self.positions is None
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.sizes)
+
+    def widest(self, neurons: Any = _ALL) -> int:
+        """How many elements the widest of some neurons has; 0 if there are none."""
+        if self._table is not None:
+            return self._table.shape[1]
+        sizes = self.sizes[neurons]
+        return int(sizes.max()) if sizes.numel() else 0
+
+    def members(self, neurons: Any = _ALL, width: int | None = None) -> Tensor:
+        """Say which elements of a row some neurons are.
+
+        Parameters
+        ----------
+        neurons : index, optional
+            As tensors take it; all, if none is given.
+        width : int, optional
+            As that of the widest of them, or more.
+
+        Returns
+        -------
+        Tensor of int64, [neurons, width]
+            Neurons of fewer elements have their last one several times.
+        """
+        if self._table is not None:
+            return self._table[neurons]
+        places, sizes = self._places(neurons, width)
+        first = (self.sizes.cumsum(0) - self.sizes)[neurons]
+        return self.elements[first[..., None] + places.clamp_max(sizes - 1)]
+
+    def once(self, neurons: Any = _ALL, width: int | None = None) -> Tensor:
+        """For each of the members, 1, or 0 where it is a further time the last one."""
+        if self._table is not None:
+            return torch.ones_like(self._table[neurons])
+        places, sizes = self._places(neurons, width)
+        return (places < sizes).to(self.elements)
+
+    def _places(self, neurons: Any, width: int | None) -> tuple[Tensor, Tensor]:
+        width = self.widest(neurons) if width is None else width
+        places = torch.arange(width, device=self.elements.device)
+        return places, self.sizes[neurons][..., None]
 
     @functools.cached_property
-    def once(self) -> Tensor:
-        """For each member, 1 but for the elements that stand twice: 0 from the second time on."""
-        order = self.members.argsort(dim=1, stable=True)
-        ordered = self.members.gather(1, order)
-        again = torch.zeros_like(ordered)
-        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-        return 1 - torch.zeros_like(ordered).scatter(1, order, again)
+    def _table(self) -> Tensor | None:
+        """Members of all neurons, where all have equally many."""
+        count = len(self)
+        if not count or bool((self.sizes == self.sizes[0]).all()):
+            return self.elements.view(count, -1) if count else self.elements.view(0, 0)
+        return None
+
+    def alike(self, neurons: Sequence[int]) -> list[Tensor]:
+        """Part neurons by how many elements they have, where one table of all would be mostly air.
+
+        Returns
+        -------
+        list of Tensor of int64
+            Places among `neurons`: those of one part have about as many elements.
+        """
+        sizes = self.sizes[list(neurons)]
+        every = torch.arange(len(sizes), device=sizes.device)
+        if self._table is not None or self.widest(list(neurons)) * len(sizes) <= 4 * sizes.sum():
+            return [every]
+        scale = sizes.double().log2().floor()
+        return [every[scale == one] for one in torch.unique(scale)]
+
+    def sums(self, values: Tensor, neurons: Sequence[int] | None = None) -> Tensor:
+        """Sum values over the elements of each of some neurons.
+
+        Parameters
+        ----------
+        values : Tensor, [samples, elements]
+        neurons : sequence of int, optional
+            All, if none is given.
+
+        Returns
+        -------
+        Tensor, [samples, neurons]
+        """
+        if self._table is not None:
+            members = self._table if neurons is None else self._table[list(neurons)]
+            return values[:, members].sum(2)
+        wanted = range(len(self)) if neurons is None else neurons
+        found = values.new_zeros(len(values), len(wanted))
+        for some in self.alike(wanted):
+            which = torch.as_tensor(wanted, device=some.device)[some]
+            found[:, some] = (values[:, self.members(which)] * self.once(which)).sum(2)
+        return found
 
     @functools.cached_property
     def owner(self) -> Tensor:
@@ -97,9 +178,9 @@ class Units:
 
         No element is of two neurons.
         """
-        owner = torch.full((self.width,), -1, device=self.members.device)
+        owner = torch.full((self.width,), -1, device=self.elements.device)
         numbers = torch.arange(len(self), device=owner.device)
-        owner[self.members.flatten()] = numbers.repeat_interleave(self.members.shape[1])
+        owner[self.elements] = numbers.repeat_interleave(self.sizes)
         return owner
 
     def mask(self, flags: Tensor) -> Tensor:
@@ -161,9 +242,9 @@ def units_of(layer: Layer, groups: Sequence[Sequence[int]] | None, kind: str, ea
     Examples
     --------
     >>> layer = Layer("l", "l", "l", "Linear", (2, 3), 2, 3, 0)  # 2 positions of 3 channels
-    >>> units_of(layer, None, "channel", False).members.tolist()
+    >>> units_of(layer, None, "channel", False).members().tolist()
     [[0, 3], [1, 4], [2, 5]]
-    >>> units_of(layer, [[0, 1], [2]], "group", True).members.tolist()
+    >>> units_of(layer, [[0, 1], [2]], "group", True).members().tolist()
     [[0, 1], [3, 4], [2, 2], [5, 5]]
     """
     size = 1
@@ -171,16 +252,19 @@ def units_of(layer: Layer, groups: Sequence[Sequence[int]] | None, kind: str, ea
         size *= length
     elements = torch.arange(size).view(layer.shape).movedim(layer.channel_dim - 1, 0)
     by_channel = elements.reshape(layer.neurons, size // max(layer.neurons, 1))
+    positions = by_channel.shape[1] if each and layer.is_sequence else None
     if groups is None:
-        chosen = by_channel[:, None]
+        chosen, lengths = by_channel, [1] * len(by_channel)
     else:
-        most = max(map(len, groups))
-        padded = [[*group, *[group[-1]] * (most - len(group))] for group in groups]
-        chosen = by_channel[torch.tensor(padded)]
-    if each and layer.is_sequence:
-        members = chosen.movedim(2, 1).flatten(0, 1)
-        return Units(layer.name, members, size, kind, by_channel.shape[1])
-    return Units(layer.name, chosen.flatten(1), size, kind)
+        chosen = by_channel[torch.tensor([channel for group in groups for channel in group])]
+        lengths = [len(group) for group in groups]
+    sizes = torch.tensor(lengths, dtype=torch.int64)
+    if positions is None:
+        sizes = sizes * by_channel.shape[1]
+        return Units(layer.name, chosen.flatten(), sizes, size, kind)
+    each_position = [part.T.flatten() for part in torch.split(chosen, lengths)]
+    found = torch.cat(each_position) if each_position else chosen.flatten()
+    return Units(layer.name, found, sizes.repeat_interleave(positions), size, kind, positions)
 
 
 def channels_of(units: Units, layer: Layer) -> Channels | None:
@@ -195,8 +279,8 @@ def channels_of(units: Units, layer: Layer) -> Channels | None:
     if units.kind == "channel":
         return None
     inner = math.prod(layer.shape[layer.channel_dim :])
-    members = units.members[:: units.positions or 1] // inner % layer.neurons
-    return [torch.unique(row).tolist() for row in members]
+    every = range(0, len(units), units.positions or 1)
+    return [torch.unique(units.members(i) // inner % layer.neurons).tolist() for i in every]
 
 
 def find_groups(

@@ -84,7 +84,7 @@ def stillness(
     for name in profiled:
         if name in has and has.isdisjoint(profiled.predecessors(name)):
             levels, units = experiment.levels(name), experiment.units(name)
-            moves = (levels[0] != levels[-1]).any(dim=0)[units.members].any(dim=1)
+            moves = units.sums((levels[0] != levels[-1]).any(dim=0)[None].double())[0] > 0
             if recording.layers[name].is_input and len(recording.layers[name].shape) > 2:
                 shape = "×".join(map(str, recording.layers[name].shape))
                 yield (

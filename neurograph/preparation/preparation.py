@@ -276,7 +276,8 @@ class Preparation:
             found = units_of(actual.layers[layer], channels, kind, each)
             basis, device = actual.layers[layer].basis, actual.main(layer).device
             rest = basis is not None and basis.has_remainder
-            return replace(found, members=found.members.to(device), has_remainder=rest)
+            elements, sizes = found.elements.to(device), found.sizes.to(device)
+            return replace(found, elements=elements, sizes=sizes, has_remainder=rest)
 
         def may_move(layer: str) -> Tensor | None:
             mask = moving(prepared.inputs, actual.size, actual.layers[layer], options["positions"])

@@ -65,14 +65,14 @@ def test_members_are_those_written_out(
     assert units.plain == (groups == "channels" and not (each and len(shape) == 2))
     for number in range(len(units)):
         neuron = units.neuron(number)
-        assert set(units.members[number].tolist()) == wanted[neuron.index, neuron.position]
+        assert set(units.members(number).tolist()) == wanted[neuron.index, neuron.position]
         assert units.unit(neuron) == number
 
 
 @pytest.mark.parametrize("groups", GROUPS)
 def test_elements_that_stand_twice_count_once(groups: str) -> None:
     units = units_of(layer_of((4, 6), 2), GROUPS[groups], "group", True)
-    for members, once in zip(units.members.tolist(), units.once.tolist(), strict=True):
+    for members, once in zip(units.members().tolist(), units.once().tolist(), strict=True):
         seen: set[int] = set()
         for member, counts in zip(members, once, strict=True):
             assert counts == (member not in seen)
@@ -80,18 +80,41 @@ def test_elements_that_stand_twice_count_once(groups: str) -> None:
 
 
 def test_masks_mark_the_elements_of_chosen_neurons_and_no_others() -> None:
-    units = Units("l", torch.tensor([[0, 3], [4, 4]]), 6)
+    units = Units("l", torch.tensor([0, 3, 4]), torch.tensor([2, 1]), 6)
     assert units.owner.tolist() == [0, -1, -1, 0, 1, -1]
     flags = torch.tensor([[True, False], [False, True], [False, False], [True, True]])
     wanted = [[0, 3], [4], [], [0, 3, 4]]
     assert [row.nonzero().flatten().tolist() for row in units.mask(flags)] == wanted
 
 
-@given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=4))
-def test_once_is_one_for_each_element_of_its_own(members: list[list[int]]) -> None:
-    once = Units("l", torch.tensor(members), 9).once
-    for row, counts in zip(members, once.tolist(), strict=True):
-        assert [counts[i] for i in range(4)] == [int(row[i] not in row[:i]) for i in range(4)]
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 2**32), st.integers(0, 9)
+)
+def test_neurons_of_any_sizes_are_summed_and_parted(
+    sizes: list[int], seed: int, wider: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    elements = torch.randperm(sum(sizes) + 3, generator=generator)[: sum(sizes)]
+    units = Units("l", elements, torch.tensor(sizes), sum(sizes) + 3)
+    written = [part.tolist() for part in torch.split(elements, sizes)]
+    chosen = torch.randperm(len(sizes), generator=generator)[: 1 + seed % len(sizes)].tolist()
+    width = max(sizes[i] for i in chosen) + wider * (len(set(sizes)) > 1)
+    assert units.widest(chosen) == max(sizes[i] for i in chosen)
+    members, once = units.members(chosen, width).tolist(), units.once(chosen, width).tolist()
+    for number, row, counts in zip(chosen, members, once, strict=True):
+        own = written[number]
+        assert row == own + own[-1:] * (width - len(own))
+        assert counts == [1] * len(own) + [0] * (width - len(own))
+    values = torch.randn(2, units.width, generator=generator, dtype=torch.float64)
+    for neurons in (None, chosen):
+        found = units.sums(values, neurons)
+        for at, number in enumerate(range(len(sizes)) if neurons is None else neurons):
+            wanted = values[:, written[number]].sum(1)
+            torch.testing.assert_close(found[:, at], wanted)
+    parts = units.alike(chosen)
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(chosen)))
+    padded = sum(len(p) * max(sizes[chosen[i]] for i in p) for p in parts)
+    assert padded <= 4 * sum(sizes[i] for i in chosen)
 
 
 @pytest.mark.parametrize(
@@ -318,3 +341,31 @@ def test_a_circuit_says_what_its_groups_were(lists: Any, tmp_path: Path) -> None
     again = ng.load(tmp_path / "x.circuit").attach(model, X)
     (path,) = again.measure([circuit.strongest[0].neurons])
     assert path.effect == circuit.strongest[0].effect
+
+
+def test_neurons_of_several_sizes_are_described_by_each_element_once() -> None:
+    """Means and transfers of groups that are not equally large, from their definitions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    model, data = model.double(), torch.randn(60, 3, dtype=torch.float64)
+    lists = [[5], [0, 3, 1], [2, 4]]
+    study = ng.Study(model, data, None, groups={"2": lists}, reference=60, progress=False)
+    circuit = study.search(keep="top:9")
+    rows = model[:3](data).detach()
+    low, high = torch.quantile(rows, torch.tensor([0.05, 0.95], dtype=rows.dtype), dim=0)
+    ends = torch.quantile(
+        model[0](data).detach(), torch.tensor([0.05, 0.95], dtype=rows.dtype), dim=0
+    )
+    for unit, group in enumerate(lists):
+        node = circuit.graph.nodes[Neuron("2", unit)]
+        assert node["mean"] == pytest.approx(rows[:, group].mean().item())
+        span = (high - low)[group]
+        for writer in range(6):
+            moved = []
+            for end in ends:
+                inner = model[0](data).detach()
+                inner[:, writer] = end[writer]
+                moved.append(model[2](torch.tanh(inner)).detach()[:, group])
+            wanted = (((moved[1] - moved[0]) * span).sum(1) / span.square().sum()).mean().item()
+            edge = circuit.graph.edges[Neuron("0", writer), Neuron("2", unit)]
+            assert edge["transfer"] == pytest.approx(wanted, rel=1e-9)
