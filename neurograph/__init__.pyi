@@ -13,6 +13,7 @@ from neurograph.effects.contrast import Counterfactual as Counterfactual
 from neurograph.errors import NeurographError as NeurographError
 from neurograph.model.basis import Directions as Directions
 from neurograph.model.basis import Families as Families
+from neurograph.model.clusters import Clusters as Clusters
 from neurograph.model.dictionary import Dictionary as Dictionary
 from neurograph.model.dictionary_files import load_dictionary as load_dictionary
 from neurograph.model.directions import Active as Active

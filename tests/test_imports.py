@@ -22,7 +22,10 @@ PACKAGE = Path(neurograph.__file__).parent
 HEAVY = {
     *("IPython", "jinja2", "matplotlib", "networkx", "pandas", "pytorch_lightning", "pyvis"),
     *("rich", "safetensors", "tensorboard", "torch", "torchmetrics", "transformers", "typer"),
-    *(f"scipy.{part}" for part in ("integrate", "optimize", "sparse", "special", "stats")),
+    *(
+        f"scipy.{part}"
+        for part in ("cluster", "integrate", "optimize", "sparse", "special", "stats")
+    ),
 }
 TABLES = {"networkx", "pandas"}
 

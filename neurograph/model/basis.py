@@ -12,7 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,10 +28,13 @@ __all__ = [
     "Basis",
     "Directions",
     "Families",
+    "FoundBasis",
     "FoundDirections",
     "describe_bases",
     "find_bases",
 ]
+
+B = TypeVar("B", bound="Basis", covariant=True)
 
 SMALLEST = 1e-6
 """Of the largest singular value: what is less is rounding."""
@@ -183,13 +186,13 @@ class Directions(Basis):
 
 
 @dataclass(frozen=True)
-class FoundDirections(ABC):
-    """Directions of a layer that are found from its rows, and the target's gradients by them.
+class FoundBasis(ABC, Generic[B]):
+    """A basis of a layer that is found from its rows, and the target's gradients by them.
 
     Parameters
     ----------
     count : int
-        How many.
+        How many directions, or families.
     samples : int
         On how many samples of the data, drawn by the study's seed; of all positions of each.
     of : {"target", "outputs"}
@@ -206,8 +209,8 @@ class FoundDirections(ABC):
         one_of(self.of, "of", ("target", "outputs"))
 
     @abstractmethod
-    def find(self, rows: Tensor, slopes: Tensor, *, fewer: bool = False) -> Directions:
-        """Find them.
+    def find(self, rows: Tensor, slopes: Tensor, *, fewer: bool = False) -> B:
+        """Find it.
 
         Parameters
         ----------
@@ -220,12 +223,17 @@ class FoundDirections(ABC):
         Raises
         ------
         OptionError
-            There are fewer directions than were asked for, or none.
+            There are fewer directions, or families, than were asked for, or none.
         """
 
     def as_json(self) -> dict[str, Any]:
-        """Say what they are."""
+        """Say what is asked for."""
         return {"kind": type(self).__name__.lower(), **asdict(self)}
+
+
+@dataclass(frozen=True)
+class FoundDirections(FoundBasis[Directions]):
+    """Directions of a layer that are found."""
 
     def _first(self, matrix: Tensor, what: str, *, fewer: bool) -> Tensor:
         """Return right singular vectors of a matrix, those of the largest values first."""
@@ -261,6 +269,10 @@ class Families(Basis):
     ----------
     members : sequence of mapping of int to float
         Of each family its channels, with 1 or -1.
+    merges : sequence of (int, int)
+        What families that were found are made of, for `opened`: a tree, numbered as SciPy does.
+        Each merge joins two nodes; the channels are nodes 0, 1, …, and what merge i makes is node
+        channels + i.
 
     Examples
     --------
@@ -270,6 +282,7 @@ class Families(Basis):
     """
 
     members: Sequence[Mapping[int, float]]
+    merges: Sequence[tuple[int, int]] = ()
     kind = "family"
 
     @functools.cached_property
@@ -300,6 +313,59 @@ class Families(Basis):
         """Channels of each family."""
         return [[int(channel) for channel in family] for family in self.members]
 
+    def opened(self, family: int, into: int = 2) -> Families:
+        """Open a family into smaller ones, and at last into its channels.
+
+        Parameters
+        ----------
+        family : int
+            Which one, by its number.
+        into : int
+            How many; at most one for each of its channels.
+
+        Returns
+        -------
+        Families
+            The same but for that one: in its place are those that it is made of, the one with its
+            first channel first; the numbers of those behind it rise. The first channel of each has
+            a plus sign.
+
+        Raises
+        ------
+        OptionError
+            There is no such family, it has not so many channels, or nobody knows what it is made
+            of: families that were given, not found, open into their channels alone.
+
+        Examples
+        --------
+        >>> Families([{0: 1, 2: -1}, {1: 1}]).opened(0).units
+        [[0], [2], [1]]
+        """
+        if whole(family, "family", least=0) >= len(self.members):
+            raise OptionError(f"family={family}: there are {len(self.members)} families, from 0 on")
+        opened = self.members[family]
+        if whole(into, "into", least=1) > len(opened):
+            raise OptionError(
+                f"into={into}, but family {family} has {len(opened)} "
+                f"channel{'s' * (len(opened) > 1)}: none opens into more families than that"
+            )
+        parts = {channel: [channel] for channel in opened}  # by the nodes of the tree
+        for node, (a, b) in enumerate(self.merges, start=self.channels):
+            if len(parts) > into and a in parts and b in parts:
+                parts[node] = parts.pop(a) + parts.pop(b)
+        if len(parts) > into:
+            raise OptionError(
+                f"into={into}: family {family} was given, not found, and opens into its "
+                f"{len(opened)} channels alone: pass into={len(opened)}"
+            )
+        order = list(opened)
+        smaller = sorted(sorted(map(order.index, part)) for part in parts.values())
+        inside = [
+            {order[i]: opened[order[i]] * opened[order[part[0]]] for i in part} for part in smaller
+        ]
+        members = [*self.members[:family], *inside, *self.members[family + 1 :]]
+        return Families(members, self.merges)
+
     def coordinates(self, channels: Tensor) -> Tensor:
         """Channels, those with a minus sign turned round."""
         return channels * self.signs.to(channels)
@@ -317,11 +383,11 @@ class Families(Basis):
 
 Bases = Mapping[str, Any]
 """By pattern, what the neurons of layers that match are: a `Basis`, a matrix of directions, or what
-finds some, as `Active` does."""
+finds one, as `Active` and `Clusters` do."""
 
 
 def find_bases(
-    asked: Bases, layers: Mapping[str, Layer], find: Callable[[str, FoundDirections], Basis]
+    asked: Bases, layers: Mapping[str, Layer], find: Callable[[str, FoundBasis[Basis]], Basis]
 ) -> dict[str, Basis]:
     """Read `basis=`: the basis of each layer that matches.
 
@@ -330,7 +396,7 @@ def find_bases(
     asked : mapping of str to basis
     layers : mapping of str to Layer
     find : callable
-        From a layer's name and `FoundDirections` to what they are there.
+        From a layer's name and `FoundBasis` to what it is there.
 
     Raises
     ------
@@ -348,7 +414,7 @@ def find_bases(
         wanted = set(matches(str(pattern), set(sites.values())))
         if not wanted:
             raise OptionError(f"basis={pattern!r} matches no layer; there are {', '.join(sites)}")
-        known = None if isinstance(basis, FoundDirections) else _read(basis)
+        known = None if isinstance(basis, FoundBasis) else _read(basis)
         for name in (name for name, site in sites.items() if site in wanted):
             found[name] = find(name, basis) if known is None else known
             _check(found[name], layers[name])
@@ -379,6 +445,6 @@ def _check(basis: Basis, layer: Layer) -> None:
 def describe_bases(asked: Bases) -> dict[str, Any]:
     """Say what `basis=` was as JSON holds it."""
     return {
-        str(pattern): (basis if isinstance(basis, FoundDirections) else _read(basis)).as_json()
+        str(pattern): (basis if isinstance(basis, FoundBasis) else _read(basis)).as_json()
         for pattern, basis in asked.items()
     }

@@ -20,7 +20,7 @@ from neurograph.effects.effects import Effects
 from neurograph.effects.exact import path_effects
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import NeurographError, OptionError
-from neurograph.model.basis import Basis, Directions, FoundDirections, describe_bases
+from neurograph.model.basis import B, Basis, FoundBasis, describe_bases
 from neurograph.model.layer_choice import INPUT_SIDE, Sites, refuse_unsupported
 from neurograph.model.layers import Neuron
 from neurograph.model.neurons import describe_groups
@@ -178,10 +178,8 @@ class BaseStudy:
         background = self.options["background"]
         return self._preparation.experiment(self.contrast, background, routed=self._has_routed)
 
-    def find_directions(
-        self, layer: str, wanted: FoundDirections, *, fewer: bool = False
-    ) -> Directions:
-        """Find directions of a layer; as many as there are, if `fewer` will do."""
+    def find_directions(self, layer: str, wanted: FoundBasis[B], *, fewer: bool = False) -> B:
+        """Find directions, or families, of a layer; as many as there are, if `fewer` will do."""
         with self.asking():
             return self._preparation.directions(layer, wanted, fewer=fewer)
 

@@ -1,4 +1,4 @@
-"""Finding directions of layers: from their rows, and the target's gradients by them."""
+"""Finding bases of layers: from their rows, and the target's gradients by them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from neurograph.effects.contrast import FromZero
 from neurograph.effects.slopes import AtBackground
 from neurograph.errors import OptionError
-from neurograph.model.basis import Directions, FoundDirections
+from neurograph.model.basis import B, FoundBasis
 from neurograph.replay.recording import Recording
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class DirectionFinder:
         self._points: dict[int, AtBackground] = {}
         self.notes: list[str] = []
 
-    def __call__(self, layer: str, wanted: FoundDirections, *, fewer: bool = False) -> Directions:
-        """Find directions of a layer; OptionError, which names it, where there are too few."""
+    def __call__(self, layer: str, wanted: FoundBasis[B], *, fewer: bool = False) -> B:
+        """Find directions, or families, of a layer; OptionError, which names it, if too few."""
         point = self._point(wanted.samples)
         with point.experiment as experiment:
             dim = experiment.recording.layers[layer].channel_dim
@@ -90,6 +90,11 @@ class DirectionFinder:
                 for one in alike
             ]
         some = rows[chosen].repeat(len(slopes), 1), torch.cat(slopes)
+        if not all(x.isfinite().all() for x in some):
+            raise OptionError(
+                f"basis of layer {layer!r}: gradients of the target by it are NaN or infinite on "
+                "some samples"
+            )
         try:
             return wanted.find(*(x.double().cpu() for x in some), fewer=fewer)
         except OptionError as error:

@@ -72,8 +72,9 @@ class Study(BaseStudy):
     basis : mapping of str to basis, optional
         For layers that match a pattern, what their neurons are instead of channels: directions in
         the space of the channels, ``[directions, channels]`` (a probe, the columns of any matrix
-        transposed), `Active` or `Principal` ones that are found, or `Families` of channels with
-        signs. The last neuron is what directions leave over, the remainder.
+        transposed), `Active` or `Principal` ones that are found, `Families` of channels with
+        signs, or `Clusters`, families that are found. The last neuron is what directions leave
+        over, the remainder.
     positions : "all", "last", "each" or int
         Of layers with one axis of positions (tokens, time steps): whether a neuron is a channel
         at all of them, at the last or at a certain one alone, or each position has neurons
