@@ -21,10 +21,11 @@ from neurograph.ablation.replacements import Ablated
 from neurograph.effects.contrast import FromMean, LayerSamples
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import OptionError
-from neurograph.model.basis import Basis, Directions, FoundDirections
+from neurograph.model.basis import Basis, Directions, FoundBasis
+from neurograph.model.clusters import Clusters, RandomFamilies
 from neurograph.model.directions import Active, Attributed, Principal
 from neurograph.preparation.base_study import BaseStudy
-from neurograph.preparation.direction_finder import MOST_OUTPUTS
+from neurograph.preparation.basis_finder import MOST_OUTPUTS
 from neurograph.preparation.options import SignalOptions, read_options
 from neurograph.preparation.preparation import LayerStatistics
 from neurograph.replay.run import Outcome
@@ -36,8 +37,15 @@ __all__ = ["ALL", "Signals", "find_signals"]
 ALL = "all layers"
 """In place of a layer's name: each of them passes so many parts on, all at once."""
 
-_FOUND: Mapping[str, Callable[[int, int, Any], FoundDirections]]
-_FOUND = {"active": Active, "principal": Principal, "neurons": Attributed}
+_FOUND: Mapping[str, Callable[[int, int, Any], FoundBasis[Any]]]
+_FOUND = {
+    "active": Active,
+    "principal": Principal,
+    "neurons": Attributed,
+    "families": Clusters,
+}
+_FAMILIES = 32  # of each layer
+_LITTLE = 0.8  # of the target, for which families should be fewer than random ones
 _RANDOM = 3  # tells this use of the seed from others
 
 
@@ -49,13 +57,14 @@ class Signals:
     ----------
     table : DataFrame
         ``layer``, or ``all layers`` at once; ``parts``, what passes: ``active`` or ``principal``
-        directions, the ``neurons`` of the largest attribution, ``random`` directions, ``random
-        neurons``; ``count`` of them, of each layer, while all else that it says is the mean;
-        ``share`` of the target that comes back, 1 less the mean square of its change over its
-        variance, over the reference samples (it may be below 0); ``low`` and ``high``, where the
-        share may be: of what is drawn over other draws, of what is found over other samples;
-        ``found_on``, the share over the samples on which parts were found, NaN for what is drawn:
-        by how much it is above ``share`` does not hold on other samples.
+        directions, the ``neurons`` of the largest attribution, ``families`` of 32 that do most,
+        ``random`` directions, ``random neurons``, ``random families``; ``count`` of them, of each
+        layer, while all else that it says is the mean; ``share`` of the target that comes back, 1
+        less the mean square of its change over its variance, over the reference samples (it may be
+        below 0); ``low`` and ``high``, where the share may be: of what is drawn over other draws,
+        of what is found over other samples; ``found_on``, the share over the samples on which parts
+        were found, NaN for what is drawn: by how much it is above ``share`` does not hold on
+        others.
     target : str
         What the target is called; ``all outputs`` where their shares are added up, of the summed
         squares of changes and of their variances.
@@ -92,7 +101,19 @@ class Signals:
         for layer, rows in first.groupby("layer", sort=False):
             shares = [f"{row.share:.1%} by {row.parts}" for row in rows.itertuples()]
             lines.append(f"  {layer}: {', '.join(shares)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._doubts()])
+
+    def _doubts(self) -> Iterator[str]:
+        """Say where families gain nothing over random ones."""
+        needed = self.needed(_LITTLE)
+        if {"families", "random families"} <= set(needed):
+            found, drawn = needed["families"], needed["random families"]
+            no_fewer = found.isna() | (found >= drawn)
+            for layer in needed.index[no_fewer]:
+                yield (
+                    f"  note: families of {layer!r} bring {_LITTLE:.0%} back no sooner than random "
+                    "ones: look at directions, basis=Active(k)"
+                )
 
 
 def find_signals(study: BaseStudy, options: Mapping[str, Any]) -> Signals:
@@ -147,12 +168,16 @@ def _bases(
     """Parts of a kind of each layer that has any: as many as there are, up to the most tried."""
     for number, layer in enumerate(layers):
         width = study.experiment.recording.layers[layer].neurons
-        most = min(max(own["counts"]), width)
+        most = min(_FAMILIES if "families" in kind else max(own["counts"]), width)
         generator = np.random.default_rng([study.options["seed"], _RANDOM, draw, number])
         if kind in _FOUND:
             with contextlib.suppress(OptionError):  # there are none
                 wanted = _FOUND[kind](most, own["samples"], own["of"])
-                yield layer, study.find_directions(layer, wanted, fewer=True)
+                yield layer, study.find_basis(layer, wanted, fewer=True)
+        elif kind == "random families":
+            drawn = RandomFamilies(most, own["samples"], own["of"], seed=draw)
+            with contextlib.suppress(OptionError):
+                yield layer, study.find_basis(layer, drawn, fewer=True)
         elif kind == "random":
             yield layer, Directions(np.linalg.qr(generator.normal(size=(width, most)))[0].T)
         else:
@@ -194,7 +219,7 @@ def _shares(
 ) -> _Shares:
     units = {layer: experiment.units(layer) for layer in layers}
     numbers = {n: np.arange(len(own)) // (own.positions or 1) for n, own in units.items()}
-    parts = {n: int(own[-1]) for n, own in numbers.items()}  # all but the remainder
+    parts = {n: int(own[-1]) + (not units[n].has_remainder) for n, own in numbers.items()}
     counts = [count for count in counts if count <= max(parts.values())]
     kept = [[own < min(count, parts[n]) for n, own in numbers.items()] for count in counts]
     components = Components("neurons", units, {(n,): (len(own),) for n, own in units.items()})

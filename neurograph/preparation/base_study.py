@@ -178,10 +178,10 @@ class BaseStudy:
         background = self.options["background"]
         return self._preparation.experiment(self.contrast, background, routed=self._has_routed)
 
-    def find_directions(self, layer: str, wanted: FoundBasis[B], *, fewer: bool = False) -> B:
+    def find_basis(self, layer: str, wanted: FoundBasis[B], *, fewer: bool = False) -> B:
         """Find directions, or families, of a layer; as many as there are, if `fewer` will do."""
         with self.asking():
-            return self._preparation.directions(layer, wanted, fewer=fewer)
+            return self._preparation.finder(layer, wanted, fewer=fewer)
 
     @property
     def source(self) -> Source:
@@ -203,7 +203,7 @@ class BaseStudy:
             *([_MIXING_NOTE] if experiment.replay.pools else []),
             *stillness(experiment, layers, names, self.options["positions"]),
             *self._preparation.prepared.notes,
-            *self._preparation.directions.notes,
+            *self._preparation.finder.notes,
             *routing(self._preparation.prepared.recording, layers),
             *sampled(self.contrast, known),
         ]
@@ -342,7 +342,7 @@ class BaseStudy:
 
     def where_found(self, samples: int) -> Self:
         """The same study on the samples on which directions are found, so many."""
-        return self._with(self._preparation.directions.preparation(samples))
+        return self._with(self._preparation.finder.preparation(samples))
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:

@@ -60,7 +60,15 @@ __all__ = [
 Function = TypeVar("Function", bound=Callable[..., Any])
 Check = Callable[[Any], Any]
 
-Part = Literal["active", "principal", "neurons", "random", "random neurons"]
+Part = Literal[
+    "active",
+    "principal",
+    "neurons",
+    "families",
+    "random",
+    "random neurons",
+    "random families",
+]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

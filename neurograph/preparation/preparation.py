@@ -50,7 +50,7 @@ from neurograph.model.target import (
     check_rows,
     resolve_target,
 )
-from neurograph.preparation.direction_finder import DirectionFinder
+from neurograph.preparation.basis_finder import BasisFinder
 from neurograph.preparation.preflight import (
     as_masked,
     check_replayed,
@@ -123,8 +123,8 @@ class Preparation:
                 return _prepare(self, weights)
 
     @functools.cached_property
-    def directions(self) -> DirectionFinder:
-        """Finds directions of layers, where these have no basis."""
+    def finder(self) -> BasisFinder:
+        """Finds bases of layers, where these have none."""
         return _finder(self, self.prepared.recording, self.prepared.samples)
 
     def within(self, bases: Mapping[str, Basis]) -> Preparation:
@@ -466,7 +466,7 @@ def _in_bases(prepared: Prepared, bases: Mapping[str, Basis]) -> Prepared:
     )
 
 
-def _finder(preparation: Preparation, actual: Recording, samples: int) -> DirectionFinder:
+def _finder(preparation: Preparation, actual: Recording, samples: int) -> BasisFinder:
     """Find directions in a preparation of the channels themselves, on samples of its own."""
     options = preparation.options
     drawn = actual.size if isinstance(options["reference"], int) else 0
@@ -477,7 +477,7 @@ def _finder(preparation: Preparation, actual: Recording, samples: int) -> Direct
         own = {**options, **own}
         return Preparation(preparation.model, preparation.data, preparation.asked, own, beyond)
 
-    return DirectionFinder(
+    return BasisFinder(
         plain, actual, samples, drawn, parse_memory(options["memory"]), options["seed"]
     )
 

@@ -206,7 +206,8 @@ class Study(BaseStudy):
             Whether it is the target that comes back, or all outputs of the model, at most 100.
         parts : sequence of str
             What may pass: ``active`` or ``principal`` directions, the ``neurons`` of the largest
-            attributions, ``random`` directions, ``random neurons``.
+            attributions, of 32 ``families`` of a layer those that do most (of `Clusters`),
+            ``random`` directions, ``random neurons``, ``random families`` of equal sizes.
         counts : sequence of int
             How many of them: the strongest, while all else that the layer says is its mean over
             the data.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import neurograph as ng
 from neurograph.data.source import Batch
 from neurograph.errors import OptionError
+from neurograph.model.clusters import Clusters
 from neurograph.model.directions import Active, Attributed, Principal
 from tests import zoo
 from tests.case import as_data
@@ -41,7 +42,7 @@ def test_shares_are_those_of_hooks(name: str, kind: type[Active]) -> None:
     signals = study.signals(counts=(1, 2), samples=20, draws=2)
     own = (signals.table["layer"] == layer) & (signals.table["parts"] == kind.__name__.lower())
     table = signals.table[own]
-    basis = study.find_directions(layer, kind(2, 20))
+    basis = study.find_basis(layer, kind(2, 20))
     dim = 1 if name == "resnet" else -1
     seen: list[Tensor] = []
 
@@ -89,7 +90,7 @@ def test_all_layers_at_once_beside_hooks(kind: type[Active]) -> None:
     signals = study.signals(counts=(1, 3), samples=30, draws=2)
     name = "active" if kind is Active else "neurons"
     table = signals.table.query(f"layer == 'all layers' and parts == '{name}'")
-    bases = {layer: study.find_directions(layer, kind(3, 30)) for layer in "02"}
+    bases = {layer: study.find_basis(layer, kind(3, 30)) for layer in "02"}
     means: dict[str, Tensor] = {}
 
     def run(rows: Tensor, change: Any) -> Tensor:
@@ -116,6 +117,38 @@ def test_all_layers_at_once_beside_hooks(kind: type[Active]) -> None:
 
         wanted = 1 - ((run(rows, keep) - whole).square().mean() / whole.var(correction=0)).item()
         assert share == pytest.approx(wanted, rel=1e-6)
+
+
+def test_families_pass_whole_beside_hooks() -> None:
+    model = perceptron()
+    study = ng.Study(model, X, 1, reference=12, progress=False)
+    kinds: Any = ("families", "random families")
+    signals = study.signals(parts=kinds, counts=(1, 3), samples=30, draws=2)
+    families = study.find_basis("0", Clusters(7, 30), fewer=True)
+    hidden = model[0](X).detach()
+    mean, rows = hidden.mean(0), hidden[list(study.provenance["data"]["reference"])]
+
+    def read(x: Tensor) -> Tensor:
+        return model[1:](x)[:, 1].detach()
+
+    for count in (1, 3):
+        kept = [channel for unit in families.units[:count] for channel in unit]
+        passed = mean.expand(len(rows), -1).clone()
+        passed[:, kept] = rows[:, kept]
+        gone = (read(passed) - read(rows)).square().mean() / read(rows).var(correction=0)
+        own = signals.table.query(f"layer == '0' and parts == 'families' and count == {count}")
+        assert own["share"].item() == pytest.approx(1 - gone.item(), rel=1e-6)
+
+
+def test_where_families_gain_nothing_over_random_ones_directions_are_offered() -> None:
+    """One signal that all channels carry alike: any of them will do."""
+    model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 1)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight[:1].expand(40, -1))
+        model[1].weight.fill_(1.0)
+    signals = ng.Study(model, X, None, reference=40, progress=False).signals(draws=2)
+    assert "families of '0' bring 80% back no sooner than random ones" in repr(signals)
+    assert "basis=Active(k)" in repr(signals)
 
 
 def test_parts_are_found_on_other_samples_where_enough_are_left() -> None:
@@ -205,7 +238,7 @@ def test_signals_of_all_outputs() -> None:
     alone = study.signals(parts=("active",), counts=(1, 2, 3), samples=40, draws=2).table
     assert alone["share"].tolist() == pytest.approx([1.0])  # there is no second one
     whole = study.signals(of="outputs", parts=("active",), counts=(1, 2, 3), samples=40).table
-    basis = study.find_directions("0", Active(3, 40, "outputs"))
+    basis = study.find_basis("0", Active(3, 40, "outputs"))
     hidden = model[0](X).detach()
     rows, mean = hidden[list(study.provenance["data"]["reference"])], hidden.mean(0)
     spread = model[1](rows).var(0, correction=0).sum()

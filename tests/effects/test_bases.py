@@ -400,7 +400,7 @@ def test_fewer_samples_than_asked_for_are_told() -> None:
     assert "not 512: memory= has room for no more" in note
 
 
-def test_models_of_one_batch_size_find_directions_too() -> None:
+def test_models_of_one_batch_size_find_basis_too() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -147,8 +147,8 @@ def test_circuits_of_families(tmp_path: Path) -> None:
     assert set(circuit.neurons()["name"]) & {"0 family 0", "0 family 1", "0 family 2"}
     known = circuit.provenance["options"]["basis"]
     assert known == {
-        "0": {"kind": "clusters", "count": 4, "samples": 512},
-        "2": {"kind": "clusters", "count": 2, "samples": 40},
+        "0": {"kind": "clusters", "count": 4, "samples": 512, "of": "target"},
+        "2": {"kind": "clusters", "count": 2, "samples": 40, "of": "target"},
     }
     # As if they had been given.
     given = {layer: Families(found_in(study, layer).members) for layer in ("0", "2")}
@@ -166,7 +166,7 @@ def test_circuits_of_families(tmp_path: Path) -> None:
         [p.effect for p in circuit.paths(3)], rel=1e-9
     )
     # One of them opened: the others are as they were.
-    families = study.find_directions("0", basis["0"])
+    families = study.find_basis("0", basis["0"])
     opened = ng.Study(model, X, 1, basis={**given, "0": families.opened(0)}, **QUIET)
     np.testing.assert_allclose(effects_of(opened, "0")[2:], effects_of(study, "0")[1:], rtol=1e-9)
 

@@ -20,6 +20,7 @@ from neurograph.report.figures.style import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -31,10 +32,11 @@ _LOOKS = {
     "active": (BLUE, "-", "o"),
     "principal": (GREEN, "-", "s"),
     "neurons": (VERMILLION, "-", "D"),
+    "families": (PURPLE, "-", "^"),
     "random": (GREY, ":", "o"),
     "random neurons": (GREY, "--", "D"),
+    "random families": (GREY, "-.", "^"),
 }
-_OTHER = PURPLE, "-", "^"
 
 
 def signals(found: Signals, *, most: int = 12) -> Figure:
@@ -83,15 +85,15 @@ def signals(found: Signals, *, most: int = 12) -> Figure:
             ax.tick_params(labelleft=first, labelbottom=lowest)
             if lowest:
                 ax.set_xlabel("parts of each layer that pass")
-        looks = [_LOOKS.get(kind, _OTHER) for kind in kinds]
+        looks = [_LOOKS[kind] for kind in kinds]
         handles = [key(color=c, linestyle=dash, marker=m, markersize=4) for c, dash, m in looks]
         legend(figure, handles, kinds)
     return figure
 
 
-def _shares(ax: Axes, table: object) -> None:
-    for kind, rows in table.groupby("parts", sort=False):  # type: ignore[attr-defined]
-        colour, dash, marker = _LOOKS.get(kind, _OTHER)
+def _shares(ax: Axes, table: pd.DataFrame) -> None:
+    for kind, rows in table.groupby("parts", sort=False):
+        colour, dash, marker = _LOOKS[kind]
         counts = rows["count"]
         ax.fill_between(counts, rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
         ax.plot(counts, rows["share"], color=colour, linestyle=dash, marker=marker, markersize=4)

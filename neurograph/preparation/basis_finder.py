@@ -17,7 +17,7 @@ from neurograph.replay.recording import Recording
 if TYPE_CHECKING:
     from neurograph.preparation.preparation import Preparation
 
-__all__ = ["MOST_OUTPUTS", "DirectionFinder"]
+__all__ = ["MOST_OUTPUTS", "BasisFinder"]
 
 MOST_OUTPUTS = 100
 """Of a model, of which gradients are taken one by one."""
@@ -27,8 +27,8 @@ _RECORDINGS = 4  # of all samples: as they are, gradients by all layers, and whi
 _COPIES = 6  # of rows in float64, while directions are found
 
 
-class DirectionFinder:
-    """Finds directions on samples of its own: what is found must hold on the reference samples.
+class BasisFinder:
+    """Finds bases on samples of its own: what is found must hold on the reference samples.
 
     Parameters
     ----------
