@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import neurograph as ng
+from neurograph.report import figures
 
-__all__ = ["OUTPUTS", "measured", "publish"]
+__all__ = ["OUTPUTS", "measured", "publish", "tell_directions"]
 
 OUTPUTS = Path(__file__).resolve().parents[1] / "outputs"
 
@@ -46,3 +47,26 @@ def publish(circuit: ng.Circuit, name: str, source: str | None = None) -> None:
     circuit.save(OUTPUTS / f"{name}.circuit")
     circuit.to_html(OUTPUTS / f"{name}.html")
     print(f"the whole circuit, to explore: outputs/{name}.html")
+
+
+def tell_directions(
+    study: ng.Study, name: str, *, keep: str = "top:3", layers: list[str] | None = None
+) -> ng.Circuit:
+    """Print the circuit of a study's directions, and what makes them high; write both to outputs/.
+
+    Exemplars are of the first direction of every layer that has some, or of the named ones.
+    """
+    circuit = study.search(keep=keep)
+    print(f"\nby directions: {len(circuit.graph)} parts, {circuit.graph.number_of_edges()} edges")
+    for sign in ("positive", "negative"):
+        for path in circuit.paths(2, sign=sign):
+            print(f"  {path}")
+    kinds = {layer: data.get("kind") for layer, data in circuit.layers.nodes(data=True)}
+    chosen = layers or [layer for layer, kind in kinds.items() if kind == "direction"]
+    found = study.exemplars(neurons=[(layer, 0) for layer in chosen], count=4, between=0)
+    print(found)
+    OUTPUTS.mkdir(exist_ok=True)
+    circuit.to_html(OUTPUTS / f"{name}_directions.html")
+    figures.exemplars(found).savefig(OUTPUTS / f"{name}_directions.png", dpi=150)
+    print(f"to look at: outputs/{name}_directions.html, outputs/{name}_directions.png")
+    return circuit

@@ -225,7 +225,8 @@ class Layer:
         """Lay rows out as the model does; the inverse of `rows`."""
         if self.basis is not None:
             dim = self.channel_dim
-            rows = self.basis.from_coordinates(rows.movedim(dim, -1)).movedim(-1, dim)
+            channels = self.basis.from_coordinates(rows.movedim(dim, -1))
+            rows = channels.movedim(-1, dim).contiguous()  # glue may view it in other shapes
         return self.layout.tensor(rows)
 
     def within(self, basis: Basis) -> Layer:

@@ -494,3 +494,23 @@ def test_comparing_tells_which_signals_two_models_share() -> None:
     assert line in repr(found)
     plain = [ng.search(m, X, None, reference=20, progress=False) for m in (first, second)]
     assert "similarity 1.00" not in repr(ng.compare(*plain, match="activation", draws=2))
+
+
+def test_glue_may_view_maps_in_other_shapes() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(48, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.conv(x)
+            return self.fc(maps.view(len(x), 48))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, images = Viewing().double(), torch.rand(30, 1, 6, 6, dtype=F64)
+    options: dict[str, Any] = {"reference": 5, "progress": False}
+    based = ng.Study(model, images, None, basis={"conv": torch.eye(3, dtype=F64)}, **options)
+    wanted = table(ng.Study(model, images, None, **options), {})
+    for scorer in SCORERS:
+        found = table(based, {}, scorer=scorer)
+        np.testing.assert_allclose(found["conv"][:3], wanted["conv"], rtol=1e-9)
