@@ -163,26 +163,29 @@ class Beam:
     ) -> Iterator[Candidates]:
         """All ways to come to a layer that are worth keeping."""
         if layer in self.sources:
-            yield self._starting(layer, room)
+            yield from self._starting(layer, room)
         for writer in self.graph.predecessors(layer):
             if len(done[writer].neurons):
                 narrow = fits_narrow(self.experiment, writer, layer)
                 extend = self._along_chain if narrow else self._by_replay
                 yield from extend(writer, layer, done[writer], room)
 
-    def _starting(self, layer: str, room: Room) -> Candidates:
+    def _starting(self, layer: str, room: Room) -> Iterator[Candidates]:
         """Paths that begin at a layer: its neurons at both ends of their contrast."""
         experiment, outlook = self.experiment, self.outlook[layer]
         units, ends = experiment.units(layer), experiment.levels(layer)[[0, -1]]
-        neurons = torch.as_tensor(list(self.sources[layer]), device=ends.device)
-        values = ends[:, :, units.members()].movedim(2, 0)
-        values = values.expand(-1, 2, experiment.recording.size, -1)
-        change = (values[:, 1] - values[:, 0]).flatten(1)
-        promise = outlook.promise(change[None])[0, neurons]
-        limit = times(change.abs().mean(1), outlook.limit.to(change))[neurons]
-        some = room.choose(promise, limit)
-        neurons, parents = neurons[some], torch.full((len(some), 2), -1, device=ends.device)
-        return Candidates(promise[some], limit[some], neurons, parents, values[neurons])
+        sources = torch.as_tensor(list(self.sources[layer]), device=ends.device)
+        for number, part in enumerate(outlook.parts):
+            values = ends[:, :, units.members(part)].movedim(2, 0)
+            values = values.expand(-1, 2, experiment.recording.size, -1)
+            change = (values[:, 1] - values[:, 0]).flatten(1)
+            places = torch.searchsorted(part, sources[torch.isin(sources, part)])
+            promise = outlook.promise(change[None], number)[0, places]
+            limit = times(change.abs().mean(1), outlook.limit[part].to(change))[places]
+            some = room.choose(promise, limit)
+            places, parents = places[some], torch.full((len(some), 2), -1, device=ends.device)
+            moved = _as_wide(values[places], units.widest())
+            yield Candidates(promise[some], limit[some], part[places], parents, moved)
 
     def _along_chain(
         self, writer: str, reader: str, prefixes: Prefixes, room: Room
@@ -199,7 +202,8 @@ class Beam:
             change = (arriving[:, 1] - arriving[:, 0]).flatten(1)
             promise = outlook.promise_scaled(change, weight[neurons])
             limit = times(change.abs().mean(1)[:, None], reach[neurons])
-            yield self._chosen(writer, start, promise, limit, None, room)
+            every = outlook.parts[0]
+            yield self._chosen(reader, every, writer, start, promise, limit, None, room)
 
     def _by_replay(
         self, writer: str, reader: str, prefixes: Prefixes, room: Room
@@ -207,16 +211,19 @@ class Beam:
         """All extensions to a reader behind any other glue: each prefix is run once for all."""
         outlook = self.outlook[reader]
         for some in pieces(self.experiment, len(prefixes.neurons), reader):
-            self.check()
             ends = prefixes.neurons[some], prefixes.values[some]
-            moved = probe_ends(self.experiment, writer, *ends, reader)
-            change = (moved[:, 1] - moved[:, 0]).flatten(2)
-            limit = times(change.abs().mean(2), outlook.limit.to(change))
-            promise = outlook.promise(change)
-            yield self._chosen(writer, some.start, promise, limit, moved, room)
+            for number, part in enumerate(outlook.parts):
+                self.check()
+                moved = probe_ends(self.experiment, writer, *ends, reader, part)
+                change = (moved[:, 1] - moved[:, 0]).flatten(2)
+                limit = times(change.abs().mean(2), outlook.limit[part].to(change))
+                promise = outlook.promise(change, number)
+                yield self._chosen(reader, part, writer, some.start, promise, limit, moved, room)
 
     def _chosen(
         self,
+        reader: str,
+        part: Tensor,
         writer: str,
         start: int,
         promise: Tensor,
@@ -224,12 +231,15 @@ class Beam:
         moved: Tensor | None,
         room: Room,
     ) -> Candidates:
-        """Choose from a table ``[prefixes, neurons]``; moved ``[prefixes, 2, neurons, …]``."""
+        """Choose from a table ``[prefixes, part]``; moved ``[prefixes, 2, part, …]``."""
         some = room.choose(promise.flatten(), limit.flatten())
         rows, neurons = some // promise.shape[1], some % promise.shape[1]
         parents = torch.stack([torch.full_like(rows, self.layers.index(writer)), rows + start], 1)
-        values = None if moved is None else moved[rows, :, neurons]
-        return Candidates(promise[rows, neurons], limit[rows, neurons], neurons, parents, values)
+        values, widest = None, self.experiment.units(reader).widest()
+        if moved is not None:
+            values = _as_wide(moved[rows, :, neurons], widest)
+        chosen = promise[rows, neurons], limit[rows, neurons]
+        return Candidates(*chosen, part[neurons], parents, values)
 
     def _arriving(self, writer: str, reader: str, neurons: Tensor, values: Tensor) -> Tensor:
         """What moves of a writer's neurons change in what arrives behind a chain."""
@@ -314,6 +324,12 @@ class Beam:
             if number < 0:
                 return tuple(reversed(path))
             layer = self.layers[number]
+
+
+def _as_wide(values: Tensor, width: int) -> Tensor:
+    """Values of members ``[…, elements]``, the last of them repeated; see `Units.members`."""
+    more = values[..., -1:].expand(*values.shape[:-1], width - values.shape[-1])
+    return torch.cat([values, more], -1) if more.shape[-1] else values
 
 
 def _on_the_way(experiment: Experiment, sources: Mapping[str, Sequence[int]]) -> nx.DiGraph:

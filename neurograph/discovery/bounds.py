@@ -23,7 +23,16 @@ from neurograph.effects.slopes import AtBackground, by_output
 from neurograph.replay.elementwise import Chain, find_output_chain
 from neurograph.replay.wiring import target_layers
 
-__all__ = ["Ending", "Outlook", "find_ending", "look_ahead", "pieces", "probe_ends", "times"]
+__all__ = [
+    "Ending",
+    "Outlook",
+    "find_ending",
+    "look_ahead",
+    "parts_of",
+    "pieces",
+    "probe_ends",
+    "times",
+]
 
 _NUDGE = 0.1  # of a neuron's range, to measure slopes by
 _SHARE = 4  # of the memory budget, what may wait at once
@@ -41,11 +50,12 @@ class Ending(NamedTuple):
 class Way(NamedTuple):
     """One kind of completion, as its heuristic score takes it.
 
-    `slope` ``[samples × elements, neurons]`` is what the glue ahead makes of a change, None where
-    that differs too much between completions; `gain` ``[neurons]`` what becomes of it then.
+    `slopes` ``[samples × elements, neurons]``, one for each part of the neurons, are what the glue
+    ahead makes of a change, None where that differs too much between completions; `gain`
+    ``[neurons]`` is what becomes of it then.
     """
 
-    slope: Tensor | None
+    slopes: list[Tensor] | None
     gain: Tensor
 
 
@@ -58,31 +68,40 @@ class Outlook:
     ways : list of Way
     limit : Tensor of float64, [neurons]
         The most that a completion can do to the target, for a mean absolute change of 1.
+    parts : list of Tensor of int64
+        Neurons of about as many elements, whose changes are tables together.
     """
 
     ways: list[Way]
     limit: Tensor
+    parts: list[Tensor]
 
     @property
     def gain(self) -> Tensor:
         """What the best completions promise for a mean absolute change of 1, ``[neurons]``."""
-        each = [g if s is None else s.abs().mean(0) * g for s, g in self.ways]
+        order = torch.cat(self.parts).argsort()
+        each = [
+            g if s is None else torch.cat([part.abs().mean(0) for part in s])[order] * g
+            for s, g in self.ways
+        ]
         return torch.stack(each).amax(0)
 
-    def promise(self, change: Tensor) -> Tensor:
-        """What completions promise for changes of each neuron.
+    def promise(self, change: Tensor, part: int) -> Tensor:
+        """What completions promise for changes of each neuron of a part.
 
         Parameters
         ----------
         change : Tensor, [prefixes, neurons, samples × elements]
+        part : int
 
         Returns
         -------
         Tensor, [prefixes, neurons]
         """
         each = [
-            gain * (change.abs().mean(2) if slope is None else (change * slope.T).mean(2).abs())
-            for slope, gain in self.ways
+            gain[self.parts[part]]
+            * (change.abs().mean(2) if slopes is None else (change * slopes[part].T).mean(2).abs())
+            for slopes, gain in self.ways
         ]
         return torch.stack(each).amax(0)
 
@@ -100,9 +119,9 @@ class Outlook:
         """
         each = [
             gain * change.abs().mean(1)[:, None]
-            if slope is None
-            else gain * (change @ slope).abs() / len(slope)
-            for slope, gain in self.ways
+            if slopes is None
+            else gain * (change @ slopes[0]).abs() / len(slopes[0])
+            for slopes, gain in self.ways
         ]
         return torch.stack(each).amax(0) * weight.abs()
 
@@ -150,8 +169,14 @@ def look_ahead(
             else:
                 ways.append(Way(None, _direct_gain(experiment, layer, reader, known)))
                 limit = torch.where(known.limit.amax() > 0, torch.inf, limit)
-        found[layer] = Outlook(ways, limit)
+        found[layer] = Outlook(ways, limit, parts_of(experiment, layer))
     return found
+
+
+def parts_of(experiment: Experiment, layer: str) -> list[Tensor]:
+    """Part a layer's neurons into those of about as many elements each."""
+    units = experiment.units(layer)
+    return units.alike(range(len(units)))
 
 
 def _device(experiment: Experiment, layer: str) -> torch.device:
@@ -176,15 +201,18 @@ def _to_target(experiment: Experiment, layer: str, ending: Ending | None) -> Way
         slope[:, ending.column] = _slope(experiment, layer, ending.chain)[:, ending.column]
     else:
         slope = by_output(experiment, AtBackground(experiment), layer)
-    each = slope[:, units.members()] * units.once() * units.widest()
-    return Way(_by_neuron(each), slope.new_ones(len(units)))
+    each = [
+        _by_neuron(slope[:, units.members(part)] * units.once(part) * units.widest(part))
+        for part in parts_of(experiment, layer)
+    ]
+    return Way(each, slope.new_ones(len(units)))
 
 
 def _narrow(experiment: Experiment, layer: str, reader: str, known: Outlook) -> Way:
     slope = _slope(experiment, layer, experiment.chains[layer, reader])
     weight = experiment.linear(reader).weight.abs()
     gain = (weight * known.gain[:, None]).amax(0)
-    return Way(_by_neuron(slope[:, experiment.units(layer).members()]), gain)
+    return Way([_by_neuron(slope[:, experiment.units(layer).members()])], gain)
 
 
 def _by_neuron(values: Tensor) -> Tensor:
@@ -212,46 +240,46 @@ def _direct_gain(experiment: Experiment, layer: str, reader: str, known: Outlook
     """What readers make of a nudge of each neuron, and their best completions of that."""
     units = experiment.units(layer)
     rows, step = experiment.recording.main(layer).flatten(1), _nudge(experiment, layer)
-    found = []
-    for some in pieces(experiment, len(units), reader):
-        members = units.members(some, units.widest())
-        still, by = rows[:, members].movedim(1, 0), step[members][:, None]
-        values = torch.stack([still - by, still + by], dim=1)
-        neurons = torch.arange(len(units), device=members.device)[some]
-        change = _change(experiment, layer, neurons, values, reader)
-        size = 2 * by.mean(2)
-        found.append((change.abs().mean(2) / size * known.gain).amax(1))
-    return torch.cat(found)
-
-
-def _change(
-    experiment: Experiment, layer: str, neurons: Tensor, values: Tensor, reader: str
-) -> Tensor:
-    """Change of each output between two moves, ``[moves, outputs, samples × elements]``."""
-    moved = probe_ends(experiment, layer, neurons, values, reader)
-    return (moved[:, 1] - moved[:, 0]).flatten(2)
+    found = rows.new_zeros(len(units))
+    for part in parts_of(experiment, layer):
+        for some in pieces(experiment, len(part), reader):
+            neurons = part[some]
+            members = units.members(neurons, units.widest(part))
+            still, by = rows[:, members].movedim(1, 0), step[members][:, None]
+            ends = neurons, torch.stack([still - by, still + by], dim=1)
+            size = 2 * by.mean(2)
+            for outputs in parts_of(experiment, reader):
+                moved = probe_ends(experiment, layer, *ends, reader, outputs)
+                change = (moved[:, 1] - moved[:, 0]).flatten(2).abs().mean(2)
+                gained = (change / size * known.gain[outputs]).amax(1)
+                found[neurons] = torch.maximum(found[neurons], gained)
+    return found
 
 
 def probe_ends(
-    experiment: Experiment, layer: str, neurons: Tensor, values: Tensor, reader: str
+    experiment: Experiment,
+    layer: str,
+    neurons: Tensor,
+    values: Tensor,
+    reader: str,
+    outputs: Tensor,
 ) -> Tensor:
-    """All outputs of a reader at both ends of moves ``[moves, 2, samples or 1, elements]``.
+    """Some outputs of a reader at both ends of moves ``[moves, 2, samples or 1, elements]``.
 
     Returns
     -------
     Tensor, [moves, 2, outputs, samples, elements of an output]
     """
     moves = Moves(layer, neurons.repeat_interleave(2), values.flatten(0, 1))
-    outputs = range(len(experiment.units(reader)))
-    moved = probe_outputs(experiment, moves, {reader: outputs})[reader]
+    moved = probe_outputs(experiment, moves, {reader: outputs.tolist()})[reader]
     return moved.view(-1, 2, *moved.shape[1:])
 
 
 def pieces(experiment: Experiment, moves: int, reader: str) -> Iterator[slice]:
-    """Cut moves so that what they make of all outputs of a reader fits into memory."""
-    rows = experiment.recording.main(reader)
-    units = experiment.units(reader)
-    each = 2 * rows.element_size() * len(units) * units.widest() * len(rows)
+    """Cut moves so that what they make of outputs of a reader, part by part, fits into memory."""
+    rows, units = experiment.recording.main(reader), experiment.units(reader)
+    most = max(len(part) * units.widest(part) for part in parts_of(experiment, reader))
+    each = 2 * rows.element_size() * most * len(rows)
     step = max(1, experiment.memory // (_SHARE * each))
     for start in range(0, moves, step):
         yield slice(start, min(start + step, moves))

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import neurograph as ng
+from neurograph.effects.exact import path_effects
 from neurograph.errors import OptionError
 from neurograph.model.dictionary import Dictionary
 from neurograph.model.dictionary_files import load_dictionary
@@ -401,6 +402,24 @@ def test_circuits_of_features_are_saved_and_attached(tmp_path: Path) -> None:
     assert [p.effect for p in attached.paths(3)] == pytest.approx(
         [p.effect for p in circuit.paths(3)], rel=1e-9
     )
+
+
+def test_strongest_paths_through_features_are_the_strongest_of_all() -> None:
+    """Of every path there is, measured one by one; features and remainders are of other sizes."""
+    bases = {"0": dictionary(7, 30), "2": dictionary(6, 30, 1)}
+    study = ng.Study(perceptron(), X, 1, basis=bases, contrast="zero", **OPTIONS)
+    assert len(study.experiment.units("0").alike(range(31))) == 2
+    found = study.strongest_paths(10)
+    every = [
+        [ng.Neuron("input", i), ng.Neuron("0", j), ng.Neuron("2", k), ng.Neuron("4", 1)]
+        for i in range(4)
+        for j in range(31)
+        for k in range(31)
+    ]
+    with study.experiment.replay:
+        effects = path_effects(study.experiment, every).effect.abs()
+    wanted = effects.sort(descending=True).values[:10]
+    np.testing.assert_allclose([abs(p.effect) for p in found.paths], wanted, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
