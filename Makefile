@@ -64,6 +64,7 @@ bench: env  ## write docs/benchmarks.md and the other pages of numbers; the demo
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/separation.py --write docs/separation.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ground_truth.py --write docs/ground_truth.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/paths.py --write docs/paths.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py --write docs/parts.md
 	$(BIN)/python benchmarks/matching.py --write docs/matching.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/comparing.py --write docs/comparing.md
 	$(BIN)/python benchmarks/heart_accuracy.py

@@ -240,14 +240,6 @@ def example(name: str) -> Any:
     return importlib.import_module(f"pretrained.{name}")
 
 
-def mnist_network() -> Network:
-    module = example("mnist")
-    about = "Three convolutions and two linear layers, pretrained; four against nine"
-    layers = [nn.Conv2d, nn.Linear]
-    target = ng.logit_difference(4, 9)
-    return Network("MNIST network", about, module.load(), module.digits(), target, layers)
-
-
 def bracket() -> Network:
     module = example("recurrent")
     model, codes = module.load()
@@ -270,7 +262,7 @@ def bracket() -> Network:
 
 
 NETWORKS: list[Callable[[], Network]]
-NETWORKS = [heart_network, digits_mlp, digits_cnn, induction, mnist_network, bracket]
+NETWORKS = [heart_network, digits_mlp, digits_cnn, induction, bracket]
 
 
 if __name__ == "__main__":
