@@ -17,7 +17,7 @@ from hooks import (
     strongest,
 )
 from pretrained import mnist
-from report import measured, publish
+from report import measured, publish, tell_directions
 
 PAIRS = 32
 
@@ -58,6 +58,20 @@ def main() -> None:
     for layer in names:
         check(circuit, model, strongest(circuit, layer), margin, in_nines, dim=1)
     knock_out(circuit, model, fours[PAIRS:], nines[PAIRS:])
+
+    # The same by what the last hidden layer passes on: its direction is highest in fours, lowest
+    # in nines.
+    both = torch.cat([fours, nines])
+    with measured("directions"):
+        study = ng.Study(
+            model,
+            (both, [4] * len(fours) + [9] * len(nines)),
+            four_minus_nine,
+            layers=["conv_layers.6", "fc_layers.0"],
+            basis={"fc_layers.0": ng.Active(1)},
+            reference=2 * PAIRS,
+        )
+        tell_directions(study, "digits_4_vs_9")
 
 
 def knock_out(circuit: ng.Circuit, model: nn.Module, fours: Tensor, nines: Tensor) -> None:

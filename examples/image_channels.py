@@ -23,7 +23,7 @@ from hooks import (
     strongest,
 )
 from pretrained import efficientnet_lite0
-from report import measured, publish
+from report import measured, publish, tell_directions
 
 
 def views(picture: np.ndarray) -> list[np.ndarray]:
@@ -76,6 +76,20 @@ def main() -> None:
         circuit, model, strongest(circuit, "head"), lambda: model(coffee)[:, espresso], means, dim=1
     )
     knock_out(model, coffee, espresso, kept, means)
+
+    # The same by what the head passes on, over all five pictures.
+    with measured("directions"):
+        study = ng.Study(
+            model,
+            torch.cat([coffee, others]),
+            espresso,
+            layers=["stem", "head"],
+            basis={"head": ng.Active(1, samples=32)},
+            reference=8,
+            memory="2GB",
+            class_names=names,
+        )
+        tell_directions(study, "image_channels")
 
 
 def knock_out(

@@ -151,5 +151,9 @@ def _preprocessed(picture: Image.Image) -> Tensor:
 
 
 def class_names() -> list[str]:
-    """Name of each of the 1,000 classes."""
-    return [get_1k_class_name(index) for index in range(1000)]
+    """Name of each of the 1,000 classes; a name that stands twice, as ``crane``, with a number."""
+    names = [get_1k_class_name(index) for index in range(1000)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]
