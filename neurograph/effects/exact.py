@@ -26,7 +26,7 @@ __all__ = [
     "total_effects",
 ]
 
-Measured = TypeVar("Measured")
+_Measured = TypeVar("_Measured")
 
 
 def node_effects(
@@ -155,8 +155,8 @@ def by_size(
     experiment: Experiment,
     writer: str,
     neurons: Sequence[int],
-    measured: Callable[[Sequence[int]], Measured],
-) -> tuple[list[Measured], Tensor]:
+    measured: Callable[[Sequence[int]], _Measured],
+) -> tuple[list[_Measured], Tensor]:
     """Measure neurons of about as many elements together: moves of all are as wide as the widest.
 
     Returns
