@@ -26,7 +26,7 @@ __all__ = [
     "total_effects",
 ]
 
-Piece = TypeVar("Piece")
+_Measured = TypeVar("_Measured")
 
 
 def node_effects(
@@ -155,8 +155,8 @@ def by_size(
     experiment: Experiment,
     writer: str,
     neurons: Sequence[int],
-    measured: Callable[[Sequence[int]], Piece],
-) -> tuple[list[Piece], Tensor]:
+    measured: Callable[[Sequence[int]], _Measured],
+) -> tuple[list[_Measured], Tensor]:
     """Measure neurons of about as many elements together: moves of all are as wide as the widest.
 
     Returns

@@ -62,7 +62,7 @@ class Transcoder(nn.Module):
         self.decoder = nn.Linear(features, channels)
         self.decoder.weight = _fixed(dictionary.decoder.T)
         self.decoder.bias = _fixed(dictionary.decoder_bias)
-        own = next(module.parameters(), None)
+        own = next((p for p in module.parameters() if p.is_floating_point()), None)
         if own is not None:
             self.to(own)
         self.error = _Error(module, self.features, self.decoder)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from neurograph.effects.contrast import FromZero
+from neurograph.effects.experiment import Experiment
 from neurograph.effects.slopes import AtBackground
 from neurograph.errors import OptionError
 from neurograph.model.basis import B, FoundBasis
 from neurograph.replay.recording import Recording
-
-if TYPE_CHECKING:
-    from neurograph.preparation.preparation import Preparation
 
 __all__ = ["MOST_OUTPUTS", "BasisFinder"]
 
@@ -27,7 +25,18 @@ _RECORDINGS = 4  # of all samples: as they are, gradients by all layers, and whi
 _COPIES = 6  # of rows in float64, while directions are found
 
 
-class BasisFinder:
+class Plain(Protocol):
+    """A preparation, as far as it is needed."""
+
+    def experiment(self, contrast: Any, background: Any, *, routed: bool) -> Experiment:
+        """Experiment on its samples."""
+        ...
+
+
+P = TypeVar("P", bound=Plain)
+
+
+class BasisFinder(Generic[P]):
     """Finds bases on samples of its own: what is found must hold on the reference samples.
 
     Parameters
@@ -54,7 +63,7 @@ class BasisFinder:
 
     def __init__(
         self,
-        plain: Callable[[int, int], Preparation],
+        plain: Callable[[int, int], P],
         actual: Recording,
         samples: int,
         drawn: int,
@@ -66,7 +75,7 @@ class BasisFinder:
         self._memory = memory
         self._room = max(2, memory // (_RECORDINGS * max(1, actual.row_bytes)))
         self._fixed = actual.size if actual.fixed else None
-        self._preparations: dict[int, Preparation] = {}
+        self._preparations: dict[int, P] = {}
         self._points: dict[int, AtBackground] = {}
         self.notes: list[str] = []
 
@@ -123,7 +132,7 @@ class BasisFinder:
             self._points[samples] = AtBackground(experiment)
         return self._points[samples]
 
-    def preparation(self, samples: int) -> Preparation:
+    def preparation(self, samples: int) -> P:
         """The samples on which directions are found: so many, or as many as there are.
 
         They are others than the reference samples where at least as many are left.

@@ -123,7 +123,7 @@ class Preparation:
                 return _prepare(self, weights)
 
     @functools.cached_property
-    def finder(self) -> BasisFinder:
+    def finder(self) -> BasisFinder[Preparation]:
         """Finds bases of layers, where these have none."""
         return _finder(self, self.prepared.recording, self.prepared.samples)
 
@@ -466,7 +466,7 @@ def _in_bases(prepared: Prepared, bases: Mapping[str, Basis]) -> Prepared:
     )
 
 
-def _finder(preparation: Preparation, actual: Recording, samples: int) -> BasisFinder:
+def _finder(preparation: Preparation, actual: Recording, samples: int) -> BasisFinder[Preparation]:
     """Find directions in a preparation of the channels themselves, on samples of its own."""
     options = preparation.options
     drawn = actual.size if isinstance(options["reference"], int) else 0
