@@ -28,8 +28,8 @@ from neurograph.ablation.signals import ALL, Signals
 from neurograph.demos import heart
 from neurograph.report import figures
 from notebook_loop import cpu_name
-from race.models import Convolutions, Transformer
-from race.tasks import NotAvailable, mnist, repeated
+from race.models import Convolutions
+from race.tasks import NotAvailable, mnist, repeated, trained_transformer
 
 SHARES = (0.5, 0.8, 0.95)
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -216,16 +216,7 @@ def next_word(logits: Tensor, batch: Any) -> Tensor:
 
 
 def induction() -> Network:
-    model = Transformer()
-    for part in (model.embed.token, model.embed.position):
-        nn.init.normal_(part.weight, std=0.1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(400):
-        words, period = repeated(128)
-        known = torch.arange(model.length) >= period
-        optimizer.zero_grad()
-        cross_entropy(model(words[:, :-1])[known], words[:, 1:][known]).backward()
-        optimizer.step()
+    model = trained_transformer()
     words, _ = repeated(2000)
     about = "4 layers, 8 heads, width 128, on repeated words; the next word against the mean"
     data = (words[:, :-1], words[:, -1])

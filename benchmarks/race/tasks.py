@@ -35,6 +35,7 @@ __all__ = [
     "mnist",
     "prepare",
     "repeated",
+    "trained_transformer",
 ]
 
 SAMPLES = 64
@@ -242,7 +243,8 @@ def mnist(python: Path | None = None) -> tuple[Tensor, Tensor]:
     return table[:, :-1].view(-1, 1, 28, 28) / 255, table[:, -1].long()
 
 
-def _induction() -> Made:
+def trained_transformer() -> Transformer:
+    """Trained to go on with words that come again."""
     model = Transformer()
     for table in (model.embed.token, model.embed.position):
         nn.init.normal_(table.weight, std=0.1)
@@ -255,6 +257,11 @@ def _induction() -> Made:
         logits = model(words[:, :-1])
         cross_entropy(logits[known], words[:, 1:][known]).backward()
         optimiser.step()
+    return model
+
+
+def _induction() -> Made:
+    model = trained_transformer()
     words, period = repeated(1000)
     with torch.no_grad():
         accuracy = float((model(words[:, :-1])[:, -1].argmax(1) == words[:, -1]).float().mean())
