@@ -225,29 +225,19 @@ def induction() -> Network:
 
 
 def example(name: str) -> Any:
-    """One of the pretrained networks of the examples, whose packages may be missing."""
+    """A module of the examples; packages that it needs may be missing."""
     if str(EXAMPLES) not in sys.path:
         sys.path.append(str(EXAMPLES))
-    return importlib.import_module(f"pretrained.{name}")
+    return importlib.import_module(name)
 
 
 def bracket() -> Network:
-    module = example("recurrent")
+    module = example("pretrained.recurrent")
     model, codes = module.load()
-    tags = "OC Serious PS4 Spoilers 1920x1080 Request Discussion Image".split()
-    starts = "My |A drawing of my |Sunset over the |What is |Looking for |The new |About the |At "
-    ends = "cat |lake |best advice |team |trailer |last episode |beach |house ".split("|")
-    texts = [
-        f"{start}{end.strip()} {side}{tag}"
-        for start in starts.split("|")
-        for end in filter(None, ends)
-        for tag in tags
-        for side in "[("
-    ]
     about = (
         "A character model of two LSTMs, pretrained; how much likelier ] is than ), 1,024 titles"
     )
-    data = module.encode(codes, texts)
+    data = module.encode(codes, example("recurrent_text").many_titles())
     target = ng.logit_difference(codes["]"], codes[")"])
     return Network("bracket", about, model, data, target, ["embedding", "rnn_1", "rnn_2"])
 

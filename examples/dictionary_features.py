@@ -1,4 +1,7 @@
-"""Which features of a sparse autoencoder make a four no nine, and how much its error carries."""
+"""Features of sparse autoencoders: which make a four no nine, which remember an open bracket.
+
+How well they reconstruct is said before, and how much their error carries.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import neurograph as ng
+import recurrent_text
 from digits_4_vs_9 import PAIRS, four_minus_nine
 from hooks import record
-from pretrained import mnist
+from pretrained import mnist, recurrent
 from report import OUTPUTS, measured, publish
 
-LAYER = "fc_layers.0"
+LAYER, STATES = "fc_layers.0", "rnn_2"
 FEATURES = 512
 SPARSITY = 0.05
 """How much a feature's activation costs, against squared error."""
@@ -23,7 +27,7 @@ STEPS = 3000
 
 
 def train(rows: Tensor) -> dict[str, Tensor]:
-    """A sparse autoencoder of rows ``[samples, channels]``: tensors by the names of SAELens."""
+    """Train a sparse autoencoder of rows ``[samples, channels]``; tensors as SAELens names them."""
     torch.manual_seed(0)
     scale = rows.std()
     x = rows / scale
@@ -60,20 +64,31 @@ def save(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def main() -> None:
+    digits()
+    bracket()
+
+
+def learned(rows: Tensor, name: str, what: str) -> ng.Dictionary:
+    """Train on all but the first 1,000 rows, write, read back, and say how good it is on these."""
+    with measured("training"):
+        save(train(rows[1000:]), OUTPUTS / name)
+    dictionary = ng.load_dictionary(OUTPUTS / name)
+    explained, active = dictionary.quality(rows[:1000])
+    print(
+        f"{FEATURES} features of the {rows.shape[1]} channels of {what} reconstruct "
+        f"{explained:.1%} of the variance of 1,000 rows held out, {active:.1f} of them at a time"
+    )
+    return dictionary
+
+
+def digits() -> None:
+    """Features of a network's last hidden layer that make a four no nine."""
     with measured("model and data"):
         model = mnist.load()
         images, labels = mnist.digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     rows = record(model, [LAYER], lambda: model(images[order]))[LAYER]
-    with measured("training"):
-        save(train(rows[1000:]), OUTPUTS / "sae")
-    dictionary = ng.load_dictionary(OUTPUTS / "sae")
-    explained, active = dictionary.quality(rows[:1000])
-    print(
-        f"{FEATURES} features of the {rows.shape[1]} channels of {LAYER} reconstruct "
-        f"{explained:.1%} of the variance of 1,000 digits held out, {active:.1f} of them at a time"
-    )
-
+    dictionary = learned(rows, "sae", LAYER)
     fours, nines = images[labels == 4][:PAIRS], images[labels == 9][:PAIRS]
     with measured("search"):
         circuit = ng.search(
@@ -89,6 +104,35 @@ def main() -> None:
         )
     publish(circuit, "dictionary_features", source="conv_layers.6")
     by_hand(circuit, model, dictionary, fours, nines)
+
+
+def bracket() -> None:
+    """Features of an LSTM's states that remember which bracket is open."""
+    with measured("model and titles"):
+        model, codes = recurrent.load()
+        titles = recurrent.encode(codes, recurrent_text.many_titles())
+    rows = record(model, [STATES], lambda: model(titles))[STATES].flatten(0, 1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    dictionary = learned(rows[order], "sae_rnn", STATES)
+    characters = {code: character for character, code in codes.items()}
+    with measured("search"):
+        study = ng.Study(
+            model,
+            titles,
+            ng.logit_difference(codes["]"], codes[")"]),
+            layers=["embedding", STATES],
+            groups={"embedding": 1},
+            basis={STATES: dictionary},
+            positions="last",
+            reference=32,
+            tokenizer=lambda code: characters.get(code, "·"),
+        )
+        circuit = study.search(keep="top:8", paths=50)
+    publish(circuit, "dictionary_features_rnn", source="embedding")
+    table = circuit.neurons()
+    table = table[(table["layer"] == STATES) & ~table["name"].str.endswith("remainder")]
+    strongest = table.loc[table["total_effect"].abs().idxmax()]
+    print(study.exemplars(neurons=[(STATES, int(strongest["index"]))], count=6))
 
 
 @torch.no_grad()

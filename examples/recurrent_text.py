@@ -39,6 +39,20 @@ TITLES = (
 )
 
 
+def many_titles() -> list[str]:
+    """1,024 titles that end in a tag, half of them behind each of the two brackets."""
+    starts = "My |A drawing of my |Sunset over the |What is |Looking for |The new |About the |At "
+    ends = "cat |lake |best advice |team |trailer |last episode |beach |house "
+    tags = "OC Serious PS4 Spoilers 1920x1080 Request Discussion Image".split()
+    return [
+        f"{start}{end}{bracket}{tag}"
+        for start in starts.split("|")
+        for end in ends.split("|")
+        for tag in tags
+        for bracket in "[("
+    ]
+
+
 def main() -> None:
     with measured("model"):
         model, codes = recurrent.load()
