@@ -88,7 +88,7 @@ all layers together, bring back 50, 80 and 95 % of the target's variance over sa
 were not found (an interval of sizes is tried, so that each is at most half as large again as
 need be). `gap`: how much more comes back on the samples on which parts were found, at the count
 for 80 %, in points of a hundred. `of a direction`: neurons for each active direction, at 80 %; the
-aim was 20. The networks of tables and images pass one or two signals a layer on. The two that read
+aim was 20. The networks of tables and images pass one to three signals a layer on. The two that read
 words or characters do not: where attention must still tell them apart, each of the 64 words is a
 signal of its own, and so are a hundred characters."""
 CPU = f"{cpu_name()}, one run each."

@@ -83,7 +83,7 @@ def main() -> None:
             model,
             torch.cat([coffee, others]),
             espresso,
-            layers=["stem", "head"],
+            layers=["blocks.13.depthwise", "head"],
             basis={"head": ng.Active(1, samples=32)},
             reference=8,
             memory="2GB",

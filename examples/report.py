@@ -58,6 +58,8 @@ def tell_directions(
     """
     circuit = study.search(keep=keep)
     print(f"\nby directions: {len(circuit.graph)} parts, {circuit.graph.number_of_edges()} edges")
+    for line in circuit.notes:
+        print(line)
     for sign in ("positive", "negative"):
         for path in circuit.paths(2, sign=sign):
             print(f"  {path}")
