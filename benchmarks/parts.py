@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import neurograph as ng
-from neurograph.ablation.signals import ALL, Signals
+from neurograph.ablation.signals import ALL, NONE, Signals
 from neurograph.demos import heart
 from neurograph.report import figures
 from notebook_loop import cpu_name
@@ -88,9 +88,9 @@ all layers together, bring back 50, 80 and 95 % of the target's variance over sa
 were not found (an interval of sizes is tried, so that each is at most half as large again as
 need be). `gap`: how much more comes back on the samples on which parts were found, at the count
 for 80 %, in points of a hundred. `of a direction`: neurons for each active direction, at 80 %; the
-aim was 20. The networks of tables and images pass one to three signals a layer on. The two that read
-words or characters do not: where attention must still tell them apart, each of the 64 words is a
-signal of its own, and so are a hundred characters."""
+aim was 20. The networks of tables and images pass one to three signals a layer on. The two that
+read words or characters do not: where attention must still tell them apart, each of the 64 words is
+a signal of its own, and so are a hundred characters."""
 CPU = f"{cpu_name()}, one run each."
 
 
@@ -112,6 +112,7 @@ def in_all(network: Network, signals: Signals) -> Iterator[dict[str, Any]]:
     own = signals.table[signals.table["layer"] == ALL]
     if own.empty:
         own = signals.table
+    own = own[own["parts"] != NONE]
     widths = signals.table[signals.table["layer"] != ALL].groupby("layer")["count"].max()
     totals = {kind: [] for kind in own["parts"].unique()}
     for kind, rows in own.groupby("parts", sort=False):

@@ -32,10 +32,13 @@ from neurograph.replay.run import Outcome
 from neurograph.utils.checks import a_share
 from neurograph.utils.progress import Progress
 
-__all__ = ["ALL", "Signals", "find_signals"]
+__all__ = ["ALL", "NONE", "Signals", "find_signals"]
 
 ALL = "all layers"
 """In place of a layer's name: each of them passes so many parts on, all at once."""
+
+NONE = "none"
+"""What is called nothing at all that passes."""
 
 _FOUND: Mapping[str, Callable[[int, int, Any], FoundBasis[Any]]]
 _FOUND = {
@@ -58,10 +61,10 @@ class Signals:
     table : DataFrame
         ``layer``, or ``all layers`` at once; ``parts``, what passes: ``active`` or ``principal``
         directions, the ``neurons`` of the largest attribution, ``families`` of 32 that do most,
-        ``random`` directions, ``random neurons``, ``random families``; ``count`` of them, of each
-        layer, while all else that it says is the mean; ``share`` of the target that comes back, 1
-        less the mean square of its change over its variance, over the reference samples (it may be
-        below 0); ``low`` and ``high``, where the share may be: of what is drawn over other draws,
+        ``random`` directions, ``random neurons``, ``random families``, ``none``; ``count`` of them,
+        of each layer, while all else that it says is the mean; ``share`` of the target that comes
+        back, 1 less the mean square of its change over its variance, over the reference samples (it
+        may be below 0); ``low`` and ``high``, where the share may be: of what is drawn over other draws,
         of what is found over other samples; ``found_on``, the share over the samples on which parts
         were found, NaN for what is drawn: by how much it is above ``share`` does not hold on
         others.
@@ -89,27 +92,34 @@ class Signals:
             where none of them were enough.
         """
         a_share(share, "share")
-        enough = self.table[self.table["share"] >= share]
+        tried = self.table[self.table["parts"] != NONE]
+        enough = tried[tried["share"] >= share]
         fewest = enough.groupby(["layer", "parts"])["count"].min().unstack()
-        layers, kinds = (self.table[name].unique() for name in ("layer", "parts"))
+        layers, kinds = (tried[name].unique() for name in ("layer", "parts"))
         return fewest.reindex(index=pd.Index(layers, name="layer"), columns=[*kinds])
 
     def __repr__(self) -> str:
-        count = self.table["count"].min()
-        first = self.table[self.table["count"] == count]
-        lines = [f"Signals: the share of {self.target!r} that comes back by {count} of each layer"]
-        for layer, rows in first.groupby("layer", sort=False):
-            shares = [f"{row.share:.1%} by {row.parts}" for row in rows.itertuples()]
-            lines.append(f"  {layer}: {', '.join(shares)}")
+        needed = self.needed()
+        none = self.table[self.table["parts"] == NONE].set_index("layer")["share"]
+        lines = [f"Signals: how many parts of a layer bring 95% of {self.target!r} back"]
+        for layer in needed.index:
+            most = self.table[self.table["layer"] == layer].groupby("parts")["count"].max()
+            parts = [
+                f"{n:.0f} {kind}" if n == n else f"more than {most.get(kind, 0)} {kind}"
+                for kind, n in needed.loc[layer].items()
+            ]
+            lines.append(f"  {layer}: {', '.join(parts)} (none of it: {none[layer]:.0%})")
         return "\n".join([*lines, *self._doubts()])
 
     def _doubts(self) -> Iterator[str]:
-        """Say where families gain nothing over random ones."""
+        """Say where families gain nothing over random ones, and are less than single neurons."""
         needed = self.needed(_LITTLE)
-        if {"families", "random families"} <= set(needed):
-            found, drawn = needed["families"], needed["random families"]
-            no_fewer = found.isna() | (found >= drawn)
-            for layer in needed.index[no_fewer]:
+        if not {"families", "random families", "neurons"} <= set(needed):
+            return
+        tried = self.table.groupby(["layer", "parts"])["count"].max()
+        for layer, row in needed.iterrows():
+            wide = layer != ALL and tried[layer, "families"] < tried[layer, "neurons"]
+            if wide and not row["families"] < row["random families"]:
                 yield (
                     f"  note: families of {layer!r} bring {_LITTLE:.0%} back no sooner than random "
                     "ones: look at directions, basis=Active(k)"
@@ -137,7 +147,9 @@ def find_signals(study: BaseStudy, options: Mapping[str, Any]) -> Signals:
             bar.describe(f"signals: {kind}")
             bases = dict(_bases(study, layers, kind, draw, own))
             for scope, measured in _measured(study, bases, scopes, own, statistics):
-                shares.setdefault((scope, kind), []).append(measured)
+                shares[scope, NONE] = [{0: measured[0]}]
+                some = {count: share for count, share in measured.items() if count}
+                shares.setdefault((scope, kind), []).append(some)
             if kind in _FOUND:
                 there = study.where_found(own["samples"])
                 for scope, measured in _measured(there, bases, scopes, own, statistics):
@@ -147,8 +159,8 @@ def find_signals(study: BaseStudy, options: Mapping[str, Any]) -> Signals:
     rows = [
         (scope, kind, *row, found_on.get((scope, kind), {}).get(row[0], _NOTHING)[0])
         for scope in scopes
-        for kind in kinds
-        for row in _summed(shares.get((scope, kind), []), counts, own["confidence"], size)
+        for kind in (NONE, *kinds)
+        for row in _summed(shares.get((scope, kind), []), own["confidence"], size)
     ]
     columns = ["layer", "parts", "count", "share", "low", "high", "found_on"]
     return Signals(
@@ -220,7 +232,8 @@ def _shares(
     units = {layer: experiment.units(layer) for layer in layers}
     numbers = {n: np.arange(len(own)) // (own.positions or 1) for n, own in units.items()}
     parts = {n: int(own[-1]) + (not units[n].has_remainder) for n, own in numbers.items()}
-    counts = [count for count in counts if count <= max(parts.values())]
+    most = max(parts.values())
+    counts = sorted({0, *(count for count in counts if count <= most), min(most, max(counts))})
     kept = [[own < min(count, parts[n]) for n, own in numbers.items()] for count in counts]
     components = Components("neurons", units, {(n,): (len(own),) for n, own in units.items()})
     everyone = slice(0, experiment.recording.size)
@@ -250,10 +263,10 @@ def _share(errors: Tensor, spread: Tensor) -> tuple[float, float]:
 
 
 def _summed(
-    draws: Sequence[_Shares], counts: Sequence[int], confidence: float, samples: int
+    draws: Sequence[_Shares], confidence: float, samples: int
 ) -> Iterator[tuple[int, float, float, float]]:
     """Count, share and interval: over draws where there are several, else over the samples."""
-    for count in (count for count in counts if draws and count in draws[0]):
+    for count in draws[0] if draws else ():
         if len(draws) > 1:
             yield count, *interval(np.array([draw[count][0] for draw in draws]), confidence)
             continue

@@ -40,7 +40,8 @@ def explain(circuit: Circuit, neuron: Neuron, k: int) -> str:
     if neuron not in circuit.graph:
         return _left_out(circuit, neuron)
     data = circuit.graph.nodes[neuron]
-    lines = [f"{data['name']} ({neuron}), {data['sign']}"]
+    channel = "kind" not in circuit.layers.nodes.get(neuron.layer, {})  # else it names another
+    lines = [f"{data['name']}{f' ({neuron})' * channel}, {data['sign']}"]
     lines.append(
         f"  effect on {circuit.target}: {_effect(data, CIRCUIT)} through the circuit (the kept "
         f"neurons that read it), {_effect(data, TOTAL)} in total{_warning(data)}"

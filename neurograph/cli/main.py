@@ -267,7 +267,7 @@ def heart(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to.")] = Path("outputs"),
     seed: Annotated[int, typer.Option(help="Split, first weights and samples.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Length of the training.")] = 20,
-    neurons: Annotated[bool, typer.Option("--neurons", help="Of single neurons.")] = False,
+    neurons: Annotated[bool, typer.Option("--neurons", help="Of neurons, not directions.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Heart disease: train on 918 patients, search, and write heart.circuit and heart.html.

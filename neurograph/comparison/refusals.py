@@ -48,7 +48,19 @@ def check_comparable(
                 f"{differ}: pass data=, on which the activations of both can be compared"
             )
         notes.append(f"data differ: {differ}")
+    own = _found_bases(a) and a.provenance.get("model") != b.provenance.get("model")
+    if own and options.match == "identity":
+        notes.append(
+            "directions or families that are found differ from model to model, and are paired by "
+            "their numbers: match='activation' pairs those that are alike"
+        )
     return (*notes, *_options(a, b, names))
+
+
+def _found_bases(circuit: Circuit) -> bool:
+    """Whether neurons of some layer were found from data."""
+    bases = circuit.provenance.get("options", {}).get("basis") or {}
+    return any("samples" in basis for basis in bases.values())
 
 
 def same_data(a: Circuit, b: Circuit) -> bool:

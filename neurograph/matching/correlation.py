@@ -39,6 +39,7 @@ class Correlation:
 
     Examples
     --------
+    >>> from neurograph.model.layers import Layer
     >>> layer = Layer("l", "l", "l", "Linear", (2,), 1, 2, 0)
     >>> x = torch.tensor([[1.0, 4.0], [2.0, 3.0], [3.0, 0.0], [4.0, 2.0]])
     >>> correlation = Correlation()

@@ -90,6 +90,10 @@ class Basis(ABC):
     def arrays(self) -> Mapping[str, Tensor]:
         """All that it is made of."""
 
+    def __repr__(self) -> str:
+        count = len(self.units)
+        return f"{type(self).__name__}: {count} neurons of {self.channels} channels"
+
     def as_json(self) -> dict[str, Any]:
         """Say what it is, by its kind, its size and a hash of its numbers."""
         digest = hashlib.sha256()
@@ -99,7 +103,7 @@ class Basis(ABC):
         return {"kind": self.kind, "neurons": len(self.units), "hash": digest.hexdigest()}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Directions(Basis):
     """Directions in the space of a layer's channels, and the remainder as the last neuron.
 
@@ -261,7 +265,7 @@ def _matrix(values: Any, what: str) -> Tensor:
     return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Families(Basis):
     """Channels that move together, those with a minus sign the other way.
 
@@ -289,6 +293,11 @@ class Families(Basis):
     def signs(self) -> Tensor:
         """1 or -1 of each channel, float64."""
         known: dict[int, float] = {}
+        if not all(isinstance(family, Mapping) for family in self.members):
+            raise OptionError(
+                "families map channels to 1 or -1, as [{0: 1, 2: -1}, {1: 1}]; channels "
+                "that all move one way may be groups="
+            )
         for family in self.members:
             for channel, sign in family.items():
                 if channel in known:

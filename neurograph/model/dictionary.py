@@ -34,7 +34,7 @@ class Quality(NamedTuple):
     active: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dictionary(Basis):
     """Features of a sparse autoencoder, and as the last neuron the remainder: its error.
 
@@ -125,6 +125,11 @@ class Dictionary(Basis):
             )
         for name, value in found.items():
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        features, channels = self.decoder.shape
+        kind = "Transcoder dictionary" if self.transcodes else "Dictionary"
+        return f"{kind}: {features} features of {channels} channels, {self.activation}"
 
     @property
     def channels(self) -> int:

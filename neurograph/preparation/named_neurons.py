@@ -46,9 +46,9 @@ def find_named(study: BaseStudy, chosen: Places, option: str) -> dict[str, list[
 
 
 def _names(study: BaseStudy) -> Names:
-    """Neurons that have names of their own: features and the target."""
+    """Neurons that have names of their own: features, the target, and those of a basis."""
     graph, layers = study.layers, study.experiment.recording.layers
-    ends = [n for n in graph if layers[n].is_input or graph.nodes[n]["output"]]
+    ends = [n for n in graph if layers[n].is_input or graph.nodes[n]["output"] or layers[n].basis]
     neurons = (
         study.experiment.units(name).neuron(unit)
         for name in ends

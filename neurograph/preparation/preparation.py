@@ -38,6 +38,7 @@ from neurograph.effects.counterfactual import Reference
 from neurograph.effects.experiment import Experiment
 from neurograph.errors import DataError, ModelError, OptionError
 from neurograph.model.basis import Basis, find_bases
+from neurograph.model.dictionary import Dictionary
 from neurograph.model.layer_choice import Sites, find_sites, refuse_unsupported
 from neurograph.model.neurons import Units, doubtful_heads, find_groups, units_of
 from neurograph.model.observe import call_model, input_tensors, placed, undisturbed
@@ -423,6 +424,7 @@ def _prepare(preparation: Preparation, weights: str) -> Prepared:
         *mixed,
         *coarsely,
         *finder.notes,
+        *_qualities(actual, bases),
     ]
     prepared = Prepared(
         source,
@@ -442,6 +444,19 @@ def _prepare(preparation: Preparation, weights: str) -> Prepared:
         tuple(dict.fromkeys(notes)),
     )
     return _in_bases(prepared, bases) if bases else prepared
+
+
+def _qualities(actual: Recording, bases: Mapping[str, Basis]) -> Iterator[str]:
+    """Say how well dictionaries write what layers pass on."""
+    for name, basis in bases.items():
+        if isinstance(basis, Dictionary):
+            rows = actual.main(name).movedim(actual.layers[name].channel_dim, -1)
+            with contextlib.suppress(OptionError):  # rows that do not vary
+                explained, active = basis.quality(rows)
+                yield (
+                    f"the dictionary of {name!r} reconstructs {explained:.1%} of the variance of "
+                    f"the reference samples, with {active:.1f} features at a time"
+                )
 
 
 def _in_bases(prepared: Prepared, bases: Mapping[str, Basis]) -> Prepared:

@@ -57,7 +57,8 @@ def attach(circuit: Circuit, model: nn.Module, data: Any, **given: Any) -> Circu
         if found["options"][name] != described.get(name, {}):
             raise OptionError(
                 f"{name}= says {shown(found['options'][name])}, but the circuit was found with "
-                f"{shown(described.get(name))}: leave {name}= out"
+                f"{shown(described.get(name))}: "
+                + (f"pass the same {name}=" if name == "basis" else f"leave {name}= out")
             )
     if found["data"]["reference"] != known["data"]["reference"]:
         raise OptionError(

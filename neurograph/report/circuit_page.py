@@ -105,7 +105,9 @@ def _payload(circuit: Circuit) -> Any:
     ids = {neuron: str(i) for i, neuron in enumerate(n for ns in columns.values() for n in ns)}
     net = _network(graph, ids, places, radius)
     for band in bands:
-        band.update({key: layers.get(band["layer"], {}).get(key) for key in ("type", "neurons")})
+        band.update(
+            {key: layers.get(band["layer"], {}).get(key) for key in ("type", "neurons", "kind")}
+        )
     paths: dict[str, list[dict[str, Any]]] = {sign: [] for sign in SIGNS}
     for sign, own in listed.items():
         for path in own:

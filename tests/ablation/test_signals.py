@@ -80,7 +80,7 @@ def test_one_signal_is_found_and_random_directions_pass_little() -> None:
     needed = signals.needed(0.99)
     assert needed.loc["0", "active"] == 1
     assert np.isnan(needed.loc["0", "random"])
-    assert "  0: 100.0% by active" in repr(signals)
+    assert "  0: 1 active, " in repr(signals)
 
 
 @pytest.mark.parametrize("kind", [Active, Attributed])
@@ -117,6 +117,18 @@ def test_all_layers_at_once_beside_hooks(kind: type[Active]) -> None:
 
         wanted = 1 - ((run(rows, keep) - whole).square().mean() / whole.var(correction=0)).item()
         assert share == pytest.approx(wanted, rel=1e-6)
+
+
+def test_where_nothing_passes_the_layer_says_its_mean_beside_hooks() -> None:
+    model = perceptron()
+    study = ng.Study(model, X, 1, reference=12, progress=False)
+    table = study.signals(parts=("active", "random"), counts=(1,), samples=30, draws=2).table
+    rows = X[list(study.provenance["data"]["reference"])]
+    whole = model(rows)[:, 1].detach()
+    mean = model[0](X).detach().mean(0)
+    gone = (model[1:](mean)[1].detach() - whole).square().mean() / whole.var(correction=0)
+    (own,) = table.query("layer == '0' and parts == 'none'").itertuples()
+    assert (own[3], own.share) == (0, pytest.approx(1 - gone.item(), rel=1e-9))
 
 
 def test_families_pass_whole_beside_hooks() -> None:
@@ -197,7 +209,7 @@ def test_no_more_directions_than_there_are() -> None:
     table = ng.Study(perceptron(), X, 1, progress=False).signals(counts=(2, 4, 5, 50)).table
     counts = table.groupby(["layer", "parts"])["count"].max()
     assert counts["0", "principal"] == 4  # of four inputs
-    assert counts["0", "random"] == 5
+    assert counts["0", "random"] == 7  # as many as there are, last
 
 
 @pytest.mark.parametrize(
@@ -236,8 +248,10 @@ def test_signals_of_all_outputs() -> None:
     model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 3)).double()
     study = ng.Study(model, X, 2, reference=40, progress=False)
     alone = study.signals(parts=("active",), counts=(1, 2, 3), samples=40, draws=2).table
+    alone = alone[alone["parts"] == "active"]
     assert alone["share"].tolist() == pytest.approx([1.0])  # there is no second one
     whole = study.signals(of="outputs", parts=("active",), counts=(1, 2, 3), samples=40).table
+    whole = whole[whole["parts"] == "active"]
     basis = study.find_basis("0", Active(3, 40, "outputs"))
     hidden = model[0](X).detach()
     rows, mean = hidden[list(study.provenance["data"]["reference"])], hidden.mean(0)

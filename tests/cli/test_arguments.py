@@ -169,6 +169,7 @@ CALLS: dict[str, tuple[Callable[..., Any], str]] = {
         _with(ng.layer_graph, model=model, example=lambda: data()[0]),
         "model example layers",
     ),
+    "load_dictionary": (ng.load_dictionary, "path"),
     "separation": (
         _with(ng.separation, **_LABELLED),
         "model data labels layers alpha samples memory seed device feature_names class_names",

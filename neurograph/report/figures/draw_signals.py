@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from neurograph.ablation.signals import NONE
 from neurograph.errors import OptionError
 from neurograph.report.figures.style import (
     BLUE,
@@ -51,7 +52,8 @@ def signals(found: Signals, *, most: int = 12) -> Figure:
     Returns
     -------
     Figure
-        Shares against how many parts pass, with their intervals; below 0 nothing is drawn.
+        Shares against how many parts pass, with their intervals, and where nothing passes; below 0
+        nothing is drawn.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def signals(found: Signals, *, most: int = 12) -> Figure:
     title = f"How much of '{literal(found.target, 40)}' comes back when few parts pass"
     if len(drawn) < len(layers):
         title += f"\n{len(drawn)} of {len(layers)} layers"
-    kinds = list(found.table["parts"].unique())
+    kinds = [kind for kind in found.table["parts"].unique() if kind != NONE]
     with look():
         figure, axes = panels(
             len(drawn), title, most=3, option="most", height=2.2, sharex=True, sharey=True
@@ -87,17 +89,22 @@ def signals(found: Signals, *, most: int = 12) -> Figure:
                 ax.set_xlabel("parts of each layer that pass")
         looks = [_LOOKS[kind] for kind in kinds]
         handles = [key(color=c, linestyle=dash, marker=m, markersize=4) for c, dash, m in looks]
-        legend(figure, handles, kinds)
+        handles.append(key(color=GREY, linewidth=1, linestyle=(0, (1, 3))))
+        legend(figure, handles, [*kinds, "nothing passes"])
     return figure
 
 
 def _shares(ax: Axes, table: pd.DataFrame) -> None:
-    for kind, rows in table.groupby("parts", sort=False):
+    none = table[table["parts"] == NONE]["share"]
+    for share in none:
+        ax.axhline(share, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
+    for kind, rows in table[table["parts"] != NONE].groupby("parts", sort=False):
         colour, dash, marker = _LOOKS[kind]
         counts = rows["count"]
         ax.fill_between(counts, rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-        ax.plot(counts, rows["share"], color=colour, linestyle=dash, marker=marker, markersize=4)
+        above = 2 if colour == GREY else 3
+        (line,) = ax.plot(counts, rows["share"], color=colour, linestyle=dash, zorder=above)
+        line.set(marker=marker, markersize=4)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_ylim(-0.03, 1.03)
-    ax.axhline(0.8, color=GREY, linewidth=0.6, alpha=0.5)

@@ -184,9 +184,10 @@
   }
 
   function where(node) {
-    const { type } = column.get(node.layer);
+    const { type, kind } = column.get(node.layer);
+    const what = /remainder( @|$)/.test(node.label) ? "remainder" : `${kind ?? "neuron"} ${node.index}`;
     const token = node.token === undefined ? "" : ` “${node.token}”`;
-    return `${node.layer} · neuron ${node.index}`
+    return `${node.layer} · ${what}`
       + (node.position === undefined ? "" : ` · position ${node.position}${token}`)
       + (type && type !== node.layer ? ` · ${type}` : "")
       + (node.target ? ` · read by ${target}` : "");
@@ -225,7 +226,8 @@
       ["lowest", "Lowest in"]]) {
       const own = (node.exemplars ?? []).filter((one) => one.end === end);
       if (!own.length) continue;
-      parts.push(el("h3", {}, title), el("ul", { class: "exemplars" }, ...own.map((one) => {
+      const peaks = own.some((one) => one.outline || one.tokens) ? " (at its peak)" : "";
+      parts.push(el("h3", {}, title + peaks), el("ul", { class: "exemplars" }, ...own.map((one) => {
         const words = el("span", { class: "words" }, one.shows ?? "");
         for (const [token, shade] of one.tokens ?? []) {
           const mark = el("mark", { class: shade < 0 ? "negative" : "positive" }, token);
