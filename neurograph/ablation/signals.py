@@ -64,10 +64,10 @@ class Signals:
         ``random`` directions, ``random neurons``, ``random families``, ``none``; ``count`` of them,
         of each layer, while all else that it says is the mean; ``share`` of the target that comes
         back, 1 less the mean square of its change over its variance, over the reference samples (it
-        may be below 0); ``low`` and ``high``, where the share may be: of what is drawn over other draws,
-        of what is found over other samples; ``found_on``, the share over the samples on which parts
-        were found, NaN for what is drawn: by how much it is above ``share`` does not hold on
-        others.
+        may be below 0); ``low`` and ``high``, where the share may be: of what is drawn over other
+        draws, of what is found over other samples; ``found_on``, the share over the samples on
+        which parts were found, NaN for what is drawn: by how much it is above ``share`` does not
+        hold on others.
     target : str
         What the target is called; ``all outputs`` where their shares are added up, of the summed
         squares of changes and of their variances.

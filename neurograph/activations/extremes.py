@@ -106,13 +106,19 @@ class Extremes:
 
     def between(self, neuron: int, count: int) -> list[Extreme]:
         """Samples that are evenly spread over those kept at random, by rank, the highest first."""
-        held = min(self.rows, self.reservoir)
-        values, samples = self._values[:held, neuron], self._samples[:held]
+        samples, values = self.drawn
+        values = values[:, neuron]
         order = np.lexsort((samples, -values.numpy()))
         order = order[values[torch.from_numpy(order)].isfinite().numpy()]
         places = (np.arange(1, count + 1) * len(order) / (count + 1)).astype(int)
         chosen = order[np.unique(places)] if len(order) else []
         return [Extreme(int(samples[i]), float(values[i])) for i in chosen]
+
+    @property
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """Samples kept at random, and the neurons' highest values there: [samples, neurons]."""
+        held = min(self.rows, self.reservoir)
+        return self._samples[:held], self._values[:held]
 
     def _end(self, neuron: int, sign: int) -> list[Extreme]:
         values, samples = (x[:, neuron] for x in self._ends[sign])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,9 @@ class Shown:
     tokens : list of str or None
         What stands at each position of the input, where these are tokens.
     features : list of (name, value, deviations)
-        Of a row of a table what is farthest from the mean of the data, in standard deviations.
+        Of a row of a table what goes most with the neuron: how far it is from the mean of the
+        data, in standard deviations, times its correlation with the neuron over some hundred
+        samples. Where the neuron is highest what raises it, where it is lowest what lowers it.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -100,9 +102,9 @@ class Exemplars:
         ``between``, ``lowest``) and ``rank`` from 1 on; ``sample``, its number in the data from 0
         on; ``value`` of the neuron there, in the layer's units; ``place`` where it has that value
         (the position of a sequence, row and column of a map, None elsewhere); ``label`` of the
-        sample, where the data hold one; ``shows``, what it is in words: the features that stand
-        out in a row of a table, tokens around the place. ``position`` behind ``index`` where
-        positions have neurons of their own.
+        sample, where the data hold one; ``shows``, what it is in words: the features of a row
+        of a table that go most with the neuron, tokens around the place. ``position`` behind
+        ``index`` where positions have neurons of their own.
     shown : mapping of (Neuron, int) to Shown
         By neuron and sample, what a picture of it needs.
     provenance : mapping
@@ -173,7 +175,7 @@ def find_exemplars(study: BaseStudy, options: Mapping[str, Any]) -> Exemplars:
         for end, ends in _ends(extremes, place, own).items()
         for rank, extreme in enumerate(ends, 1)
     ]
-    return _looked_at(study, readers, exemplars, own)
+    return _looked_at(study, readers, exemplars, found, own)
 
 
 def _hidden(study: BaseStudy) -> list[str]:
@@ -307,10 +309,13 @@ def _looked_at(
     study: BaseStudy,
     readers: Mapping[str, _Reader],
     exemplars: Sequence[_Exemplar],
+    found: Mapping[str, Extremes],
     own: Mapping[str, Any],
 ) -> Exemplars:
     """Read the chosen samples again, and show them."""
-    wanted = {exemplar.sample for exemplar in exemplars}
+    chosen, look = {exemplar.sample for exemplar in exemplars}, _Look(study)
+    drawn = next(iter(found.values())).drawn[0].tolist()  # the same for all layers
+    wanted = chosen | set(drawn if look.table is not None else ())
     known: dict[tuple[str, int], Tensor] = {}
     samples: dict[int, Batch] = {}
     room = parse_memory(study.options["memory"])
@@ -319,23 +324,27 @@ def _looked_at(
         nonlocal room
         for sample in sorted(wanted & {*range(first, first + batch.size)}):
             place = sample - first
-            known[layer, sample] = values[place].double().cpu()
-            room -= values[place].numel() * 8
+            if sample in chosen:
+                known[layer, sample] = values[place].double().cpu()
+                room -= values[place].numel() * 8
             if sample not in samples:
                 samples[sample] = _sample(batch, place)
-                room -= sum(x.numel() * x.element_size() for x in samples[sample].tensors())
+                sizes = (x.numel() * x.element_size() for x in samples[sample].tensors())
+                room -= sum(sizes) * (sample in chosen)  # rows of a table are small
         if room < 0:
             raise OptionError(
-                f"the {len(wanted)} samples of {len(exemplars)} exemplars take more memory than "
+                f"the {len(chosen)} samples of {len(exemplars)} exemplars take more memory than "
                 "memory=: ask for fewer neurons=, or a smaller count="
             )
 
     _run(study, readers, take, "reading exemplars", wanted)
-    look, rows, shown = _Look(study), [], {}
+    look.learn(samples[sample] for sample in drawn if look.table is not None)
+    rows, shown = [], {}
     for one in exemplars:
         reader, batch = readers[one.layer], samples[one.sample]
         neuron = reader.neurons[one.place]
-        seen = look(reader.layer, batch, known[one.layer, one.sample][one.place], one)
+        over = found[one.layer].drawn[1][:, one.place]
+        seen = look(reader.layer, batch, known[one.layer, one.sample][one.place], one, over)
         shown[neuron, one.sample] = seen
         rows.append(
             dict(zip(PLACE, place_of(neuron), strict=True))
@@ -369,10 +378,21 @@ class _Look:
         self._study = study
         recorded = study.experiment.recording.layers
         tables = [x for x in recorded.values() if x.is_input and x.neurons and len(x.shape) == 1]
-        self._table = tables[0].name if len(tables) == 1 and tables[0].basis is None else None
+        self.table = tables[0].name if len(tables) == 1 and tables[0].basis is None else None
+        self._rows = np.empty((0, 0))
 
-    def __call__(self, layer: Layer, batch: Batch, values: Tensor, one: _Exemplar) -> Shown:
-        """Show a sample; DataError where the neuron has another value now than it had."""
+    def learn(self, batches: Iterable[Batch]) -> None:
+        """Take rows of the table, over which features are correlated with neurons."""
+        rows = [input_tensors(self._study.model, batch)[str(self.table)] for batch in batches]
+        self._rows = torch.cat(rows).double().numpy() if rows else self._rows
+
+    def __call__(
+        self, layer: Layer, batch: Batch, values: Tensor, one: _Exemplar, over: Tensor
+    ) -> Shown:
+        """Show a sample; DataError where the neuron has another value now than it had.
+
+        `over` are the neuron's values in the rows that were learned.
+        """
         away = (values - one.value).abs().nan_to_num(math.inf)
         peak = int(away.flatten().argmin()) if away.numel() else 0
         if not float(away.flatten()[peak]) <= _SAME * max(1.0, abs(one.value)):
@@ -384,7 +404,7 @@ class _Look:
         inputs = input_tensors(self._study.model, batch)
         own = {name: x[0].numpy() for name, x in inputs.items() if batch.has_rows(x)}
         tokens = self._tokens(layer, inputs, tuple(values.shape))
-        return Shown(own, values.numpy(), place, tokens, self._features(own))
+        return Shown(own, values.numpy(), place, tokens, self._features(own, one, over.numpy()))
 
     def label(self, batch: Batch) -> Any:
         """The class of a sample, by name where it has one."""
@@ -411,13 +431,32 @@ class _Look:
                 return found
         return None
 
-    def _features(self, inputs: Mapping[str, NDArray[Any]]) -> list[tuple[str, float, float]]:
-        """Features of a row that are farthest from the mean of the data."""
-        if self._table is None or self._table not in inputs:
+    def _features(
+        self, inputs: Mapping[str, NDArray[Any]], one: _Exemplar, over: NDArray[np.float64]
+    ) -> list[tuple[str, float, float]]:
+        """Features of a row that go most with the neuron."""
+        if self.table is None or self.table not in inputs:
             return []
-        study, row = self._study, inputs[self._table].astype(np.float64)
-        known = study.statistics[self._table]
+        study, row = self._study, inputs[self.table].astype(np.float64)
+        known = study.statistics[self.table]
         mean, std = (known[key].double().cpu().numpy() for key in ("mean", "std"))
         away = np.divide(row - mean, std, out=np.zeros_like(row), where=std > 0)
-        first = np.argsort(-np.abs(away), kind="stable")[:_STAND_OUT]
-        return [(study.name(Neuron(self._table, int(i))), row[i], away[i]) for i in first]
+        pushes = away * _correlations(self._rows, over)
+        if one.end == "between":
+            pushes = np.abs(pushes)
+        first = np.argsort(pushes if one.end == "lowest" else -pushes, kind="stable")[:_STAND_OUT]
+        return [(study.name(Neuron(self.table, int(i))), row[i], away[i]) for i in first]
+
+
+def _correlations(rows: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlation of each column with some values; 0 where either does not vary."""
+    usable = np.isfinite(values)
+    columns, values = rows[usable], values[usable]
+    if len(values) < 2:
+        return np.zeros(rows.shape[1])
+    columns, values = columns - columns.mean(0), values - values.mean()
+    sizes = np.sqrt((columns**2).sum(0) * (values**2).sum())
+    found: NDArray[np.float64] = np.divide(
+        values @ columns, sizes, out=np.zeros(rows.shape[1]), where=sizes > 0
+    )
+    return found

@@ -76,9 +76,9 @@ def exemplars(found: Exemplars, *, most: int = 4) -> Figure:
                     continue
                 one = rows.iloc[column]
                 _sample(ax, found.shown[neuron, int(one["sample"])], one["value"])
-                label = "" if one["label"] is None else f", {literal(one['label'], 12)}"
+                label = "" if one["label"] is None else f", {literal(one['label'], 9)}"
                 head = f"{literal(one['name'], 24)}\n" if column == 0 else "\n"
-                ax.set_title(f"{head}{one['value']:.3g} in {one['sample']}{label}", fontsize=8)
+                ax.set_title(f"{head}{one['value']:.3g} in {one['sample']}{label}", fontsize=7)
     return figure
 
 
