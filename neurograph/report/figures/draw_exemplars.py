@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["exemplars"]
 
-_TOKENS = 8  # in a panel
+_TOKENS = 7  # in a panel
 _FAR = 4.0  # standard deviations, which are shaded most
 
 
@@ -65,25 +65,30 @@ def exemplars(found: Exemplars, *, most: int = 4) -> Figure:
         title += f": the first {len(drawn)} of {len(places):,} neurons"
     is_table = all(shown.features and shown.tokens is None for shown in found.shown.values())
     with look():
-        height = 1.2 if is_table else 1.9
+        height = 1.7 if is_table else 2.1
         count = len(drawn) * columns
         figure, axes = panels(count, title, most=columns, height=height, option="most")
         for row, (neuron, rows) in enumerate(ordered.items()):
             for column in range(columns):
                 ax = axes[row * columns + column]
                 if column >= len(rows):
-                    ax.axis("off")
+                    _bare(ax)
                     continue
                 one = rows.iloc[column]
                 _sample(ax, found.shown[neuron, int(one["sample"])], one["value"])
-                label = "" if one["label"] is None else f", {literal(one['label'], 9)}"
-                head = f"{literal(one['name'], 24)}\n" if column == 0 else "\n"
-                ax.set_title(f"{head}{one['value']:.3g} in {one['sample']}{label}", fontsize=7)
+                lines = [f"{one['value']:.3g} in {one['sample']}"]
+                lines += [] if one["label"] is None else [literal(one["label"], 18)]
+                head = literal(one["name"], 20) if column == 0 else ""
+                ax.set_title("\n".join([head, *lines]), fontsize=9)
     return figure
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("value", ascending=False, kind="stable")
+
+
+def _bare(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[], frame_on=False)
 
 
 def _sample(ax: Axes, shown: Shown, value: float) -> None:
@@ -93,14 +98,13 @@ def _sample(ax: Axes, shown: Shown, value: float) -> None:
     elif picture is not None:
         ax.imshow(picture, cmap="gray", interpolation="nearest")
         _outline(ax, picture.shape[:2], shown)
-        ax.set_xticks([])
-        ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
     elif shown.features:
         lines = [(f"{name} {x:.3g}", z / _FAR, False) for name, x, z in shown.features]
         _lines(ax, lines, len(lines))
     else:
-        ax.axis("off")
-        ax.text(0.5, 0.5, f"{value:.3g}", ha="center", va="center")
+        _bare(ax)
+        ax.text(0.5, 0.5, f"{value:.3g}", ha="center", va="center", fontsize=9)
 
 
 def _tokens(ax: Axes, shown: Shown) -> None:
@@ -115,16 +119,16 @@ def _tokens(ax: Axes, shown: Shown) -> None:
 
 def _lines(ax: Axes, lines: Sequence[tuple[str, float, bool]], room: int) -> None:
     """Write lines, each shaded between -1 and 1, one of them in bold."""
-    ax.axis("off")
+    _bare(ax)
     for number, (text, shade, bold) in enumerate(lines):
         colour = BLUE if shade > 0 else VERMILLION
         ax.text(
             0.5,
             1 - (number + 0.5) / room,
-            literal(text, 24),
+            literal(text, 20),
             ha="center",
             va="center",
-            fontsize=8,
+            fontsize=9,
             weight="bold" if bold else "normal",
             bbox={"facecolor": colour, "alpha": 0.6 * min(1.0, abs(shade)), "lw": 0, "pad": 1.5},
         )

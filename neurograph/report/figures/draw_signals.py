@@ -85,6 +85,8 @@ def signals(found: Signals, *, most: int = 12) -> Figure:
             _shares(ax, found.table[found.table["layer"] == layer])
             ax.set_title(literal(layer, 34))
             ax.tick_params(labelleft=first, labelbottom=lowest)
+            if first:
+                ax.set_ylabel("share that comes back")
             if lowest:
                 ax.set_xlabel("parts of each layer that pass")
         looks = [_LOOKS[kind] for kind in kinds]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import neurograph as ng
 from neurograph.ablation.faithfulness_result import Faithfulness
+from neurograph.ablation.signals import Signals
+from neurograph.discovery.exemplars import Exemplars
 from neurograph.report import figures
 from tests.zoo import settle
 
@@ -166,15 +168,36 @@ def checkpoints(epochs: int = 5) -> ng.Comparisons:
     return ng.compare(circuits, draws=50, progress=False)
 
 
+def parts_study() -> ng.Study:
+    """Two hidden layers of data whose features and classes have wild names."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 1)]
+    names = [WILD, "worst fractal dimension", "b"]
+    X = pd.DataFrame(torch.rand(60, 3).numpy(), columns=names)
+    y = np.arange(60) % 2
+    classes = ["malignant or worse", WILD]
+    return ng.Study(nn.Sequential(*layers), (X, y), 1, class_names=classes, progress=False)
+
+
+def signals() -> Signals:
+    return parts_study().signals(counts=(1, 2, 4), draws=2)
+
+
+def exemplars() -> Exemplars:
+    return parts_study().exemplars(neurons=["0[0]", "0[1]"], count=2)
+
+
 FIGURES = {
     "distributions": lambda: figures.distributions(values(), [("hidden", i) for i in range(4)]),
     "many classes": lambda: figures.distributions(values(9), [("hidden", 0), ("hidden", 1)]),
+    "exemplars": lambda: figures.exemplars(exemplars()),
     "faithfulness": lambda: figures.faithfulness(kept()),
     "history": lambda: figures.history(checkpoints(3)),
     "masking": lambda: figures.masking(masked()),
     "quantile bands": lambda: figures.quantile_bands(profiled()),
     "responses": lambda: figures.responses(curves()),
     "separation": lambda: figures.separation(separations()),
+    "signals": lambda: figures.signals(signals()),
     "shift": lambda: figures.shift(shifts()),
 }
 

@@ -529,3 +529,37 @@ def test_history_needs_all_pairs() -> None:
     )
     with pytest.raises(OptionError, match="all compared with each other"):
         figures.history(some)
+
+
+# -- signals and exemplars -----------------------------------------------------------------------
+
+
+def test_signals_are_the_table() -> None:
+    found = drawn.signals()
+    figure = figures.signals(found)
+    assert titles(figure) == ["0", "2", "all layers"]
+    kinds = [kind for kind in found.table["parts"].unique() if kind != "none"]
+    assert sorted(legend(figure)) == sorted([*kinds, "nothing passes"])
+    for ax, layer in zip(figure.axes, ["0", "2", "all layers"], strict=True):
+        rows = found.table[found.table["layer"] == layer]
+        none, *curves = ax.lines
+        assert none.get_ydata()[0] == rows.loc[rows["parts"] == "none", "share"].item()
+        for line, kind in zip(curves, kinds, strict=True):
+            own = rows[rows["parts"] == kind]
+            np.testing.assert_array_equal(line.get_xdata(), own["count"])
+            np.testing.assert_array_equal(line.get_ydata(), own["share"])
+
+
+def test_exemplars_are_drawn_from_the_highest_to_the_lowest() -> None:
+    found = drawn.exemplars()
+    figure = figures.exemplars(found)
+    own = found.of(("0", 0)).sort_values("value", ascending=False)
+    heads = [title(ax).split("\n") for ax in figure.axes[: len(own)]]
+    wanted = [f"{v:.3g} in {n}" for v, n in zip(own["value"], own["sample"], strict=True)]
+    assert [head[1] for head in heads] == wanted
+    assert [head[0] for head in heads] == ["0[0]", *[""] * (len(own) - 1)]
+    for ax, sample in zip(figure.axes, own["sample"], strict=False):
+        features = found.shown[ng.Neuron("0", 0), sample].features
+        assert len(written(ax)) == len(features)
+    with pytest.raises(OptionError, match="most=0"):
+        figures.exemplars(found, most=0)
