@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from neurograph.cli.option_values import read_contrast, read_groups, read_names, read_position
+from neurograph.cli.option_values import (
+    read_basis,
+    read_contrast,
+    read_groups,
+    read_names,
+    read_position,
+)
 from neurograph.errors import OptionError
 from neurograph.preparation.options import OPTIONS, Option, StudyOptions
 
@@ -60,6 +66,9 @@ Output = Annotated[Format, typer.Option("--format", help="How to print the resul
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
 
 
+_REPEATED = ("groups", "basis")
+
+
 def takes(*kinds: type) -> Callable[[Command], Command]:
     """Let a command that takes ``**options`` have those of some kinds, as `OPTIONS` has them."""
 
@@ -70,7 +79,7 @@ def takes(*kinds: type) -> Callable[[Command], Command]:
             flag = f"--{option.flag or name.replace('_', '-')}"
             shown = typer.Option(flag, metavar=option.metavar, help=option.help)
             default = option.default if _is_number(option) else _words(option.default)
-            kind: Any = int if _is_number(option) else list[str] if name == "groups" else str
+            kind: Any = int if _is_number(option) else list[str] if name in _REPEATED else str
             annotation: Any = Annotated[kind if default is not None else kind | None, shown]
             parameters.append(
                 inspect.Parameter(
@@ -93,6 +102,7 @@ def read_words(given: Mapping[str, Any], label: str | None) -> dict[str, Any]:
     readers: dict[str, Callable[[Any], Any]] = {
         "layers": read_names,
         "groups": read_groups,
+        "basis": read_basis,
         "positions": read_position,
         "contrast": read_contrast,
         "reference": lambda words: int(words) if words.isdecimal() else open_data(words, label),

@@ -234,7 +234,12 @@ _STUDY = {
         copy.deepcopy,
         metavar="PATTERN=heads|N",
     ),
-    "basis": Option(None),
+    "basis": Option(
+        None,
+        "Parts of layers that match: active:N or principal:N directions, clusters:N for families, "
+        "or the path of a dictionary (repeat).",
+        metavar="PATTERN=PARTS",
+    ),
     "positions": Option(
         "all",
         "Where in a sequence a neuron is: at all positions, at the last, at number N, or a neuron "

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import neurograph
+from neurograph import Active, Clusters
 from neurograph.circuit.paths import format_effect
 from neurograph.cli.main import app
 from neurograph.errors import DataError, OptionError
@@ -300,6 +301,10 @@ CHOICES: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["--groups", "v_proj=heads", "--groups", "block.o_proj = 4", "--positions", "last"],
         {"groups": {"v_proj": "heads", "block.o_proj": 4}, "positions": "last"},
     ),
+    "basis": (
+        ["--basis", "v_proj=active:1", "--basis", "enter = clusters:2", "--memory", "100MB"],
+        {"basis": {"v_proj": Active(1), "enter": Clusters(2)}, "memory": "100MB"},
+    ),
     "one position": (
         ["--positions", "-1", "--budget", "2", "--keep", "above:0.001"],
         {"positions": -1, "budget": 2, "keep": "above:0.001"},
@@ -461,6 +466,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no groups": (["net.py:Net", *LOADER, "--groups", "linear1="], "PATTERN=N, not 'linear1='"),
     "groups of all": (["net.py:Net", *LOADER, "--groups", "=2"], "PATTERN=N, not '=2'"),
     "groups of no kind": (["net.py:Net", *LOADER, "--groups", "linear1=a"], "'a'.*pass 'heads'"),
+    "basis": (["net.py:Net", *LOADER, "--basis", "linear1"], "clusters:N or a path, not 'linear1'"),
+    "basis of no kind": (["net.py:Net", *LOADER, "--basis", "linear1=best:2"], "'best:2'"),
     "uneven groups": (["net.py:Net", *LOADER, "--groups", "linear1=3"], "8 channels.*divided"),
     "positions": (["net.py:Net", *LOADER, "--positions", "first"], "--positions 'first' is none"),
     "a position beyond": ([*TOKENS, "--positions", "3"], "--positions 3 is outside the 3"),
