@@ -402,14 +402,14 @@ class _Look:
             )
         place = tuple(map(int, np.unravel_index(peak, values.shape))) if values.dim() else None
         inputs = input_tensors(self._study.model, batch)
-        own = {name: x[0].numpy() for name, x in inputs.items() if batch.has_rows(x)}
+        own = {name: _array(x[0]) for name, x in inputs.items() if batch.has_rows(x)}
         tokens = self._tokens(layer, inputs, tuple(values.shape))
         return Shown(own, values.numpy(), place, tokens, self._features(own, one, over.numpy()))
 
     def label(self, batch: Batch) -> Any:
         """The class of a sample, by name where it has one."""
-        if batch.labels is None:
-            return None
+        if batch.labels is None or np.ndim(batch.labels) > 0:
+            return None  # several for each sample, pairs of tokens say, are no class
         value = batch.labels.item() if hasattr(batch.labels, "item") else batch.labels
         names = self._study.options["class_names"] or self._study.source.classes
         whole = isinstance(value, int | float) and float(value).is_integer()
@@ -446,6 +446,12 @@ class _Look:
             pushes = np.abs(pushes)
         first = np.argsort(pushes if one.end == "lowest" else -pushes, kind="stable")[:_STAND_OUT]
         return [(study.name(Neuron(self.table, int(i))), row[i], away[i]) for i in first]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """As numpy has it, which knows no bfloat16."""
+    found: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found
 
 
 def _correlations(rows: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

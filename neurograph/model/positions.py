@@ -213,10 +213,15 @@ def _are_ids(tensor: Tensor) -> bool:
 
 
 def _token(tokenizer: Any, token: int) -> str:
-    if hasattr(tokenizer, "decode"):
-        return printable(str(tokenizer.decode([token])))
-    if callable(tokenizer):
-        return printable(str(tokenizer(token)))
+    try:
+        if hasattr(tokenizer, "decode"):
+            return printable(str(tokenizer.decode([token])))
+        if callable(tokenizer):
+            return printable(str(tokenizer(token)))
+    except Exception as error:
+        raise OptionError(
+            f"tokenizer raised {type(error).__name__} for the token {token}: {error}"
+        ) from error
     raise OptionError(
         f"tokenizer is {type(tokenizer).__name__}: pass an object with decode([id]), or a function "
         "from a token id to its name"

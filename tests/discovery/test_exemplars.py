@@ -116,6 +116,21 @@ def test_the_rows_of_a_table_in_which_neurons_are_highest_and_lowest() -> None:
     json.dumps(found.provenance)
 
 
+def test_labels_of_several_numbers_are_no_classes_and_bfloat16_is_shown() -> None:
+    model = perceptron().bfloat16()
+    several = ng.Study(model, (ROWS.bfloat16(), torch.rand(700, 3)), 1, progress=False)
+    found = several.exemplars(neurons="0", count=2)
+    assert found.table["label"].isna().all()
+    shown = found.shown[Neuron("0", 0), int(found.table["sample"][0])]
+    np.testing.assert_array_equal(
+        shown.inputs["input"], ROWS[found.table["sample"][0]].bfloat16().float().numpy()
+    )
+    data = {"input_ids": torch.randint(20, (9, 4))}
+    study = ng.Study(Sentences(), data, 1, tokenizer=lambda i: 1 / 0, progress=False)  # type: ignore[arg-type, return-value]
+    with pytest.raises(OptionError, match="tokenizer raised ZeroDivisionError for the token"):
+        study.exemplars(neurons="lstm")
+
+
 def test_those_between_are_spread_evenly_by_rank() -> None:
     data = ROWS[:400]  # all of them are kept
     model = perceptron()
