@@ -189,15 +189,16 @@ def token_names(inputs: Mapping[str, Tensor], layer: Layer, tokenizer: Any) -> l
     """What stands at each position of a layer in the reference samples.
 
     The token where all samples agree, the first few that differ joined by ``|`` elsewhere; None
-    where no input of token ids is as long.
+    where no input of token ids is as long, or several are and none is called ``input_ids``.
     """
     if not layer.is_sequence:
         return None
     fitting = _fitting(inputs, layer)
     prefix = _own_prefix(fitting, layer)
     ids = fitting.get(_named(prefix, _IDS))
-    if ids is None and not prefix:  # inputs may have any name
-        ids = next((x for n, x in fitting.items() if _are_ids(x) and not is_mask(n, x)), None)
+    if ids is None and not prefix:  # inputs may have any name; of two, who reads which is unknown
+        known = [x for n, x in fitting.items() if _are_ids(x) and not is_mask(n, x)]
+        ids = known[0] if len(known) == 1 else None
     if ids is None:
         return None
     names = []

@@ -276,3 +276,19 @@ def test_composition_is_what_the_channels_change_by() -> None:
     for layer in ("2", "nowhere"):
         with pytest.raises(OptionError, match="has no basis"):
             study.composition(layer)
+
+
+def test_of_two_sentences_none_is_shown_as_the_one_that_a_layer_reads() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.out = nn.Embedding(9, 4), nn.Linear(4, 1)
+
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            both = self.embedding(first).mean(1) - self.embedding(second).mean(1)
+            return self.out(both)  # type: ignore[no-any-return]
+
+    ids = torch.randint(9, (20, 5))
+    study = ng.Study(Pair(), {"first": ids, "second": ids.flip(0)}, None, progress=False)
+    found = study.exemplars(neurons=["embedding", "embedding#1"], count=1)
+    assert set(found.table["shows"]) == {""}
