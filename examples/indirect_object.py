@@ -22,7 +22,7 @@ from hooks import (
     strongest,
 )
 from pretrained import smollm2
-from report import measured, publish
+from report import measured, publish, tell_directions
 
 TEMPLATE = "When {one} and {two} went to the {place}, {giver} gave a {thing} to"
 SCENES = (
@@ -36,6 +36,8 @@ SCENES = (
     ("Mark", "Jane", "market", "ring"),
 )
 HEADS, NEURONS = "self_attn.o_proj:input", "mlp.down_proj:input"
+DIRECTION = 20
+"""The layer whose direction tells who gives; those of layers 22 and 24 are unclear."""
 
 
 def main() -> None:
@@ -114,6 +116,23 @@ def main() -> None:
         f"counterfactuals: {without:+.2f}; with as many other heads of the same layers, 20 times: "
         f"{mean_and_range(chance, '+.2f')}"
     )
+
+    # The same by what attention of one layer passes on at the last token: its direction is highest
+    # where the second name gives, so that the first one gets, and lowest where the first gives.
+    both = torch.stack([clean, corrupt], 1).flatten(0, 1)
+    with measured("directions"):
+        study = ng.Study(
+            model,
+            ({"input_ids": both, "logits_to_keep": 1}, names.repeat_interleave(2, 0)),
+            ng.logit_difference(position="last"),
+            layers=[f"model.layers.{DIRECTION}.{HEADS}"],
+            basis={HEADS: ng.Active(1, samples=len(SCENES))},
+            positions="last",
+            reference=len(SCENES),
+            tokenizer=tokenizer,
+            memory="1GB",
+        )
+        tell_directions(study, "indirect_object")
 
 
 if __name__ == "__main__":

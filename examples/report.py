@@ -69,6 +69,6 @@ def tell_directions(
     print(found)
     OUTPUTS.mkdir(exist_ok=True)
     circuit.to_html(OUTPUTS / f"{name}_directions.html")
-    figures.exemplars(found).savefig(OUTPUTS / f"{name}_directions.png", dpi=150)
+    figures.exemplars(found, most=3).savefig(OUTPUTS / f"{name}_directions.png", dpi=150)
     print(f"to look at: outputs/{name}_directions.html, outputs/{name}_directions.png")
     return circuit
