@@ -51,17 +51,22 @@ def pools_samples(replay: Replay) -> bool:
     """
     layers = replay.recording.layers
     inputs = frozenset(name for name, layer in layers.items() if layer.is_input)
-    watch = _Pools(_count(replay.recording))
     plan = Plan(live=frozenset(layers) - inputs, frozen=inputs)
-    with watch, contextlib.suppress(ModelError):
-        replay.run(plan, blocks=watch.count, samples=slice(0, 1), listen=watch.hear)
-    return watch.found
+
+    def found(count: int) -> bool:
+        watch = _Pools(count)
+        with watch, contextlib.suppress(ModelError):
+            replay.run(plan, blocks=count, samples=slice(0, 1), listen=watch.hear)
+        return watch.found
+
+    # By another number too: glue may have a dimension, as of a padded map, that the first divides.
+    return all(map(found, _counts(replay.recording)))
 
 
-def _count(recording: Recording) -> int:
-    """A number of samples that divides no dimension of a row of any tensor."""
+def _counts(recording: Recording) -> list[int]:
+    """Two numbers of samples that divide no dimension of a row of any recorded tensor."""
     sizes = {size for call in recording.calls.values() for size in _sizes(call.leaves)}
-    return next((p for p in _PRIMES if all(size % p for size in sizes)), _PRIMES[-1])
+    return [*(p for p in _PRIMES if all(size % p for size in sizes)), *_PRIMES[-2:]][:2]
 
 
 def _sizes(leaves: Iterable[Any]) -> Iterable[int]:

@@ -105,3 +105,20 @@ def test_a_gate_that_one_set_opens_is_closed_for_the_others() -> None:
         with passing(model, {"one": ablate}):
             wanted = float(model(X).mean())
         assert value == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_padded_map_in_glue_is_not_taken_for_samples() -> None:
+    """Of size 33, which 11 samples divide: no layer is so wide, so nothing says it beforehand."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = torch.nn.functional.pad(torch.relu(self.first(x)), (0, 1, 0, 1))
+            return self.last(maps.mean((2, 3)))  # type: ignore[no-any-return]
+
+    study = ng.Study(Padded(), torch.rand(6, 1, 32, 32), None, progress=False)
+    with study.open() as experiment:
+        assert not experiment.replay.pools
