@@ -26,6 +26,7 @@ from neurograph.utils.nested import iter_tensors
 __all__ = ["pools_samples"]
 
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+_NUMBERS = 4  # of samples, to be sure
 # What these give along a dimension, each of its places has from others.
 _ALONG = {
     f"aten::{name}"
@@ -59,14 +60,14 @@ def pools_samples(replay: Replay) -> bool:
             replay.run(plan, blocks=count, samples=slice(0, 1), listen=watch.hear)
         return watch.found
 
-    # By another number too: glue may have a dimension, as of a padded map, that the first divides.
+    # By other numbers too: glue may have dimensions, as of padded maps, that the first divide.
     return all(map(found, _counts(replay.recording)))
 
 
 def _counts(recording: Recording) -> list[int]:
-    """Two numbers of samples that divide no dimension of a row of any recorded tensor."""
+    """Some numbers of samples that divide no dimension of a row of any recorded tensor."""
     sizes = {size for call in recording.calls.values() for size in _sizes(call.leaves)}
-    return [*(p for p in _PRIMES if all(size % p for size in sizes)), *_PRIMES[-2:]][:2]
+    return [*(p for p in _PRIMES if all(size % p for size in sizes)), *_PRIMES[-1:]][:_NUMBERS]
 
 
 def _sizes(leaves: Iterable[Any]) -> Iterable[int]:

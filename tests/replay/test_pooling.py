@@ -107,8 +107,9 @@ def test_a_gate_that_one_set_opens_is_closed_for_the_others() -> None:
         assert value == pytest.approx(wanted, rel=1e-9)
 
 
-def test_a_padded_map_in_glue_is_not_taken_for_samples() -> None:
-    """Of size 33, which 11 samples divide: no layer is so wide, so nothing says it beforehand."""
+@pytest.mark.parametrize("size", [10, 16, 32, 64, 131])
+def test_padded_maps_in_glue_are_not_taken_for_samples(size: int) -> None:
+    """Of size 33, say, which 11 samples divide: no layer is so wide, so nothing says it before."""
 
     class Padded(nn.Module):
         def __init__(self) -> None:
@@ -119,6 +120,6 @@ def test_a_padded_map_in_glue_is_not_taken_for_samples() -> None:
             maps = torch.nn.functional.pad(torch.relu(self.first(x)), (0, 1, 0, 1))
             return self.last(maps.mean((2, 3)))  # type: ignore[no-any-return]
 
-    study = ng.Study(Padded(), torch.rand(6, 1, 32, 32), None, progress=False)
+    study = ng.Study(Padded(), torch.rand(6, 1, size, size), None, progress=False)
     with study.open() as experiment:
         assert not experiment.replay.pools
